@@ -1,0 +1,144 @@
+"""From the object a user passes to what the engines need: the inner model, its attention layers, its state checked."""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .attention import attention_handler
+from .configuration import GradELLMConfig
+from .errors import InvalidInputError, UnsupportedArchitectureError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ATTENTION_FREE_TYPES = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"})
+
+_layers: "weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[nn.Module]]]" = weakref.WeakKeyDictionary()
+
+
+def unwrap(model: Any) -> "PreTrainedModel":
+    """The Transformers model inside `torch.compile`, data-parallel and PEFT wrappers (adapters stay active).
+
+    Raises:
+        InvalidInputError: It is not a model with `generate`.
+        UnsupportedArchitectureError: A PEFT method puts virtual tokens in front of the prompt.
+    """
+    inner: Any = model
+    while True:
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif isinstance(inner, nn.parallel.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        elif hasattr(inner, "peft_config") and hasattr(inner, "get_base_model"):
+            if getattr(inner.active_peft_config, "is_prompt_learning", False):
+                raise UnsupportedArchitectureError(
+                    f"The PEFT method {inner.active_peft_config.peft_type} puts virtual tokens in front of the prompt, which "
+                    "have no token to attribute to. Use an adapter that changes weights only (LoRA and its kin)."
+                )
+            inner = inner.get_base_model()
+        else:
+            break
+    if not isinstance(inner, nn.Module) or not hasattr(inner, "generate") or not hasattr(inner, "config"):
+        raise InvalidInputError(
+            f"Expected a Transformers model with `generate`, such as AutoModelForCausalLM.from_pretrained returns, got "
+            f"{type(model).__name__}."
+        )
+    return inner  # type: ignore[return-value]
+
+
+def check_model(model: "PreTrainedModel") -> None:
+    """Refuses what cannot be explained exactly.
+
+    Raises:
+        UnsupportedArchitectureError: The model is an encoder-decoder, or has no softmax attention.
+        InvalidInputError: It is in training mode, or its weights were created in inference mode.
+    """
+    model_type = getattr(model.config, "model_type", type(model).__name__)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedArchitectureError(
+            f"`{model_type}` is an encoder-decoder model: its source text reaches the output through cross-attention, which "
+            "Grad-ELLM does not describe. Use a decoder-only model."
+        )
+    if model_type in ATTENTION_FREE_TYPES:
+        raise UnsupportedArchitectureError(
+            f"`{model_type}` has no softmax attention, so there are no attention maps for Grad-ELLM to weigh. Use a model "
+            "with attention layers."
+        )
+    if model.training:
+        raise InvalidInputError(
+            "The model is in training mode, in which dropout makes its outputs random. Call `model.eval()` first."
+        )
+    parameter = next(model.parameters(), None)
+    if parameter is not None and parameter.is_inference():
+        raise InvalidInputError(
+            "The model's weights were created inside `torch.inference_mode()`, so autograd cannot work with them. Load the "
+            "model outside of it; explaining inside of it is fine."
+        )
+
+
+def attention_layers(model: "PreTrainedModel") -> list[nn.Module]:
+    """The modules that call the attention function in one forward pass, in the order of their calls (found once a model).
+
+    Raises:
+        UnsupportedArchitectureError: None does.
+    """
+    if model not in _layers:
+        modules: list[nn.Module] = []
+
+        def count(function: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            modules.append(module)
+            return function(module, *args, **kwargs)
+
+        token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
+        with torch.no_grad(), eager_modules(model), attention_handler(count):
+            model(input_ids=token, use_cache=False)
+        if not modules:
+            raise UnsupportedArchitectureError(
+                f"`{model.config.model_type}` ({type(model).__name__}) does not call Transformers' AttentionInterface with "
+                f'`attn_implementation="{model.config._attn_implementation}"`, so its attention cannot be found. Load it '
+                'with `attn_implementation="sdpa"`, or use an architecture that calls the interface.'
+            )
+        _layers[model] = [weakref.ref(module) for module in modules]
+    return [module for ref in _layers[model] if (module := ref()) is not None]
+
+
+def explained_layers(model: "PreTrainedModel", config: GradELLMConfig) -> list[int]:
+    """Checks the model and the configuration against each other; returns the explained layers, ascending."""
+    check_model(model)
+    if config.channel == "attention_output":
+        _check_flattened_width(model)
+    return config.layer_indices(len(attention_layers(model)))
+
+
+def _check_flattened_width(model: "PreTrainedModel") -> None:
+    text_config = model.config.get_text_config(decoder=True)
+    heads, width = text_config.num_attention_heads, text_config.hidden_size
+    head_dim = getattr(text_config, "head_dim", None) or width // heads
+    if heads * head_dim != width:
+        raise UnsupportedArchitectureError(
+            f'`channel="attention_output"` multiplies the gradient at the attention output with the values of all heads, so '
+            f"H * D must equal E; `{model.config.model_type}` has {heads} * {head_dim} = {heads * head_dim} and {width}. Use "
+            '`channel="heads"`.'
+        )
+
+
+def input_device(model: "PreTrainedModel") -> torch.device:
+    """Where token ids go; hooks move them on where the weights are offloaded."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
+def vocabulary_size(model: "PreTrainedModel") -> int:
+    """Number of token ids that the model can read."""
+    return int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def eager_modules(model: "PreTrainedModel") -> Iterator[None]:
+    """Runs modules that were compiled with `torch.compile` or `module.compile()` as they were before."""
+    compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
+    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+        yield

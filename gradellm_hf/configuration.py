@@ -1,0 +1,163 @@
+"""What to explain and how: `GradELLMConfig`."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+import torch
+
+from .errors import InvalidInputError
+
+Spatial = Literal["attention", "loosened"]
+Channel = Literal["heads", "attention_output"]
+Target = Literal["logit", "probability", "log_probability", "contrast"]
+Engine = Literal["replay", "stepwise"]
+TargetFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class GradELLMConfig:
+    """Configuration of a Grad-ELLM explanation (arXiv 2601.03089). The defaults are the method's equations, head by head.
+
+    Args:
+        layers: `"all"`, an int (that many last layers), or a list of layer indices (negative ones count from the end).
+            Layers are the model's softmax-attention layers in the order in which a forward pass calls them.
+        spatial: Spatial importance of a key: `"attention"`, its attention weight, or `"loosened"`, the cosine between
+            query and key, min-max scaled over the visible keys.
+        channel: Where the gradient is taken: `"heads"`, at the head outputs before the output projection, or
+            `"attention_output"`, at the output of the attention module. The latter works on the raw outputs of the
+            query, key and value projections, flattened over heads.
+        target: The scalar that is explained: `"logit"`, `"probability"` or `"log_probability"` of the chosen token,
+            `"contrast"` (its logit minus that of a foil), or a callable `(logits [R, N, V], token_ids [R, N]) -> [R, N]`
+            whose value at step `n` may depend on `logits[:, n]` only.
+        contrast_token_ids: The foils of `target="contrast"`: one id, or ids that broadcast to `[R, N]`.
+        positive_only: Keep only the positive part of each layer's heatmap (the relu of the paper).
+        engine: `"replay"` (every step in one pass) or `"stepwise"` (one token at a time; the reference).
+        output_layer_attributions: Also return the heatmap of each layer.
+        step_chunk_size: Number of steps replayed together; `None` chooses it so that memory stays bounded.
+
+    Raises:
+        InvalidInputError: An option is unknown, or two options exclude each other.
+    """
+
+    layers: str | int | Sequence[int] = "all"
+    spatial: Spatial = "attention"
+    channel: Channel = "heads"
+    target: Target | TargetFunction = "logit"
+    contrast_token_ids: Any = None
+    positive_only: bool = True
+    engine: Engine = "replay"
+    output_layer_attributions: bool = False
+    step_chunk_size: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_layers()
+        _check_choice("spatial", self.spatial, get_args(Spatial))
+        _check_choice("channel", self.channel, get_args(Channel))
+        _check_choice("engine", self.engine, get_args(Engine))
+        if not callable(self.target):
+            _check_choice("target", self.target, get_args(Target), "a callable (logits, token_ids) -> scores")
+        for name in ("positive_only", "output_layer_attributions"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidInputError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+        size = self.step_chunk_size
+        if size is not None and (not _is_int(size) or size < 1):
+            raise InvalidInputError(f"`step_chunk_size` must be None (automatic) or an int of at least 1, got {size!r}.")
+        self._check_contrast()
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> "GradELLMConfig":
+        """The published implementation: last layer, gradient at the attention output, flattened cosines before RoPE."""
+        return cls(**{"layers": 1, "spatial": "loosened", "channel": "attention_output", **overrides})
+
+    def layer_indices(self, num_layers: int) -> list[int]:
+        """The explained layers of a model with `num_layers` attention layers, ascending.
+
+        Raises:
+            InvalidInputError: A layer is out of range.
+        """
+        if self.layers == "all":
+            return list(range(num_layers))
+        if isinstance(self.layers, int):
+            if self.layers > num_layers:
+                raise InvalidInputError(
+                    f"`layers={self.layers}` asks for the last {self.layers} layers, but the model has {num_layers} "
+                    f'attention layers. Use a number from 1 to {num_layers}, or "all".'
+                )
+            return list(range(num_layers - self.layers, num_layers))
+        indices = [int(i) for i in self.layers]
+        out_of_range = [i for i in indices if not -num_layers <= i < num_layers]
+        if out_of_range:
+            raise InvalidInputError(
+                f"`layers={indices}` contains {out_of_range}, but the model has {num_layers} attention layers. "
+                f"Use indices from {-num_layers} to {num_layers - 1}."
+            )
+        return sorted({i % num_layers for i in indices})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON-ready values. A callable target is written as its qualified name."""
+        values = asdict(self)
+        if callable(self.target):
+            values["target"] = f"callable:{getattr(self.target, '__qualname__', type(self.target).__qualname__)}"
+        if isinstance(values["contrast_token_ids"], torch.Tensor):
+            values["contrast_token_ids"] = values["contrast_token_ids"].tolist()
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "GradELLMConfig":
+        """The inverse of `to_dict`.
+
+        Raises:
+            InvalidInputError: An option is unknown, or the target was a callable, which JSON cannot hold.
+        """
+        names = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - names):
+            raise InvalidInputError(f"Unknown options {unknown} of GradELLMConfig; the known ones are {sorted(names)}.")
+        target = values.get("target")
+        if isinstance(target, str) and target.startswith("callable:"):
+            raise InvalidInputError(
+                f"The target of this configuration was the function `{target.removeprefix('callable:')}`, which JSON "
+                "cannot hold. Build a GradELLMConfig with `target=` set to that function."
+            )
+        return cls(**values)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> "GradELLMConfig":
+        return cls.from_dict(json.loads(text))
+
+    def _check_layers(self) -> None:
+        layers = self.layers
+        if isinstance(layers, str):
+            valid = layers == "all"
+        elif _is_int(layers):
+            valid = layers >= 1  # type: ignore[operator]
+        else:
+            valid = isinstance(layers, Sequence) and len(layers) > 0 and all(_is_int(i) for i in layers)
+            if valid:
+                object.__setattr__(self, "layers", list(layers))  # type: ignore[arg-type]
+        if not valid:
+            raise InvalidInputError(
+                f'`layers` must be "all", an int of at least 1 (that many last layers) or a non-empty list of layer '
+                f"indices, got {layers!r}."
+            )
+
+    def _check_contrast(self) -> None:
+        if (self.target == "contrast") != (self.contrast_token_ids is not None):
+            raise InvalidInputError(
+                '`target="contrast"` and `contrast_token_ids` belong together: the foil\'s token id for each step, '
+                f"broadcastable to [R, N]. Got target={self.target!r} and contrast_token_ids={self.contrast_token_ids!r}."
+            )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...], alternative: str | None = None) -> None:
+    if value not in choices:
+        expected = " or ".join([*map(repr, choices), *([alternative] if alternative else [])])
+        raise InvalidInputError(f"`{name}` must be {expected}, got {value!r}.")

@@ -1,0 +1,20 @@
+"""Exceptions. Every message says what happened, what was expected and what to do."""
+
+
+class GradELLMError(Exception):
+    """Base class of the errors that this package raises itself.
+
+    Raised after text has been generated, it carries what `generate` returned as `error.generated`.
+    """
+
+
+class UnsupportedArchitectureError(GradELLMError, ValueError):
+    """The model cannot be explained exactly, and says why."""
+
+
+class InvalidInputError(GradELLMError, ValueError):
+    """An argument, an input tensor or the state of the model is not usable."""
+
+
+class GradELLMWarning(UserWarning):
+    """An explanation is exact but was made in another way than asked for."""

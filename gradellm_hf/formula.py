@@ -1,0 +1,101 @@
+"""The mathematics of Grad-ELLM: tensors in, tensors out.
+
+Source: Huang & Chan, "Grad-ELLM: Gradient-based Explanations for Decoder-only LLMs", arXiv 2601.03089.
+
+Shape letters, here and in the engines: R rows, L layers, G key/value heads, M query heads that share one of them
+(so H = G * M query heads), N queries (steps), T keys visible to the last query, S = positions of the whole sequence,
+D head dim, C channels. The last query's own key is the last key: query n owns key T - N + n.
+"""
+
+import torch
+
+
+def group_heads(x_RHND: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """Query heads by the key/value head they share: `[R, H, N, D] -> [R, G, M, N, D]`."""
+    rows, heads, queries, dim = x_RHND.shape
+    return x_RHND.reshape(rows, num_groups, heads // num_groups, queries, dim)
+
+
+def grouped_products(x_RGMND: torch.Tensor, y_RGTD: torch.Tensor) -> torch.Tensor:
+    """Inner products of every query with every key of its group, `[R, G, M, N, T]`, without repeating keys."""
+    rows, groups, shared, queries, dim = x_RGMND.shape
+    products = x_RGMND.reshape(rows, groups, shared * queries, dim) @ y_RGTD.mT
+    return products.view(rows, groups, shared, queries, -1)
+
+
+def causal_visibility(num_queries: int, num_keys: int, device: torch.device) -> torch.Tensor:
+    """Bool `[1, 1, N, T]`: the last query sees every key, the one before all but the last, and so on."""
+    ones = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
+    return ones.tril(num_keys - num_queries)[None, None]
+
+
+def group_mask(mask_RHNT: torch.Tensor, num_groups: int) -> torch.Tensor:
+    """A mask `[R or 1, H or 1, N, T]` so that it broadcasts against `[R, G, M, N, T]`."""
+    if mask_RHNT.shape[1] == 1:
+        return mask_RHNT[:, :, None]
+    return group_heads(mask_RHNT, num_groups)
+
+
+def visible_keys(mask: torch.Tensor) -> torch.Tensor:
+    """Which keys a mask lets through: a boolean mask itself; of an additive one, all but the hugely negative entries."""
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+
+
+def attention_weights(scores_RGMNT: torch.Tensor, mask: torch.Tensor, sinks_GM: torch.Tensor | None = None) -> torch.Tensor:
+    """Softmax of the scores over the visible keys, `A[p, h, i]`.
+
+    Args:
+        scores_RGMNT: Scaled (and possibly soft-capped) products of queries and keys.
+        mask: Bool (True where visible) or additive, broadcastable to the scores.
+        sinks_GM: Score of each head's attention sink: one more term of the normaliser, with value 0.
+    """
+    if mask.dtype == torch.bool:
+        scores_RGMNT = scores_RGMNT.masked_fill(~mask, torch.finfo(scores_RGMNT.dtype).min)
+    else:
+        scores_RGMNT = scores_RGMNT + mask.to(scores_RGMNT.dtype)
+    if sinks_GM is None:
+        return scores_RGMNT.softmax(-1)
+    sinks = sinks_GM.to(scores_RGMNT.dtype)[None, :, :, None, None].expand(*scores_RGMNT.shape[:-1], 1)
+    return torch.cat([scores_RGMNT, sinks], dim=-1).softmax(-1)[..., :-1]
+
+
+def loosened_weights(products: torch.Tensor, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Loosened spatial importance: `minmax_i cos(q[p], k[i])` over the keys visible to `p`; 0 elsewhere.
+
+    Args:
+        products: `<q, k>`, shape `[..., N, T]`.
+        query, key: Shapes `[..., N, D]` and `[..., T, D]`, for their norms.
+        mask: Bool or additive, broadcastable to `products`.
+    """
+    visible = visible_keys(mask)
+    norms = torch.linalg.vector_norm(query, dim=-1)[..., None] * torch.linalg.vector_norm(key, dim=-1)[..., None, :]
+    cosines = products / norms.clamp_min(torch.finfo(norms.dtype).tiny)
+    lowest = cosines.masked_fill(~visible, torch.inf).amin(-1, keepdim=True)
+    highest = cosines.masked_fill(~visible, -torch.inf).amax(-1, keepdim=True)
+    spread = highest - lowest
+    scaled = (cosines - lowest) / torch.where(spread > 0, spread, 1)
+    return scaled.masked_fill(~visible | (spread <= 0), 0)
+
+
+def flattened_layer_heatmap(
+    gradient_RNC: torch.Tensor,
+    query_RNC: torch.Tensor,
+    key_RTC: torch.Tensor,
+    value_RTC: torch.Tensor,
+    mask_RNT: torch.Tensor,
+    spatial: str,
+) -> torch.Tensor:
+    """Signed layer heatmap of `channel="attention_output"`: `c[n, i] = w[p, i] sum_c g[p, c] v[i, c]`, `[R, N, T]`.
+
+    All arguments are flattened over heads; keys and values narrower than the queries are repeated as a whole (tiled),
+    as the published implementation does. With `spatial="attention"`, `w` is a softmax over the visible keys of `<q, k>`
+    divided by the square root of the flattened width; with `"loosened"`, the min-max scaled cosine.
+    """
+    width = query_RNC.shape[-1]
+    key_RTC, value_RTC = (x.repeat(1, 1, width // x.shape[-1]) for x in (key_RTC, value_RTC))
+    products_RNT = query_RNC @ key_RTC.mT
+    if spatial == "loosened":
+        weights_RNT = loosened_weights(products_RNT, query_RNC, key_RTC, mask_RNT)
+    else:
+        weights_RNT = attention_weights(products_RNT / width**0.5, mask_RNT)
+    return weights_RNT * (gradient_RNC @ value_RTC.mT)

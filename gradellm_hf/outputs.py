@@ -1,0 +1,143 @@
+"""What an explained generation returns, and its file format: one safetensors file, no pickle."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.utils import ModelOutput
+
+from .configuration import GradELLMConfig
+from .errors import InvalidInputError
+
+FORMAT_VERSION = 1
+_TENSORS = (
+    "sequences",
+    "attributions",
+    "step_mask",
+    "target_scores",
+    "token_probabilities",
+    "layer_attributions",
+    "prompt_mask",
+)
+
+
+@dataclass
+class ExplainGenerateOutput(ModelOutput):
+    """Generated sequences with a heatmap for every generated token.
+
+    `R` rows (batch x num_return_sequences), `P` prompt length, `N` new tokens, `S = P + N`.
+
+    Args:
+        sequences (`torch.LongTensor` of shape `(R, S)`):
+            As `model.generate` returns them (without the prompt, where that was given as `inputs_embeds` only).
+        attributions (`torch.FloatTensor` of shape `(R, N, S)`):
+            `a[n, i]`: contribution of position `i` to generated token `n`. Exactly 0 for `i >= P + n`, for padding, and for
+            steps after a row's end.
+        step_mask (`torch.BoolTensor` of shape `(R, N)`):
+            False for steps after a row's first end-of-sequence token.
+        prompt_length (`int`):
+            `P`, padding included; counts the positions of `inputs_embeds` too.
+        target_scores (`torch.FloatTensor` of shape `(R, N)`):
+            The explained scalar `f_n`; by default the raw logit of the chosen token. 0 where `step_mask` is False.
+        token_probabilities (`torch.FloatTensor` of shape `(R, N)`):
+            Softmax of the raw logits at the chosen token, before any logits processor. 0 where `step_mask` is False.
+        layer_attributions (`torch.FloatTensor` of shape `(R, len(layers), N, S)`, *optional*, returned when
+            `output_layer_attributions=True`): The heatmap of each explained layer.
+        prompt_mask (`torch.BoolTensor` of shape `(R, P)`): False for padding.
+        layers (`list[int]`): The explained layers.
+        explain_config (`GradELLMConfig`): How it was explained. None after loading a file made with a callable target.
+        model_name (`str`): `config.name_or_path` of the model, or its class.
+        tokens (`list[list[str]]` of `R` lists of length `S`, *optional*): Set by `load` where the file holds tokens.
+        scores, logits, attentions, hidden_states, past_key_values, sequences_scores, beam_indices (*optional*):
+            As `model.generate` returns them, when asked for.
+    """
+
+    sequences: torch.Tensor | None = None
+    attributions: torch.Tensor | None = None
+    step_mask: torch.Tensor | None = None
+    prompt_length: int | None = None
+    target_scores: torch.Tensor | None = None
+    token_probabilities: torch.Tensor | None = None
+    layer_attributions: torch.Tensor | None = None
+    prompt_mask: torch.Tensor | None = None
+    layers: list[int] | None = None
+    explain_config: GradELLMConfig | None = None
+    model_name: str | None = None
+    tokens: list[list[str]] | None = None
+    scores: tuple[torch.Tensor] | None = None
+    logits: tuple[torch.Tensor] | None = None
+    attentions: tuple[tuple[torch.Tensor]] | None = None
+    hidden_states: tuple[tuple[torch.Tensor]] | None = None
+    past_key_values: Any | None = None
+    sequences_scores: torch.Tensor | None = None
+    beam_indices: torch.Tensor | None = None
+
+    def save(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
+        """Writes the explanation (not what `generate` returned besides `sequences`) to one `.safetensors` file, atomically.
+
+        Args:
+            path: File to write.
+            tokenizer: If given, the tokens are stored too, so that the file can be read without it.
+        """
+        tensors = {name: self[name].contiguous().cpu() for name in _TENSORS if self.get(name) is not None}
+        tokens = self.tokens
+        if tokenizer is not None:
+            tokens = [tokenizer.convert_ids_to_tokens(row) for row in self.sequences.tolist()]  # type: ignore[union-attr]
+        metadata = {
+            "format": "gradellm_hf",
+            "format_version": FORMAT_VERSION,
+            "prompt_length": self.prompt_length,
+            "layers": self.layers,
+            "model_name": self.model_name,
+            "config": None if self.explain_config is None else self.explain_config.to_dict(),
+            "tokens": tokens,
+        }
+        path = Path(path)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            save_file(tensors, partial, {name: json.dumps(value) for name, value in metadata.items()})
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "ExplainGenerateOutput":
+        """Reads a file that `save` wrote; needs neither the model nor its tokenizer.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            InvalidInputError: It is not such a file, or of a format version that this release does not know.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"There is no file {str(path)!r}.")
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise InvalidInputError(f"{str(path)!r} is not a file that `ExplainGenerateOutput.save` wrote: {error}") from error
+        if metadata.get("format") != "gradellm_hf":
+            raise InvalidInputError(
+                f"{str(path)!r} is a safetensors file, but not one that `ExplainGenerateOutput.save` wrote."
+            )
+        if metadata["format_version"] > FORMAT_VERSION:
+            raise InvalidInputError(
+                f"{str(path)!r} has format version {metadata['format_version']}; this release of gradellm_hf reads versions up "
+                f"to {FORMAT_VERSION}. Upgrade gradellm-hf."
+            )
+        config = metadata["config"]
+        if config is not None and str(config["target"]).startswith("callable:"):
+            config = None
+        return cls(
+            **tensors,
+            prompt_length=metadata["prompt_length"],
+            layers=metadata["layers"],
+            model_name=metadata["model_name"],
+            explain_config=None if config is None else GradELLMConfig.from_dict(config),
+            tokens=metadata["tokens"],
+        )

@@ -1,0 +1,75 @@
+"""Before the replay engine is trusted with a model, it proves itself on it once."""
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import attention_layers
+from .caches import fork_cache, is_plain
+from .configuration import GradELLMConfig
+from .replay import replay
+from .sequences import ExplainedSequences
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_STEPS = 3
+_TOLERANCES = {torch.bfloat16: 1e-1, torch.float16: 2e-2}  # of the largest logit; elsewhere 1e-3
+_verdicts: "weakref.WeakKeyDictionary[nn.Module, dict[Any, str | None]]" = weakref.WeakKeyDictionary()
+
+
+def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) -> str | None:
+    """Why replaying this model is not exact, or None where it is. Found once a model object, and remembered.
+
+    Replays the first steps (of the first row, where the cache can be cut) and checks two things. The logits must be
+    those of the model when it runs one token at a time. And the last step's logits must have exactly zero gradient at
+    earlier positions: where they do not, something other than attention carries information from token to token, and
+    position-local gradients are not the truth.
+
+    Args:
+        cache: Keys and values of the first `P - 1` positions, left unchanged; None where `P` is 1.
+    """
+    verdicts = _verdicts.setdefault(model, {})
+    key = (model.config._attn_implementation, model.dtype)
+    if key not in verdicts:
+        steps = min(_STEPS, sequences.num_steps)
+        if steps < 2:
+            return None  # a single step is ordinary autograd; the check waits for a longer generation
+        rows = 1 if cache is None or is_plain(cache) else sequences.token_ids.shape[0]
+        verdicts[key] = _check(model, sequences.head(rows, steps), cache)
+    return verdicts[key]
+
+
+def _check(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) -> str | None:
+    rows = sequences.token_ids.shape[0]
+    start, steps = sequences.prompt_length - 1, sequences.num_steps
+    reference, step_cache = [], fork_cache(cache, rows)
+    with torch.no_grad():
+        for position in range(start, start + steps):
+            outputs = sequences.forward(model, position, position + 1, step_cache)
+            step_cache = outputs.past_key_values
+            reference.append(outputs.logits)
+    expected = torch.cat(reference, dim=1).float()
+    replayed: list[Tensor] = []
+
+    def last_logit(logits: Tensor, token_ids: Tensor) -> Tensor:
+        replayed.append(logits.detach())
+        chosen = logits.gather(-1, token_ids[..., None])[..., 0]
+        return chosen * (torch.arange(-logits.shape[1], 0, device=logits.device) == -1)
+
+    config = GradELLMConfig(target=last_logit, positive_only=False, output_layer_attributions=True)
+    layers = list(range(len(attention_layers(model))))
+    heatmaps = replay(model, sequences, config, layers, fork_cache(cache, rows))
+    difference = (torch.cat(replayed, dim=1).float() - expected).abs().max() / expected.abs().max()
+    if not difference <= _TOLERANCES.get(model.dtype, 1e-3):
+        return (
+            f"replaying several tokens at once changes its logits by {difference:.1e} of their size, against running one at "
+            "a time"
+        )
+    assert heatmaps.layer_attributions is not None
+    leaking = heatmaps.layer_attributions[:, :, :-1].transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
+    if leaking:
+        return f"something besides attention carries information between tokens at or above its layers {leaking}"
+    return None

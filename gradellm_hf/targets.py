@@ -1,0 +1,103 @@
+"""The scalars `f_n` that are explained, and their gradients with respect to the logits."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .configuration import GradELLMConfig, TargetFunction
+from .errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class TargetValues:
+    """Targets of a chunk of steps.
+
+    Attributes:
+        scores: `f_n`, `[R, N]`.
+        probabilities: Softmax of the raw logits at the chosen token, `[R, N]`.
+        gradient: `d f_n / d logits`, scaled to a largest magnitude of 1 a step, `[R, N, V]`: small gradients (those of
+            a probability, say) then survive a half-precision backward pass.
+        scale: What the scaled gradient must be multiplied by, `[R, N]`; 0 for steps that are not explained.
+    """
+
+    scores: torch.Tensor
+    probabilities: torch.Tensor
+    gradient: torch.Tensor
+    scale: torch.Tensor
+
+
+def evaluate_target(
+    config: GradELLMConfig,
+    logits: torch.Tensor,
+    token_ids: torch.Tensor,
+    step_mask: torch.Tensor,
+    contrast_token_ids: torch.Tensor | None = None,
+) -> TargetValues:
+    """Evaluates the target of each step and its gradient.
+
+    Args:
+        logits: Raw logits, `[R, N, V]`.
+        token_ids: Chosen tokens, `[R, N]`.
+        step_mask: False for steps that are not explained, `[R, N]`.
+        contrast_token_ids: Foils of `target="contrast"`, `[R, N]`.
+
+    Raises:
+        InvalidInputError: A callable target returned something other than a differentiable `[R, N]` tensor.
+    """
+    with torch.enable_grad():
+        leaf = logits.detach().to(torch.promote_types(logits.dtype, torch.float32), copy=True).requires_grad_()
+        scores = _target_function(config, contrast_token_ids)(leaf, token_ids)
+        _check_scores(scores, token_ids)
+        (gradient,) = torch.autograd.grad(scores.sum(), leaf)
+    scores = scores.detach().masked_fill(~step_mask, 0)
+    leaf = leaf.detach()
+    probabilities = (_gather(leaf, token_ids) - leaf.logsumexp(-1)).exp().masked_fill(~step_mask, 0)
+    scale = gradient.abs().amax(-1).masked_fill(~step_mask, 0)
+    gradient = gradient.div_(torch.where(scale > 0, scale, torch.inf)[..., None])
+    return TargetValues(scores, probabilities, gradient, scale)
+
+
+def contrast_ids(config: GradELLMConfig, token_ids: torch.Tensor) -> torch.Tensor | None:
+    """The foils of `config` as `[R, N]`, or None.
+
+    Raises:
+        InvalidInputError: They do not broadcast to the generated tokens' shape.
+    """
+    if config.contrast_token_ids is None:
+        return None
+    foils = torch.as_tensor(config.contrast_token_ids, device=token_ids.device)
+    try:
+        if foils.is_floating_point():
+            raise RuntimeError("not integers")
+        return foils.long().broadcast_to(token_ids.shape)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"`contrast_token_ids` has shape {list(foils.shape)} and dtype {foils.dtype}; expected token ids that broadcast "
+            f"to the generated tokens' shape [R, N] = {list(token_ids.shape)}."
+        ) from error
+
+
+def _gather(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    return logits.gather(-1, token_ids[..., None])[..., 0]
+
+
+def _target_function(config: GradELLMConfig, foils: torch.Tensor | None) -> TargetFunction:
+    if callable(config.target):
+        return config.target
+    if config.target == "probability":
+        return lambda logits, ids: _gather(logits.softmax(-1), ids)
+    if config.target == "log_probability":
+        return lambda logits, ids: _gather(logits.log_softmax(-1), ids)
+    if config.target == "contrast" and foils is not None:
+        return lambda logits, ids: _gather(logits, ids) - _gather(logits, foils)
+    return _gather
+
+
+def _check_scores(scores: torch.Tensor, token_ids: torch.Tensor) -> None:
+    valid = isinstance(scores, torch.Tensor) and scores.shape == token_ids.shape and scores.requires_grad
+    if not valid:
+        got = f"shape {list(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
+        raise InvalidInputError(
+            f"The callable `target` must map (logits [R, N, V], token_ids [R, N]) to a tensor of shape [R, N] = "
+            f"{list(token_ids.shape)} that depends on the logits differentiably, got {got}."
+        )

@@ -1,0 +1,6 @@
+"""Where things are in each architecture: one small declaration a family, no mechanism, no change to model code."""
+
+from .adapter import ArchitectureAdapter
+from .registry import find_adapter, register_adapter, registered_adapters
+
+__all__ = ["ArchitectureAdapter", "find_adapter", "register_adapter", "registered_adapters"]

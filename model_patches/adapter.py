@@ -1,0 +1,80 @@
+"""`ArchitectureAdapter`: the names of the parts that an explanation looks at."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+Split = Callable[[Tensor, nn.Module], tuple[Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class ArchitectureAdapter:
+    """Names the parts of a decoder-only architecture.
+
+    Attributes:
+        model_types: The `config.model_type`s it describes.
+        decoder_layers: Dotted path from the model with the language-modelling head to its list of decoder layers.
+        attention: Dotted path from a decoder layer to its attention module.
+        output_projection: Name of the output projection in the attention module.
+        query, key, value: Names of the separate projections in the attention module.
+        fused: Name of the projection that computes query, key and value at once, where there is one.
+        split_fused: `(its output, attention module) -> (query, key, value)`, each flattened over heads, `[R, N, C]`.
+    """
+
+    model_types: tuple[str, ...]
+    decoder_layers: str = "model.layers"
+    attention: str = "self_attn"
+    output_projection: str = "o_proj"
+    query: str = "q_proj"
+    key: str = "k_proj"
+    value: str = "v_proj"
+    fused: str | None = None
+    split_fused: Split | None = None
+
+    def __post_init__(self) -> None:
+        if (self.fused is None) != (self.split_fused is None):
+            raise ValueError(
+                f"`fused` and `split_fused` belong together, got fused={self.fused!r} and split_fused={self.split_fused!r} "
+                f"in the adapter for {self.model_types}."
+            )
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        """The decoder layers, in order."""
+        return list(_resolve(model, self.decoder_layers))
+
+    def attention_modules(self, model: nn.Module) -> list[nn.Module]:
+        """The attention module of each decoder layer, in order."""
+        return [_resolve(layer, self.attention) for layer in self.layers(model)]
+
+    def projections(self, attention: nn.Module) -> list[tuple[nn.Module, Callable[[Tensor], dict[str, Tensor]]]]:
+        """The modules that compute query, key and value, each with a function from its output to those by name.
+
+        Raises:
+            AttributeError: The attention module has no such part.
+        """
+        if self.fused is not None and self.split_fused is not None:
+            split = self.split_fused
+            return [
+                (
+                    _resolve(attention, self.fused),
+                    lambda output: dict(zip(("query", "key", "value"), split(output, attention), strict=True)),
+                )
+            ]
+
+        def named(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
+            return lambda output: {name: output}
+
+        return [(_resolve(attention, getattr(self, name)), named(name)) for name in ("query", "key", "value")]
+
+
+def _resolve(module: Any, path: str) -> Any:
+    for i, name in enumerate(names := path.split(".")):
+        if not hasattr(module, name):
+            raise AttributeError(
+                f"{type(module).__name__} has no `{name}` (looked for `{path}`, got as far as `{'.'.join(names[:i])}`). "
+                "Register an ArchitectureAdapter that names the parts of this architecture."
+            )
+        module = getattr(module, name)
+    return module
