@@ -3,10 +3,13 @@
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from model_patches import find_adapter
 
 from .attention import attention_handler
 from .configuration import GradELLMConfig
@@ -17,7 +20,15 @@ if TYPE_CHECKING:
 
 ATTENTION_FREE_TYPES = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"})
 
-_layers: "weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[nn.Module]]]" = weakref.WeakKeyDictionary()
+_layouts: "weakref.WeakKeyDictionary[PreTrainedModel, _Layout]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """The attention modules of a model in the order in which a forward pass runs them; weak, as they belong to the model."""
+
+    modules: list["weakref.ref[nn.Module]"]
+    calls_interface: bool
 
 
 def unwrap(model: Any) -> "PreTrainedModel":
@@ -81,12 +92,22 @@ def check_model(model: "PreTrainedModel") -> None:
 
 
 def attention_layers(model: "PreTrainedModel") -> list[nn.Module]:
-    """The modules that call the attention function in one forward pass, in the order of their calls (found once a model).
+    """The attention modules in the order in which a forward pass runs them; one that runs twice is there twice.
 
     Raises:
-        UnsupportedArchitectureError: None does.
+        UnsupportedArchitectureError: None are found.
     """
-    if model not in _layers:
+    return [module for ref in _layout(model).modules if (module := ref()) is not None]
+
+
+def calls_attention_interface(model: "PreTrainedModel") -> bool:
+    """Whether the model looks up its attention function in Transformers' AttentionInterface."""
+    return _layout(model).calls_interface
+
+
+def _layout(model: "PreTrainedModel") -> _Layout:
+    """Found by running one token through the model and seeing who calls the attention function; once a model."""
+    if model not in _layouts:
         modules: list[nn.Module] = []
 
         def count(function: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -94,16 +115,22 @@ def attention_layers(model: "PreTrainedModel") -> list[nn.Module]:
             return function(module, *args, **kwargs)
 
         token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
-        with torch.no_grad(), eager_modules(model), attention_handler(count):
+        with explainable(model), torch.no_grad(), attention_handler(count):
             model(input_ids=token, use_cache=False)
-        if not modules:
-            raise UnsupportedArchitectureError(
-                f"`{model.config.model_type}` ({type(model).__name__}) does not call Transformers' AttentionInterface with "
-                f'`attn_implementation="{model.config._attn_implementation}"`, so its attention cannot be found. Load it '
-                'with `attn_implementation="sdpa"`, or use an architecture that calls the interface.'
-            )
-        _layers[model] = [weakref.ref(module) for module in modules]
-    return [module for ref in _layers[model] if (module := ref()) is not None]
+        if not (calls_interface := bool(modules)):
+            modules = _declared_attention(model)
+        _layouts[model] = _Layout([weakref.ref(module) for module in modules], calls_interface)
+    return _layouts[model]
+
+
+def _declared_attention(model: "PreTrainedModel") -> list[nn.Module]:
+    try:
+        return find_adapter(model).attention_modules(model)
+    except AttributeError as error:
+        raise UnsupportedArchitectureError(
+            f"`{model.config.model_type}` ({type(model).__name__}) does not call Transformers' AttentionInterface, and its "
+            f"attention modules were not found: {error}"
+        ) from error
 
 
 def explained_layers(model: "PreTrainedModel", config: GradELLMConfig) -> list[int]:
@@ -137,8 +164,34 @@ def vocabulary_size(model: "PreTrainedModel") -> int:
 
 
 @contextlib.contextmanager
-def eager_modules(model: "PreTrainedModel") -> Iterator[None]:
-    """Runs modules that were compiled with `torch.compile` or `module.compile()` as they were before."""
-    compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules())
-    with torch.compiler.set_stance("force_eager") if compiled else contextlib.nullcontext():
+def explainable(model: "PreTrainedModel") -> Iterator[None]:
+    """The context in which engines run a model: no inference mode, no compiled modules, an attention that can be watched."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if model.config._attn_implementation not in (None, "eager", "sdpa"):  # flash or flex attention: same mathematics
+            stack.enter_context(attention_implementation(model, "sdpa"))
         yield
+
+
+@contextlib.contextmanager
+def attention_implementation(model: "PreTrainedModel", name: str) -> Iterator[None]:
+    """Switches the model's attention implementation; other threads that use the model meanwhile use it too.
+
+    Written into the configs, from which attention modules read it: `set_attn_implementation` declines for architectures
+    that choose between their own implementations.
+    """
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "_attn_implementation"):
+            configs.setdefault(id(config), config)
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    try:
+        for config in configs.values():
+            config._attn_implementation = name
+        yield
+    finally:
+        for config, implementation in before:  # parents come first: they set those of their parts
+            config._attn_implementation = implementation

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,8 +32,10 @@ from .formula import (
 )
 
 _HARMLESS_KEYWORDS = {
+    "block_indices",  # sparse attention: under "sdpa" and "eager" the selection is in the mask already
     "cache_position",
     "dropout",
+    "indices",  # the same
     "is_causal",
     "logits_to_keep",
     "output_attentions",
@@ -44,6 +46,7 @@ _HARMLESS_KEYWORDS = {
     "sliding_window",
     "use_cache",
 }
+_ALL = slice(None)
 _BLOCK_ELEMENTS = 8 * 2**20  # scores held at once while a layer is differentiated: 32 MiB a temporary in float32
 
 
@@ -52,7 +55,8 @@ class AttentionOptions:
     """What one call puts into the softmax besides queries and keys.
 
     Attributes:
-        mask: Bool (True where visible) or additive, `[R or 1, H or 1, N, T]`.
+        mask: Bool (True where visible) or additive, `[R or 1, H or 1, N, T]`. An additive one may carry gradients: those of
+            a query's own column, and those of a position bias, which depends on the query, in every column.
         scaling: Factor of the products of queries and keys.
         softcap: `scores = softcap * tanh(scores / softcap)`, or None.
         sinks: Scores of the attention sinks, `[H]`, or None.
@@ -75,6 +79,7 @@ class AttentionOptions:
         keywords = {name: value for name, value in keywords.items() if value is not None}
         softcap = keywords.pop("softcap", None)
         sinks = keywords.pop("s_aux", None)
+        position_bias = keywords.pop("position_bias", None)
         is_causal = keywords.get("is_causal", getattr(module, "is_causal", True))
         if unknown := sorted(set(keywords) - _HARMLESS_KEYWORDS):
             raise UnsupportedArchitectureError(
@@ -95,7 +100,10 @@ class AttentionOptions:
                 f"{type(module).__name__} passes its attention function a mask of another form than [R, H, N, T] ({got}). "
                 'Load the model with `attn_implementation="sdpa"`.'
             )
-        return cls(mask[..., :num_keys], query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, sinks)
+        mask = own_column_gradient(mask[..., :num_keys])
+        if position_bias is not None:
+            mask = add_position_bias(mask, position_bias[..., :num_keys])
+        return cls(mask, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, sinks)
 
     def scores(self, products: Tensor) -> Tensor:
         scores = products * self.scaling
@@ -105,14 +113,14 @@ class AttentionOptions:
         """`d scores / d products`, given the scores."""
         return self.scaling if self.softcap is None else self.scaling * (1 - (scores / self.softcap) ** 2)
 
-    def weights(self, scores: Tensor, first: int = 0, last: int | None = None) -> Tensor:
-        """Attention weights `[R, G, M, n, T]` of the queries `first:last`."""
+    def weights(self, scores: Tensor, block: slice = _ALL) -> Tensor:
+        """Attention weights `[R, G, M, n, T]` of a block of queries."""
         groups = scores.shape[1]
         sinks = None if self.sinks is None else self.sinks.reshape(groups, -1)
-        return attention_weights(scores, self.grouped_mask(groups, first, last), sinks)
+        return attention_weights(scores, self.grouped_mask(groups, block), sinks)
 
-    def grouped_mask(self, groups: int, first: int = 0, last: int | None = None) -> Tensor:
-        return group_mask(self.mask[:, :, first:last], groups)
+    def grouped_mask(self, groups: int, block: slice = _ALL) -> Tensor:
+        return group_mask(self.mask[:, :, block], groups)
 
 
 def attention_output(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
@@ -129,74 +137,82 @@ def attention_output(query: Tensor, key: Tensor, value: Tensor, options: Attenti
     return output.view(rows, heads, queries, value.shape[-1])
 
 
+def own_column_gradient(mask: Tensor) -> Tensor:
+    """Stops the gradient of an additive mask `[R, H, N, T]` everywhere but at each query's own key.
+
+    A mask that is computed from the values (Doge) is a constant where it stems from other positions.
+    """
+    if not mask.requires_grad:
+        return mask
+    offset = mask.shape[-1] - mask.shape[-2]
+    return torch.diagonal_scatter(mask.detach(), mask.diagonal(offset, -2, -1), offset, -2, -1)
+
+
+def add_position_bias(mask: Tensor, position_bias: Tensor) -> Tensor:
+    """One additive mask of a mask and a bias `[R, H, N, T]`, as the models' own attention functions combine them."""
+    if mask.dtype == torch.bool:
+        return torch.where(mask, position_bias, torch.finfo(position_bias.dtype).min)
+    return mask + position_bias
+
+
 class PositionLocalAttention(torch.autograd.Function):
     """Attention whose gradient reaches a query's own key and value only; computes the layer's heatmap on the way back.
 
     Inputs: `anchor` (a leaf that makes autograd come here), `query [R, H, N, D]`, `key [R, G, T, D]`,
-    `value [R, G, T, Dv]`, the options, the kind of spatial importance, and `record`, called in the backward pass with the
-    signed heatmap `c[n, i] = sum_h w[p, h, i] <d f_n / d z[p, h], v[i, h]>` of shape `[R, N, T]` (None: not explained).
+    `value [R, G, T, Dv]`, the mask and all options, the kind of spatial importance, and `record`, called in the backward
+    pass with the signed heatmap `c[n, i] = sum_h w[p, h, i] <d f_n / d z[p, h], v[i, h]>`, `[R, N, T]` (None: not explained).
     """
 
     @staticmethod
-    def forward(ctx, anchor, query, key, value, options, spatial, record):  # type: ignore[no-untyped-def]
+    def forward(ctx, anchor, query, key, value, mask, options, spatial, record):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(query, key, value)
-        ctx.options, ctx.spatial, ctx.record = options, spatial, record
+        ctx.options = options = replace(options, mask=mask.detach())
+        ctx.spatial, ctx.record = spatial, record
         return attention_output(query, key, value, options)
 
     @staticmethod
     def backward(ctx, gradient):  # type: ignore[no-untyped-def]
         query, key, value = ctx.saved_tensors
-        precision = torch.promote_types(query.dtype, torch.float32)
+        options, record, mask = ctx.options, ctx.record, ctx.options.mask
         groups, (rows, heads, queries, _), keys = key.shape[1], query.shape, key.shape[2]
-        q, g = (group_heads(x, groups).to(precision) for x in (query, gradient))
+        precision = torch.promote_types(query.dtype, torch.float32)
+        q_all, g_all = (group_heads(x, groups).to(precision) for x in (query, gradient))
         k, v = key.to(precision), value.to(precision)
-        needs_inputs = any(ctx.needs_input_grad[1:4])
-        block = max(1, _BLOCK_ELEMENTS // (rows * heads * keys))
-        heatmaps, input_gradients = [], []
-        for first in range(0, queries, block):
-            last = min(first + block, queries)
-            heatmap, *gradients = _differentiate_block(
-                ctx, q[..., first:last, :], k, v, g[..., first:last, :], first, last, keys - queries, needs_inputs
-            )
-            heatmaps.append(heatmap)
-            input_gradients.append(gradients)
-        if ctx.record is not None:
-            ctx.record(torch.cat(heatmaps, dim=1))
-        if not needs_inputs:
-            return None, None, None, None, None, None, None
-        d_query, d_own_key, d_own_value = (torch.cat(parts, dim=-2) for parts in zip(*input_gradients, strict=True))
-        d_key, d_value = torch.zeros_like(key), torch.zeros_like(value)
-        d_key[:, :, keys - queries :] = d_own_key
-        d_value[:, :, keys - queries :] = d_own_value
-        return None, d_query.flatten(1, 2).to(query.dtype), d_key, d_value, None, None, None
+        heatmap = k.new_empty(rows, queries, keys) if record else None
+        needs_inputs = any(ctx.needs_input_grad[1:5])
+        d_query, d_key, d_value = map(torch.zeros_like, (q_all, key, value)) if needs_inputs else (None, None, None)
+        d_mask = torch.zeros_like(mask) if ctx.needs_input_grad[4] else None
 
-
-def _differentiate_block(
-    ctx: Any, q: Tensor, k: Tensor, v: Tensor, g: Tensor, first: int, last: int, offset: int, needs_inputs: bool
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Heatmap `[R, n, T]` and gradients of query, own key and own value (each `[R, G, ..., n, D]`) of `n` queries."""
-    options, groups = ctx.options, k.shape[1]
-    products = grouped_products(q, k)
-    scores = options.scores(products)
-    weights = options.weights(scores, first, last)
-    contributions = grouped_products(g, v)
-    weighted = weights * contributions
-    heatmap = None
-    if ctx.record is not None and ctx.spatial == "attention":
-        heatmap = weighted.sum((1, 2))
-    elif ctx.record is not None:
-        mask = options.grouped_mask(groups, first, last)
-        heatmap = (loosened_weights(products, q, k[:, :, None], mask) * contributions).sum((1, 2))
-    if not needs_inputs:
-        return heatmap, None, None, None
-    d_products = torch.addcmul(weighted, weights, weighted.sum(-1, keepdim=True), value=-1)
-    d_products *= options.score_derivative(scores)
-    d_query = (d_products.flatten(2, 3) @ k).view_as(q)
-    d_own_products = d_products.diagonal(offset + first, -2, -1)
-    own_weights = weights.diagonal(offset + first, -2, -1)
-    d_own_key = (d_own_products[..., None] * q).sum(2)
-    d_own_value = (own_weights[..., None] * g).sum(2)
-    return heatmap, d_query, d_own_key, d_own_value
+        size = max(1, _BLOCK_ELEMENTS // (rows * heads * keys))
+        for first in range(0, queries, size):
+            block = slice(first, min(first + size, queries))
+            q, g = q_all[..., block, :], g_all[..., block, :]
+            products = grouped_products(q, k)
+            scores = options.scores(products)
+            weights = options.weights(scores, block)
+            contributions = grouped_products(g, v)
+            weighted = weights * contributions
+            if record and ctx.spatial == "attention":
+                heatmap[:, block] = weighted.sum((1, 2))
+            elif record:
+                loosened = loosened_weights(products, q, k[:, :, None], options.grouped_mask(groups, block))
+                heatmap[:, block] = (loosened * contributions).sum((1, 2))
+            if not needs_inputs:
+                continue
+            d_scores = torch.addcmul(weighted, weights, weighted.sum(-1, keepdim=True), value=-1)
+            if d_mask is not None:
+                d_mask[:, :, block] = d_scores.flatten(1, 2).sum_to_size(d_mask[:, :, block].shape)
+            d_products = d_scores.mul_(options.score_derivative(scores))
+            offset = keys - queries
+            own, diagonal = slice(offset + block.start, offset + block.stop), offset + block.start
+            d_query[..., block, :] = (d_products.flatten(2, 3) @ k).view_as(q)
+            d_key[:, :, own] = (d_products.diagonal(diagonal, -2, -1)[..., None] * q).sum(2)
+            d_value[:, :, own] = (weights.diagonal(diagonal, -2, -1)[..., None] * g).sum(2)
+        if record:
+            record(heatmap)
+        if d_query is not None:
+            d_query = d_query.flatten(1, 2).to(query.dtype)
+        return None, d_query, d_key, d_value, d_mask, None, None, None
 
 
 _handler: ContextVar[Callable | None] = ContextVar("gradellm_attention_handler", default=None)

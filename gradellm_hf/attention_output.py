@@ -5,7 +5,6 @@ so the prompt runs once more with hooks on the projections; the heatmap of a lay
 reaches the output of its attention module.
 """
 
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from model_patches import find_adapter
 
 from .errors import UnsupportedArchitectureError
 from .formula import flattened_layer_heatmap, visible_keys
+from .hooks import thread_hook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +33,6 @@ class AttentionOutputChannel:
     def __init__(self, model: "PreTrainedModel", modules: dict[int, nn.Module], spatial: str):
         self._modules, self._spatial = modules, spatial
         self._adapter = find_adapter(model)
-        self._thread = threading.get_ident()
         self._states: dict[int, dict[str, Tensor]] = {layer: {} for layer in modules}
         self._handles: list[Any] = []
         self._mask: Callable[[], Tensor] | None = None
@@ -50,9 +49,9 @@ class AttentionOutputChannel:
         try:
             for layer, module in self._modules.items():
                 for projection, by_name in self._projections(module):
-                    hook = self._projection_hook(layer, by_name)
+                    hook = thread_hook(self._projection_hook(layer, by_name))
                     self._handles.append(projection.register_forward_hook(hook))
-                self._handles.append(module.register_forward_hook(self._output_hook(layer)))
+                self._handles.append(module.register_forward_hook(thread_hook(self._output_hook(layer))))
         except BaseException:
             self.__exit__()
             raise
@@ -72,8 +71,6 @@ class AttentionOutputChannel:
 
     def _projection_hook(self, layer: int, by_name: Callable[[Tensor], dict[str, Tensor]]) -> Callable:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            if threading.get_ident() != self._thread:
-                return
             states = self._states[layer]
             for name, projected in by_name(output.detach()).items():
                 if name != "query" and name in states:
@@ -84,7 +81,7 @@ class AttentionOutputChannel:
 
     def _output_hook(self, layer: int) -> Callable:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if threading.get_ident() != self._thread or self._mask is None:
+            if self._mask is None:
                 return
             attention_output = output[0] if isinstance(output, tuple) else output
             query, key, value = (self._states[layer][name] for name in ("query", "key", "value"))

@@ -1,8 +1,10 @@
-"""The loop that both engines share: run a chunk of steps, evaluate the target, go backward, add up the heatmaps."""
+"""The loop that all engines share: run a chunk of steps, evaluate the target, go backward, add up the heatmaps."""
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 from .architecture import attention_layers
 from .attention import AttentionOptions, attention_handler
 from .attention_output import AttentionOutputChannel
-from .caches import detach_cache
+from .caches import detach_cache, is_plain
 from .configuration import GradELLMConfig
+from .errors import UnsupportedArchitectureError
 from .heatmaps import Heatmaps
 from .sequences import ExplainedSequences
 from .targets import contrast_ids, evaluate_target
@@ -22,24 +25,64 @@ if TYPE_CHECKING:
 Record = Callable[[int, Tensor], None]
 
 
-class EngineAttention(ABC):
-    """What an engine does in place of a model's attention function, during one forward pass and its backward pass.
+class AttentionWatch(ABC):
+    """How an engine looks at the attention layers during one forward pass and its backward pass.
 
     The forward pass starts without gradients; they are switched on when it reaches the lowest explained layer, so that
     nothing is kept of the layers below.
 
+    Attributes:
+        forward_kwargs: What the forward pass is asked for in addition.
+        whole_prefix: Whether the forward pass runs from the first position on, without a cache.
+
     Args:
+        model: The model.
         layers: Explained layers, ascending, as numbers of calls.
         spatial: Spatial importance at the head outputs; None where `channel="attention_output"` computes the heatmaps.
         record: Takes a layer and its signed heatmap, `[R, N, T]`; called in the backward pass.
     """
 
-    def __init__(self, layers: list[int], spatial: str | None, record: Record):
-        self.layers, self.spatial, self.record = layers, spatial, record
-        self.num_calls = 0
-        self._options: AttentionOptions | None = None
+    forward_kwargs: ClassVar[dict[str, Any]] = {}
+    whole_prefix: ClassVar[bool] = False
 
-    def __call__(
+    def __init__(self, model: "PreTrainedModel", layers: list[int], spatial: str | None, record: Record):
+        self.model, self.layers, self.spatial, self.record = model, layers, spatial, record
+
+    @abstractmethod
+    def open(self) -> AbstractContextManager[Any]:
+        """The context of the forward pass."""
+
+    @abstractmethod
+    def backward(self, outputs: Any, gradient: Tensor) -> None:
+        """Backpropagates `gradient` from the last logits (`[R, N, V]`) to the lowest explained layer, recording heatmaps."""
+
+    @abstractmethod
+    def visible(self) -> Tensor:
+        """The mask of the layer that is running, bool or additive, `[R or 1, H or 1, N, T]`."""
+
+
+class InterfaceWatch(AttentionWatch):
+    """Takes the place of the attention function of a model that looks it up in Transformers' AttentionInterface."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._num_calls = 0
+        self._mask: Callable[[], Tensor]
+
+    @contextlib.contextmanager
+    def open(self) -> Any:
+        with attention_handler(self._handle):
+            yield
+        if self._num_calls != (expected := len(attention_layers(self.model))):
+            raise UnsupportedArchitectureError(
+                f"`{self.model.config.model_type}` called its attention function {self._num_calls} times in a forward pass and "
+                f"{expected} times in another one, so its layers cannot be told apart."
+            )
+
+    def visible(self) -> Tensor:
+        return self._mask()
+
+    def _handle(
         self,
         function: Callable,
         module: nn.Module,
@@ -50,35 +93,34 @@ class EngineAttention(ABC):
         scaling: float | None = None,
         **keywords: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        layer = self.num_calls
-        self.num_calls += 1
-        options = AttentionOptions.from_call(module, query, key, attention_mask, scaling, keywords)
-        self._options = options
+        layer = self._num_calls
+        self._num_calls += 1
 
         def own() -> tuple[Tensor, Tensor | None]:
             return function(module, query, key, value, attention_mask, scaling=scaling, **keywords)
 
+        def options() -> AttentionOptions:
+            return AttentionOptions.from_call(module, query, key, attention_mask, scaling, keywords)
+
+        self._mask = lambda: options().mask
         if layer >= self.layers[0]:
             torch.set_grad_enabled(True)  # undone by the `no_grad` around the forward pass
         return self.attend(layer, own, query, key, value, options)
 
-    def current_mask(self) -> Tensor:
-        """The mask of the latest call, `[R or 1, H or 1, N, T]`."""
-        assert self._options is not None  # asked for in hooks that run after a call
-        return self._options.mask
-
     @abstractmethod
     def attend(
-        self, layer: int, own: Callable, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
+        self,
+        layer: int,
+        own: Callable[[], tuple[Tensor, Tensor | None]],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Callable[[], AttentionOptions],
     ) -> tuple[Tensor, Tensor | None]:
         """The head outputs `[R, N, H, Dv]` and attention weights, as an attention function returns them.
 
-        `own()` is the model's own attention on the same arguments.
+        `own()` is the model's own attention on the same arguments, `options()` what else it puts into the softmax.
         """
-
-    @abstractmethod
-    def backward(self, logits: Tensor, gradient: Tensor) -> None:
-        """Backpropagates `gradient` from `logits` (both `[R, N, V]`) to the lowest explained layer, recording heatmaps."""
 
 
 def explain_steps(
@@ -87,7 +129,7 @@ def explain_steps(
     config: GradELLMConfig,
     layers: list[int],
     cache: Any,
-    attention_type: type[EngineAttention],
+    watch_type: type[AttentionWatch],
     chunk_size: int,
 ) -> Heatmaps:
     """Explains the steps of `sequences` in chunks on top of a cache of the prompt.
@@ -102,27 +144,39 @@ def explain_steps(
     if config.channel == "attention_output":
         modules = attention_layers(model)
         channel = AttentionOutputChannel(model, {i: modules[i] for i in layers}, config.spatial)
-    with channel or torch.no_grad():
-        if cache is None or channel is not None:
+    with channel or contextlib.nullcontext():
+        if (cache is None or channel is not None) and not watch_type.whole_prefix:
             cache = sequences.prefill(model)
         for first, last in sequences.step_chunks(chunk_size):
-            start, steps = sequences.prompt_length - 1, slice(first, last)
+            begin, end = sequences.prompt_length - 1 + first, sequences.prompt_length - 1 + last
+            steps = slice(first, last)
             scale: Tensor
 
             def record(layer: int, heatmap: Tensor) -> None:
                 heatmaps.add(layer, first, scale, heatmap)  # noqa: B023 - called before this iteration ends
 
-            attention = attention_type(layers, None if channel else config.spatial, record)
+            watch = watch_type(model, layers, None if channel else config.spatial, record)
             if channel:
-                channel.open_chunk(attention.current_mask, record)
-            with torch.no_grad(), attention_handler(attention):
-                outputs = sequences.forward(model, start + first, start + last, cache)
-            logits, cache = outputs.logits, outputs.past_key_values
-            del outputs
-            ids, mask = (x[:, steps].to(logits.device) for x in (sequences.generated_ids, sequences.step_mask))
-            targets = evaluate_target(config, logits, ids, mask, None if foils is None else foils[:, steps].to(ids.device))
-            heatmaps.set_targets(first, last, targets)
-            scale = targets.scale
-            attention.backward(logits, targets.gradient.to(logits.dtype))
-            detach_cache(cache)
+                channel.open_chunk(watch.visible, record)
+            with _mutable(cache):
+                with torch.no_grad(), watch.open():
+                    begin = 0 if watch.whole_prefix else begin
+                    outputs = sequences.forward(model, begin, end, cache, **watch.forward_kwargs)
+                logits = outputs.logits[:, first - last :]
+                ids, mask = (x[:, steps].to(logits.device) for x in (sequences.generated_ids, sequences.step_mask))
+                targets = evaluate_target(config, logits, ids, mask, None if foils is None else foils[:, steps].to(ids.device))
+                heatmaps.set_targets(first, last, targets)
+                scale = targets.scale
+                watch.backward(outputs, targets.gradient.to(logits.dtype))
+            if not watch.whole_prefix:
+                cache = outputs.past_key_values
+                detach_cache(cache)
+            del outputs, logits
     return heatmaps
+
+
+def _mutable(cache: Any) -> AbstractContextManager[Any]:
+    """Recurrent caches write into tensors that the backward pass still needs; plain ones never do."""
+    if cache is None or is_plain(cache):
+        return contextlib.nullcontext()
+    return torch.autograd.graph.allow_mutation_on_saved_tensors()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .architecture import eager_modules, explained_layers, unwrap, vocabulary_size
+from .architecture import explainable, explained_layers, unwrap, vocabulary_size
 from .caches import prompt_cache
 from .configuration import GradELLMConfig
 from .errors import GradELLMWarning, InvalidInputError
@@ -65,7 +65,7 @@ def explain_generate(
             )
         heatmaps = _explain(inner, sequences, config, layers, prompt)
         return _output(inner, sequences, config, heatmaps, dict(generated))
-    except Exception as error:
+    except BaseException as error:
         error.generated = generated  # type: ignore[attr-defined]
         raise
 
@@ -226,7 +226,7 @@ def _sequences(
 def _explain(
     model: "PreTrainedModel", sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any
 ) -> Heatmaps:
-    with torch.inference_mode(False), eager_modules(model):
+    with explainable(model):
         if cache is None:
             cache = sequences.prefill(model)
         engine = config.engine

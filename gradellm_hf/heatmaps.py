@@ -50,13 +50,16 @@ class Heatmaps:
         self.token_probabilities[:, first:last] = targets.probabilities.to(self.token_probabilities)
 
     def add(self, layer: int, first: int, scale: Tensor, heatmap_RNT: Tensor) -> None:
-        """Adds a layer's signed heatmap of the steps from `first` on; its last key is the last step's own position."""
+        """Adds a layer's signed heatmap of the steps from `first` on.
+
+        Step `n` is predicted at position `P + n - 1`; the last key is that of the last step's position.
+        """
         _, steps, keys = heatmap_RNT.shape
         scaled = heatmap_RNT.to(self.attributions) * scale.to(self.attributions)[..., None]
         if self.positive_only:
             scaled = scaled.relu_()
-        own = self.prompt_length + first + steps
-        where = (slice(first, first + steps), slice(own - keys, own))
+        end = self.prompt_length - 1 + first + steps
+        where = (slice(first, first + steps), slice(end - keys, end))
         self.attributions[:, *where] += scaled
         if self.layer_attributions is not None:
             self.layer_attributions[:, self.layers.index(layer), *where] += scaled

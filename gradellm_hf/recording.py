@@ -1,6 +1,5 @@
 """What `generate` really fed the model: the prompt after its own preparation, read off the first forward calls."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InvalidInputError
+from .hooks import thread_hook
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,15 +96,14 @@ class PromptRecording:
 def record_prompt(model: "PreTrainedModel", prompt_length: int) -> Iterator[PromptRecording]:
     """Watches the model's forward calls of this thread until the prompt of `prompt_length` positions has been read."""
     recording = PromptRecording(prompt_length)
-    thread = threading.get_ident()
 
     def watch(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() == thread and not recording.complete:
+        if not recording.complete:
             recording.add(kwargs)
             if recording.complete:
                 handle.remove()  # decoding runs without a hook, and compiled decoding stays compiled
 
-    handle = model.register_forward_pre_hook(watch, with_kwargs=True)
+    handle = model.register_forward_pre_hook(thread_hook(watch), with_kwargs=True)
     try:
         yield recording
     finally:

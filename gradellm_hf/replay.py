@@ -10,7 +10,7 @@ from torch import Tensor
 from .architecture import vocabulary_size
 from .attention import AttentionOptions, PositionLocalAttention, attention_output
 from .configuration import GradELLMConfig
-from .engine import EngineAttention, explain_steps
+from .engine import InterfaceWatch, explain_steps
 from .heatmaps import Heatmaps
 from .sequences import ExplainedSequences
 
@@ -21,7 +21,7 @@ _CHUNK_LOGITS = 2**25  # elements of the logits of one chunk: 128 MiB in float32
 _CHUNK_TOKENS = 512
 
 
-class ReplayAttention(EngineAttention):
+class ReplayWatch(InterfaceWatch):
     """Position-local attention in place of the model's own; the heatmaps fall out of its backward pass."""
 
     def __init__(self, *args: Any):
@@ -29,17 +29,18 @@ class ReplayAttention(EngineAttention):
         self.anchor = torch.zeros((), requires_grad=True)
 
     def attend(
-        self, layer: int, own: Callable, query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions
+        self, layer: int, own: Callable, query: Tensor, key: Tensor, value: Tensor, options: Callable[[], AttentionOptions]
     ) -> tuple[Tensor, Tensor | None]:
         if layer < self.layers[0]:
-            output = attention_output(query, key, value, options)
+            output = attention_output(query, key, value, options())
         else:
             record = functools.partial(self.record, layer) if self.spatial and layer in self.layers else None
-            output = PositionLocalAttention.apply(self.anchor, query, key, value, options, self.spatial, record)
+            settings = options()
+            output = PositionLocalAttention.apply(self.anchor, query, key, value, settings.mask, settings, self.spatial, record)
         return output.transpose(1, 2).contiguous(), None
 
-    def backward(self, logits: Tensor, gradient: Tensor) -> None:
-        torch.autograd.grad(logits, self.anchor, gradient, allow_unused=True)
+    def backward(self, outputs: Any, gradient: Tensor) -> None:
+        torch.autograd.grad(outputs.logits, self.anchor, gradient, allow_unused=True)
 
 
 def replay(
@@ -50,7 +51,7 @@ def replay(
     Several chunks, where one would take too much memory. Arguments as for `explain_steps`.
     """
     size = config.step_chunk_size or _chunk_size(model, sequences)
-    return explain_steps(model, sequences, config, layers, cache, ReplayAttention, size)
+    return explain_steps(model, sequences, config, layers, cache, ReplayWatch, size)
 
 
 def _chunk_size(model: "PreTrainedModel", sequences: ExplainedSequences) -> int:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .architecture import attention_layers
+from .architecture import attention_layers, calls_attention_interface
 from .caches import fork_cache, is_plain
 from .configuration import GradELLMConfig
+from .errors import UnsupportedArchitectureError
 from .replay import replay
 from .sequences import ExplainedSequences
 
@@ -31,6 +32,8 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
     Args:
         cache: Keys and values of the first `P - 1` positions, left unchanged; None where `P` is 1.
     """
+    if not calls_attention_interface(model):
+        return "it does not look up its attention function in Transformers' AttentionInterface"
     verdicts = _verdicts.setdefault(model, {})
     key = (model.config._attn_implementation, model.dtype)
     if key not in verdicts:
@@ -38,7 +41,10 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
         if steps < 2:
             return None  # a single step is ordinary autograd; the check waits for a longer generation
         rows = 1 if cache is None or is_plain(cache) else sequences.token_ids.shape[0]
-        verdicts[key] = _check(model, sequences.head(rows, steps), cache)
+        try:
+            verdicts[key] = _check(model, sequences.head(rows, steps), cache)
+        except UnsupportedArchitectureError as error:
+            verdicts[key] = f"it cannot be replayed ({error})"
     return verdicts[key]
 
 

@@ -58,12 +58,9 @@ class ExplainedSequences:
 
     def forward(self, model: "PreTrainedModel", first: int, last: int, cache: Any, **kwargs: Any) -> Any:
         """Runs the model over positions `first:last` on a cache that holds the positions before (None: there are none)."""
-        inputs: dict[str, Any] = {
-            **self.forward_kwargs,
-            "past_key_values": cache,
-            "use_cache": True,
-            "return_dict": True,
-        }
+        inputs: dict[str, Any] = {**self.forward_kwargs, "return_dict": True}
+        if self.has_cache(model):
+            inputs |= {"past_key_values": cache, "use_cache": True}
         if self._is_embedded(first):
             inputs["inputs_embeds"] = self.prompt_embeds[:, first:last]  # type: ignore[index]
         else:
@@ -75,10 +72,14 @@ class ExplainedSequences:
         inputs |= {name: x[..., first:last] for name, x in self.per_position.items() if name in parameters}
         return model(**inputs, **kwargs)
 
+    def has_cache(self, model: "PreTrainedModel") -> bool:
+        """Whether the model keeps keys and values between calls."""
+        return "past_key_values" in forward_parameters(model)
+
     def prefill(self, model: "PreTrainedModel") -> Any:
-        """The cache of all positions before the one that predicts the first step; None where there are none."""
+        """The cache of all positions before the one that predicts the first step; None where there are none, or no cache."""
         length = self.prompt_length - 1
-        if length == 0:
+        if length == 0 or not self.has_cache(model):
             return None
         kwargs = {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
         with torch.no_grad():

@@ -52,8 +52,9 @@ def evaluate_target(
     scores = scores.detach().masked_fill(~step_mask, 0)
     leaf = leaf.detach()
     probabilities = (_gather(leaf, token_ids) - leaf.logsumexp(-1)).exp().masked_fill(~step_mask, 0)
-    scale = gradient.abs().amax(-1).masked_fill(~step_mask, 0)
-    gradient = gradient.div_(torch.where(scale > 0, scale, torch.inf)[..., None])
+    largest = gradient.abs().amax(-1)
+    scale = torch.where(largest == 0, 1, largest).masked_fill(~step_mask, 0)
+    gradient = gradient.div_(torch.where(step_mask, scale, torch.inf)[..., None])
     return TargetValues(scores, probabilities, gradient, scale)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .architecture import eager_modules, explained_layers, input_device, unwrap, vocabulary_size
+from .architecture import explainable, explained_layers, input_device, unwrap, vocabulary_size
 from .caches import fork_cache
 from .configuration import GradELLMConfig
 from .replay import replay
@@ -31,7 +31,7 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
     layers = explained_layers(inner, config)
     length = prompt_length + num_steps
     generator = torch.Generator().manual_seed(seed)
-    with torch.inference_mode(False), eager_modules(inner):
+    with explainable(inner):
         tokens = torch.randint(vocabulary_size(inner), (1, length), generator=generator).to(input_device(inner))
         sequences = ExplainedSequences(
             token_ids=tokens,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -22,6 +22,8 @@ class ArchitectureAdapter:
         fused: Name of the projection that computes query, key and value at once, where there is one.
         split_fused: `(its output, attention module) -> (query, key, value)`, each flattened over heads, `[R, N, C]`.
     """
+
+    _advice: ClassVar[str] = "Register an ArchitectureAdapter that names the parts of this architecture."
 
     model_types: tuple[str, ...]
     decoder_layers: str = "model.layers"
@@ -47,6 +49,10 @@ class ArchitectureAdapter:
     def attention_modules(self, model: nn.Module) -> list[nn.Module]:
         """The attention module of each decoder layer, in order."""
         return [_resolve(layer, self.attention) for layer in self.layers(model)]
+
+    def output_projection_of(self, attention: nn.Module) -> nn.Module:
+        """The output projection of an attention module."""
+        return _resolve(attention, self.output_projection)
 
     def projections(self, attention: nn.Module) -> list[tuple[nn.Module, Callable[[Tensor], dict[str, Tensor]]]]:
         """The modules that compute query, key and value, each with a function from its output to those by name.
@@ -74,7 +80,7 @@ def _resolve(module: Any, path: str) -> Any:
         if not hasattr(module, name):
             raise AttributeError(
                 f"{type(module).__name__} has no `{name}` (looked for `{path}`, got as far as `{'.'.join(names[:i])}`). "
-                "Register an ArchitectureAdapter that names the parts of this architecture."
+                + ArchitectureAdapter._advice
             )
         module = getattr(module, name)
     return module

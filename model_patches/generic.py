@@ -1,5 +1,42 @@
-"""For families without a file of their own: the names that most of them use."""
+"""For families without a file of their own: the parts are found by the names that most of them use."""
+
+from dataclasses import dataclass
+
+from torch import nn
 
 from .adapter import ArchitectureAdapter
 
-GENERIC = ArchitectureAdapter(model_types=())
+_OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "output_projection")
+
+
+@dataclass(frozen=True)
+class GenericAdapter(ArchitectureAdapter):
+    """Decoder layers are the first list of as many modules as the config has layers; attention is what calls itself so."""
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        count = model.config.get_text_config(decoder=True).num_hidden_layers  # type: ignore[operator, union-attr]
+        for module in model.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == count:
+                return list(module)
+        raise AttributeError(f"{type(model).__name__} has no list of {count} decoder layers. {self._advice}")
+
+    def attention_modules(self, model: nn.Module) -> list[nn.Module]:
+        found = []
+        for layer in self.layers(model):
+            candidates = [m for m in layer.modules() if "attention" in type(m).__name__.lower()]
+            found += [m for m in candidates if any(hasattr(m, name) for name in _OUTPUT_PROJECTIONS)][:1]
+        if not found:
+            raise AttributeError(
+                f"{type(model).__name__} has no modules named attention with an output projection ("
+                f"{', '.join(_OUTPUT_PROJECTIONS)}) in its decoder layers. {self._advice}"
+            )
+        return found
+
+    def output_projection_of(self, attention: nn.Module) -> nn.Module:
+        for name in _OUTPUT_PROJECTIONS:
+            if hasattr(attention, name):
+                return getattr(attention, name)
+        return super().output_projection_of(attention)
+
+
+GENERIC = GenericAdapter(model_types=())

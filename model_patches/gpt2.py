@@ -1,20 +1,13 @@
-"""GPT-2: one convolution computes query, key and value, side by side."""
-
-from torch import Tensor, nn
+"""GPT-2 and its ancestor: one convolution computes query, key and value, side by side."""
 
 from .adapter import ArchitectureAdapter
-
-
-def _split(output: Tensor, attention: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    query, key, value = output.chunk(3, dim=-1)
-    return query, key, value
-
+from .fused import side_by_side
 
 ADAPTER = ArchitectureAdapter(
-    model_types=("gpt2",),
+    model_types=("gpt2", "openai-gpt"),
     decoder_layers="transformer.h",
     attention="attn",
     output_projection="c_proj",
     fused="c_attn",
-    split_fused=_split,
+    split_fused=side_by_side,
 )

@@ -1,0 +1,17 @@
+"""Module hooks that only see the thread that made them: other threads may use the model meanwhile."""
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+def thread_hook(hook: Callable) -> Callable:
+    """`hook`, for the current thread only."""
+    thread = threading.get_ident()
+
+    @functools.wraps(hook)
+    def guarded(*args: Any) -> Any:
+        return hook(*args) if threading.get_ident() == thread else None
+
+    return guarded

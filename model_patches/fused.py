@@ -1,0 +1,27 @@
+"""How projections that compute query, key and value at once lay them out. Results are flattened over heads, `[R, N, C]`."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def side_by_side(output: Tensor, attention: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """All queries, then all keys, then all values, of one width."""
+    query, key, value = output.chunk(3, dim=-1)
+    return query, key, value
+
+
+def head_by_head(output: Tensor, attention: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """Head after head, each with its query, key and value; the module knows its `head_dim` or `head_size`."""
+    head_dim = getattr(attention, "head_dim", None) or attention.head_size
+    query, key, value = output.unflatten(-1, (-1, 3, head_dim)).unbind(-2)
+    return query.flatten(-2), key.flatten(-2), value.flatten(-2)
+
+
+def side_by_side_grouped(output: Tensor, attention: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """All queries, then fewer keys and values; the module's config knows the number of heads."""
+    config: Any = attention.config
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    head_dim = output.shape[-1] // (heads + 2 * groups)
+    query, key, value = output.split([heads * head_dim, groups * head_dim, groups * head_dim], dim=-1)
+    return query, key, value
