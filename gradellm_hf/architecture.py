@@ -1,6 +1,7 @@
 """From the object a user passes to what the engines need: the inner model, its attention layers, its state checked."""
 
 import contextlib
+import inspect
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class _Layout:
 
     modules: list["weakref.ref[nn.Module]"]
     calls_interface: bool
+    keeps_cache: bool
 
 
 def unwrap(model: Any) -> "PreTrainedModel":
@@ -105,21 +107,45 @@ def calls_attention_interface(model: "PreTrainedModel") -> bool:
     return _layout(model).calls_interface
 
 
+def keeps_cache(model: "PreTrainedModel") -> bool:
+    """Whether the model hands a cache of keys and values from call to call."""
+    return _layout(model).keeps_cache
+
+
+def forward_parameters(model: "PreTrainedModel") -> frozenset[str]:
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
 def _layout(model: "PreTrainedModel") -> _Layout:
     """Found by running one token through the model and seeing who calls the attention function; once a model."""
     if model not in _layouts:
         modules: list[nn.Module] = []
 
         def count(function: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if not getattr(module, "is_causal", True):
+                raise UnsupportedArchitectureError(
+                    f"`{model.config.model_type}` attends in both directions ({type(module).__name__}); only causal models can "
+                    "be explained. Load it as a decoder (`is_decoder=True` in its config), if it was trained as one."
+                )
             modules.append(module)
+            if not torch.is_grad_enabled():
+                raise UnsupportedArchitectureError(
+                    f"`{model.config.model_type}` switches gradients off in a part of its own forward pass (around "
+                    f"{type(module).__name__}), so they cannot be followed through it."
+                )
             return function(module, *args, **kwargs)
 
         token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
-        with explainable(model), torch.no_grad(), attention_handler(count):
-            model(input_ids=token, use_cache=False)
+        kwargs = {"use_cache": True} if "use_cache" in forward_parameters(model) else {}
+        with explainable(model), torch.enable_grad(), attention_handler(count):
+            outputs = model(input_ids=token, return_dict=True, **kwargs)
         if not (calls_interface := bool(modules)):
             modules = _declared_attention(model)
-        _layouts[model] = _Layout([weakref.ref(module) for module in modules], calls_interface)
+        _layouts[model] = _Layout(
+            modules=[weakref.ref(module) for module in modules],
+            calls_interface=calls_interface,
+            keeps_cache=getattr(outputs, "past_key_values", None) is not None,
+        )
     return _layouts[model]
 
 

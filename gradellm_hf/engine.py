@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from .architecture import attention_layers
+from .architecture import attention_layers, vocabulary_size
 from .attention import AttentionOptions, attention_handler
 from .attention_output import AttentionOutputChannel
 from .caches import detach_cache, is_plain
@@ -103,7 +103,7 @@ class InterfaceWatch(AttentionWatch):
             return AttentionOptions.from_call(module, query, key, attention_mask, scaling, keywords)
 
         self._mask = lambda: options().mask
-        if layer >= self.layers[0]:
+        if layer == self.layers[0]:
             torch.set_grad_enabled(True)  # undone by the `no_grad` around the forward pass
         return self.attend(layer, own, query, key, value, options)
 
@@ -139,7 +139,7 @@ def explain_steps(
         cache: Keys and values of the first `P - 1` positions, taken over; None: they are computed.
     """
     heatmaps = Heatmaps.empty(sequences, config, layers, model.dtype)
-    foils = contrast_ids(config, sequences.generated_ids)
+    foils = contrast_ids(config, sequences.generated_ids, vocabulary_size(model))
     channel = None
     if config.channel == "attention_output":
         modules = attention_layers(model)

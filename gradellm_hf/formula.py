@@ -9,6 +9,8 @@ D head dim, C channels. The last query's own key is the last key: query n owns k
 
 import torch
 
+_OUTPUT_TOLERANCES = {torch.bfloat16: 3e-2, torch.float16: 3e-3}  # of the largest head output; elsewhere 1e-4
+
 
 def group_heads(x_RHND: torch.Tensor, num_groups: int) -> torch.Tensor:
     """Query heads by the key/value head they share: `[R, H, N, D] -> [R, G, M, N, D]`."""
@@ -57,6 +59,23 @@ def attention_weights(scores_RGMNT: torch.Tensor, mask: torch.Tensor, sinks_GM: 
         return scores_RGMNT.softmax(-1)
     sinks = sinks_GM.to(scores_RGMNT.dtype)[None, :, :, None, None].expand(*scores_RGMNT.shape[:-1], 1)
     return torch.cat([scores_RGMNT, sinks], dim=-1).softmax(-1)[..., :-1]
+
+
+def head_heatmap(weights_RHNT: torch.Tensor, value_RGTD: torch.Tensor, gradient_RHND: torch.Tensor) -> torch.Tensor:
+    """Signed layer heatmap `c[n, i] = sum_h w[p, h, i] <g[p, h], v[i, h]>`, `[R, N, T]`, in float32 or wider."""
+    groups, precision = value_RGTD.shape[1], torch.promote_types(value_RGTD.dtype, torch.float32)
+    weights, value, gradient = (x.to(precision) for x in (weights_RHNT, value_RGTD, gradient_RHND))
+    return (group_heads(weights, groups) * grouped_products(group_heads(gradient, groups), value)).sum((1, 2))
+
+
+def explains_head_outputs(weights_RHNT: torch.Tensor, value_RGTD: torch.Tensor, output_RHND: torch.Tensor) -> bool:
+    """Whether attention weights times values are the head outputs, up to rounding."""
+    groups = value_RGTD.shape[1]
+    expected = group_heads(weights_RHNT.to(value_RGTD.dtype), groups).flatten(2, 3) @ value_RGTD
+    if expected.numel() != output_RHND.numel():
+        return False
+    error = (expected.reshape_as(output_RHND) - output_RHND).abs().max()
+    return bool(error <= _OUTPUT_TOLERANCES.get(value_RGTD.dtype, 1e-4) * output_RHND.abs().max())
 
 
 def loosened_weights(products: torch.Tensor, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -199,11 +199,8 @@ def _sequences(
             padding = None
         per_position = dict(per_position or {})
         if "position_ids" not in per_position:
-            if padding is None:
-                per_position["position_ids"] = torch.arange(prompt_length, device=token_ids.device)[None]
-            else:
-                positions = padding.long().cumsum(-1) - 1
-                per_position["position_ids"] = positions.masked_fill(padding == 0, 0)
+            real = torch.ones_like(token_ids[:, :1]).expand(-1, prompt_length) if padding is None else padding.long()
+            per_position["position_ids"] = (real.cumsum(-1) - 1).masked_fill(real == 0, 0)
         ahead = torch.arange(1, num_steps + 1, device=token_ids.device)
         for name, known in per_position.items():
             last = known[..., -1:].expand(*known.shape[:-1], num_steps)

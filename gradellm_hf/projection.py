@@ -16,10 +16,8 @@ from model_patches import find_adapter
 from .architecture import attention_implementation, attention_layers
 from .engine import AttentionWatch
 from .errors import UnsupportedArchitectureError
-from .formula import group_heads, grouped_products
+from .formula import explains_head_outputs, head_heatmap
 from .hooks import thread_hook
-
-_TOLERANCES = {torch.bfloat16: 3e-2, torch.float16: 3e-3}  # of the largest head output; elsewhere 1e-4
 
 
 class ProjectionWatch(AttentionWatch):
@@ -51,12 +49,18 @@ class ProjectionWatch(AttentionWatch):
         raise NotImplementedError  # refused in the constructor
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:
-        head_outputs = [self._head_outputs[layer] for layer in self.layers]
-        gradients = torch.autograd.grad(outputs.logits[:, -1:], head_outputs, gradient)
-        for layer, head_output, head_gradient in zip(self.layers, head_outputs, gradients, strict=True):
+        kept = [self._head_outputs[layer] for layer in self.layers]
+        gradients = torch.autograd.grad(outputs.logits[:, -1:], kept, gradient)
+        for layer, head_outputs, head_gradients in zip(self.layers, kept, gradients, strict=True):
             weights, value = outputs.attentions[layer][:, :, -1:].detach(), self._values(layer, outputs)
-            self._check(layer, weights, value, head_output[:, -1:].detach())
-            self.record(layer, _heatmap(weights, value, head_gradient[:, -1:]))
+            output, head_gradient = (_by_head(x[:, -1:].detach(), weights.shape[1]) for x in (head_outputs, head_gradients))
+            if not explains_head_outputs(weights, value, output):
+                raise UnsupportedArchitectureError(
+                    f"In attention layer {layer} of `{self.model.config.model_type}`, what enters the output projection is "
+                    "not the attention weights times the values, so this architecture cannot be explained exactly without "
+                    "the AttentionInterface."
+                )
+            self.record(layer, head_heatmap(weights, value, head_gradient))
 
     def _values(self, layer: int, outputs: Any) -> Tensor:
         """`[R, G, T, Dv]`."""
@@ -72,19 +76,6 @@ class ProjectionWatch(AttentionWatch):
             return (head_output, *args[1:])
 
         return hook
-
-    def _check(self, layer: int, weights: Tensor, value: Tensor, head_output: Tensor) -> None:
-        groups = value.shape[1]
-        expected = (group_heads(weights.to(value.dtype), groups).flatten(2, 3) @ value).flatten(1, 2).flatten(1)
-        if expected.shape[1] == head_output.shape[-1]:
-            error = (expected - head_output[:, 0]).abs().max() / head_output.abs().max()
-            if error <= _TOLERANCES.get(value.dtype, 1e-4):
-                return
-        raise UnsupportedArchitectureError(
-            f"In attention layer {layer} of `{self.model.config.model_type}`, what enters the output projection is not the "
-            "attention weights times the values, so this architecture cannot be explained exactly without an "
-            "AttentionInterface."
-        )
 
 
 class PrefixProjectionWatch(ProjectionWatch):
@@ -116,18 +107,9 @@ class PrefixProjectionWatch(ProjectionWatch):
 
     def _values(self, layer: int, outputs: Any) -> Tensor:
         heads = outputs.attentions[layer].shape[1]
-        return self._value_states[layer].unflatten(-1, (heads, -1)).transpose(1, 2)
+        return _by_head(self._value_states[layer], heads)
 
 
-def _heatmap(weights: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-    """`c[n, i] = sum_h A[p, h, i] <g[p, h], v[i, h]>`, `[R, 1, T]`.
-
-    Args:
-        weights: `[R, H, 1, T]`.
-        value: `[R, G, T, Dv]`.
-        gradient: At the output projection's input, `[R, 1, H * Dv]`.
-    """
-    precision, groups = torch.promote_types(value.dtype, torch.float32), value.shape[1]
-    gradient = gradient.unflatten(-1, (weights.shape[1], -1)).transpose(1, 2)
-    weights, value, gradient = (x.to(precision) for x in (weights, value, gradient))
-    return (group_heads(weights, groups) * grouped_products(group_heads(gradient, groups), value)).sum((1, 2))
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """`[R, N, H * D] -> [R, H, N, D]`."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)

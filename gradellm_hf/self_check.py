@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from .architecture import attention_layers, calls_attention_interface
 from .caches import fork_cache, is_plain
 from .configuration import GradELLMConfig
-from .errors import UnsupportedArchitectureError
 from .replay import replay
 from .sequences import ExplainedSequences
 
@@ -43,8 +42,8 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
         rows = 1 if cache is None or is_plain(cache) else sequences.token_ids.shape[0]
         try:
             verdicts[key] = _check(model, sequences.head(rows, steps), cache)
-        except UnsupportedArchitectureError as error:
-            verdicts[key] = f"it cannot be replayed ({error})"
+        except Exception as error:  # whatever a model does when it sees several tokens at once on a cache
+            verdicts[key] = f"it cannot be replayed ({type(error).__name__}: {error})"
     return verdicts[key]
 
 

@@ -1,12 +1,13 @@
 """What the engines explain: sequences of prompt and generated tokens, and how to run a model over a stretch of them."""
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from .architecture import forward_parameters, keeps_cache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,8 +60,11 @@ class ExplainedSequences:
     def forward(self, model: "PreTrainedModel", first: int, last: int, cache: Any, **kwargs: Any) -> Any:
         """Runs the model over positions `first:last` on a cache that holds the positions before (None: there are none)."""
         inputs: dict[str, Any] = {**self.forward_kwargs, "return_dict": True}
-        if self.has_cache(model):
+        parameters = forward_parameters(model)
+        if keeps_cache(model):
             inputs |= {"past_key_values": cache, "use_cache": True}
+        elif "use_cache" in parameters:
+            inputs["use_cache"] = False
         if self._is_embedded(first):
             inputs["inputs_embeds"] = self.prompt_embeds[:, first:last]  # type: ignore[index]
         else:
@@ -68,18 +72,13 @@ class ExplainedSequences:
             inputs["input_ids"] = self.token_ids[:, first - offset : last - offset]
         if self.attention_mask is not None:
             inputs["attention_mask"] = self.attention_mask[:, :last]
-        parameters = forward_parameters(model)
         inputs |= {name: x[..., first:last] for name, x in self.per_position.items() if name in parameters}
         return model(**inputs, **kwargs)
-
-    def has_cache(self, model: "PreTrainedModel") -> bool:
-        """Whether the model keeps keys and values between calls."""
-        return "past_key_values" in forward_parameters(model)
 
     def prefill(self, model: "PreTrainedModel") -> Any:
         """The cache of all positions before the one that predicts the first step; None where there are none, or no cache."""
         length = self.prompt_length - 1
-        if length == 0 or not self.has_cache(model):
+        if length == 0 or not keeps_cache(model):
             return None
         kwargs = {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
         with torch.no_grad():
@@ -104,7 +103,3 @@ class ExplainedSequences:
 
     def _is_embedded(self, position: int) -> bool:
         return self.prompt_embeds is not None and position < self.prompt_length
-
-
-def forward_parameters(model: "PreTrainedModel") -> frozenset[str]:
-    return frozenset(inspect.signature(model.forward).parameters)

@@ -4,17 +4,19 @@ With a single query everything in the cache is a constant, so plain autograd giv
 reference that the replay engine is tested against.
 """
 
+import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .architecture import calls_attention_interface
+from .architecture import calls_attention_interface, keeps_cache
 from .attention import AttentionOptions
 from .configuration import GradELLMConfig
 from .engine import AttentionWatch, InterfaceWatch, explain_steps
-from .formula import group_heads, grouped_products, loosened_weights
+from .errors import UnsupportedArchitectureError
+from .formula import explains_head_outputs, group_heads, grouped_products, head_heatmap, loosened_weights
 from .heatmaps import Heatmaps
 from .projection import PrefixProjectionWatch, ProjectionWatch
 from .sequences import ExplainedSequences
@@ -35,52 +37,60 @@ class StepWatch(InterfaceWatch):
         self, layer: int, own: Callable, query: Tensor, key: Tensor, value: Tensor, options: Callable[[], AttentionOptions]
     ) -> tuple[Tensor, Tensor | None]:
         output, weights = own()
-        if layer == self.layers[0]:
+        if layer >= self.layers[0] and not output.requires_grad:
             output = output.detach().requires_grad_()
         if layer in self.layers:
-            query, key, value = query.detach(), key.detach(), value.detach()
-            own_weights = None if weights is None else weights.detach()
-            settings = options() if own_weights is None or self.spatial == "loosened" else None
             self._outputs.append(output)
-            self._heatmaps.append(lambda g: self._layer_heatmap(g, query, key, value, settings, own_weights))
+            if self.spatial:
+                spatial_weights = self._weights(query, key, value, options, weights, output.detach())
+                self._heatmaps.append(functools.partial(head_heatmap, spatial_weights, value.detach()))
         return output, weights
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:
-        gradients = torch.autograd.grad(outputs.logits, self._outputs, gradient)
-        if self.spatial:
-            for layer, heatmap, output_gradient in zip(self.layers, self._heatmaps, gradients, strict=True):
-                self.record(layer, heatmap(output_gradient))
+        gradients = torch.autograd.grad(outputs.logits[:, -1:], self._outputs, gradient)
+        for layer, heatmap, output_gradient in zip(self.layers, self._heatmaps, gradients, strict=bool(self.spatial)):
+            self.record(layer, heatmap(output_gradient[:, -1:].transpose(1, 2)))
 
-    def _layer_heatmap(
-        self,
-        gradient: Tensor,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        options: AttentionOptions | None,
-        own_weights: Tensor | None,
+    @torch.no_grad()
+    def _weights(
+        self, query: Tensor, key: Tensor, value: Tensor, options: Callable, own: Tensor | None, output: Tensor
     ) -> Tensor:
-        """`c[n, i] = sum_h w[p, h, i] <g[p, h], v[i, h]>` of the one query, `[R, 1, T]`."""
-        precision, groups = torch.promote_types(query.dtype, torch.float32), key.shape[1]
-        query, key, value, gradient = (x.to(precision) for x in (query, key, value, gradient.transpose(1, 2)))
-        query, gradient = group_heads(query, groups), group_heads(gradient, groups)
-        if options is None:
-            assert own_weights is not None  # one of the two is always there
-            weights = group_heads(own_weights.to(precision), groups)
-        else:
-            products = grouped_products(query, key)
-            if self.spatial == "loosened":
-                weights = loosened_weights(products, query, key[:, :, None], options.grouped_mask(groups))
-            else:
-                weights = options.weights(options.scores(products))
-        return (weights * grouped_products(gradient, value)).sum((1, 2))
+        """Spatial importance of the last query, `[R, H, 1, T]`.
+
+        The model's own attention weights where they are what it multiplies the values with (a sink may be left out of
+        them), else those of the formula, which must be.
+        """
+        last, output = slice(-1, None), output[:, -1:].transpose(1, 2)
+        if self.spatial == "attention" and own is not None and explains_head_outputs(own[:, :, last], value, output):
+            return own[:, :, last]
+        settings, groups = options(), key.shape[1]
+        precision = torch.promote_types(query.dtype, torch.float32)
+        query, key = group_heads(query[:, :, last], groups).to(precision), key.to(precision)
+        products = grouped_products(query, key)
+        weights = settings.weights(settings.scores(products), last).flatten(1, 2)
+        if not explains_head_outputs(weights, value, output):
+            raise UnsupportedArchitectureError(
+                f"`{self.model.config.model_type}` computes its attention in a way that is not known here: its head outputs "
+                'are not the attention weights times the values. Load the model with `attn_implementation="eager"`.'
+            )
+        if self.spatial == "loosened":
+            weights = loosened_weights(products, query, key[:, :, None], settings.grouped_mask(groups, last)).flatten(1, 2)
+        return weights
+
+
+class PrefixStepWatch(StepWatch):
+    """The same for models that hand no cache from call to call: the whole prefix runs at every step."""
+
+    whole_prefix: ClassVar[bool] = True
 
 
 def stepwise(
     model: "PreTrainedModel", sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
 ) -> Heatmaps:
     """Explains one step after the other. Arguments as for `explain_steps`."""
-    watch_type: type[AttentionWatch] = StepWatch
-    if not calls_attention_interface(model):
-        watch_type = ProjectionWatch if sequences.has_cache(model) else PrefixProjectionWatch
+    watch_type: type[AttentionWatch]
+    if calls_attention_interface(model):
+        watch_type = StepWatch if keeps_cache(model) else PrefixStepWatch
+    else:
+        watch_type = ProjectionWatch if keeps_cache(model) else PrefixProjectionWatch
     return explain_steps(model, sequences, config, layers, cache, watch_type, 1)

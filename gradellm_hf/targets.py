@@ -58,24 +58,22 @@ def evaluate_target(
     return TargetValues(scores, probabilities, gradient, scale)
 
 
-def contrast_ids(config: GradELLMConfig, token_ids: torch.Tensor) -> torch.Tensor | None:
+def contrast_ids(config: GradELLMConfig, token_ids: torch.Tensor, vocabulary_size: int) -> torch.Tensor | None:
     """The foils of `config` as `[R, N]`, or None.
 
     Raises:
-        InvalidInputError: They do not broadcast to the generated tokens' shape.
+        InvalidInputError: They are not token ids, or do not broadcast to the generated tokens' shape.
     """
     if config.contrast_token_ids is None:
         return None
     foils = torch.as_tensor(config.contrast_token_ids, device=token_ids.device)
+    expected = f"token ids from 0 to {vocabulary_size - 1} that broadcast to [R, N] = {list(token_ids.shape)}"
+    if foils.is_floating_point() or (foils.numel() and (foils.min() < 0 or foils.max() >= vocabulary_size)):
+        raise InvalidInputError(f"`contrast_token_ids` must be {expected}; got {foils.dtype} values up to {foils.max()}.")
     try:
-        if foils.is_floating_point():
-            raise RuntimeError("not integers")
         return foils.long().broadcast_to(token_ids.shape)
     except RuntimeError as error:
-        raise InvalidInputError(
-            f"`contrast_token_ids` has shape {list(foils.shape)} and dtype {foils.dtype}; expected token ids that broadcast "
-            f"to the generated tokens' shape [R, N] = {list(token_ids.shape)}."
-        ) from error
+        raise InvalidInputError(f"`contrast_token_ids` has shape {list(foils.shape)}; expected {expected}.") from error
 
 
 def _gather(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
@@ -95,10 +93,15 @@ def _target_function(config: GradELLMConfig, foils: torch.Tensor | None) -> Targ
 
 
 def _check_scores(scores: torch.Tensor, token_ids: torch.Tensor) -> None:
-    valid = isinstance(scores, torch.Tensor) and scores.shape == token_ids.shape and scores.requires_grad
-    if not valid:
-        got = f"shape {list(scores.shape)}" if isinstance(scores, torch.Tensor) else type(scores).__name__
-        raise InvalidInputError(
-            f"The callable `target` must map (logits [R, N, V], token_ids [R, N]) to a tensor of shape [R, N] = "
-            f"{list(token_ids.shape)} that depends on the logits differentiably, got {got}."
-        )
+    if not isinstance(scores, torch.Tensor):
+        got = type(scores).__name__
+    elif scores.shape != token_ids.shape:
+        got = f"shape {list(scores.shape)}"
+    elif not scores.requires_grad:
+        got = "a tensor that does not depend on the logits (detached, or computed without gradients)"
+    else:
+        return
+    raise InvalidInputError(
+        "The callable `target` must map (logits [R, N, V], token_ids [R, N]) to a tensor of shape [R, N] = "
+        f"{list(token_ids.shape)} that depends on the logits differentiably, got {got}."
+    )

@@ -1,0 +1,79 @@
+"""`python -m gradellm_hf.demo`: asks a small real model a question and shows what each token of its answer rests on."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.utils import logging
+
+from .demo_model import load_smollm2
+from .errors import GradELLMError
+from .generation import explain_generate
+from .visualization import heatmap_page, strongest_tokens
+
+CONTEXT = (
+    "Marta keeps the lighthouse on the island of Tarn. Every morning she takes her red boat to the harbour and buys fresh "
+    "bread for her dog Biscuit."
+)
+QUESTION = "What does Marta buy at the harbour?"
+_MAX_NEW_TOKENS = 40
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m gradellm_hf.demo", description=__doc__)
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output"), help="folder for the results (default: %(default)s)"
+    )
+    parser.add_argument("--color", action="store_true", help="colour the list even where the output is not a terminal")
+    options = parser.parse_args(arguments)
+    logging.disable_progress_bar()
+    print("Loading SmolLM2-135M-Instruct (the first time, its weights are unpacked: half a minute) ...", flush=True)
+    try:
+        model, tokenizer = load_smollm2()
+    except GradELLMError as error:
+        sys.exit(str(error))
+
+    chat = [{"role": "user", "content": f"{CONTEXT}\n\n{QUESTION}"}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    generate_kwargs = {**inputs, "max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False}
+    explain_generate(model, **{**generate_kwargs, "max_new_tokens": 4})  # warms up, so that the times compare
+    start = time.perf_counter()
+    generated = model.generate(**generate_kwargs)
+    generation_time = time.perf_counter() - start
+    start = time.perf_counter()
+    out: Any = explain_generate(model, **generate_kwargs)
+    both_time = time.perf_counter() - start
+
+    token_ids, prompt_length = out.sequences[0], out.prompt_length
+    tokens = [tokenizer.decode([i]) for i in token_ids.tolist()]
+    special = torch.isin(token_ids, torch.tensor(tokenizer.all_special_ids))
+    left_out = set(special.nonzero().flatten().tolist())
+    attributions = out.attributions[0]
+    special_share = (attributions[:, special].sum() / attributions.sum()).item()
+    print(f"\nContext:  {CONTEXT}\nQuestion: {QUESTION}")
+    print(f"Answer:   {tokenizer.decode(token_ids[prompt_length:], skip_special_tokens=True)}\n")
+    print("Each generated token, and the earlier tokens that contributed most to it, strongest first.")
+    print(f"Special tokens are left out; they hold {special_share:.0%} of the scores.\n")
+    color = options.color or (sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    print(strongest_tokens(tokens, attributions, prompt_length, leave_out=left_out, color=color))
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    tensors, page = options.output / "explanation.safetensors", options.output / "explanation.html"
+    out.save(tensors, tokenizer)
+    probabilities = out.token_probabilities[0].tolist()
+    html = heatmap_page(
+        tokens, attributions, prompt_length, token_probabilities=probabilities, leave_out=left_out, title=QUESTION
+    )
+    page.write_text(html, encoding="utf-8")
+    print(f"\nGeneration alone took {generation_time:.2f} s, generation and explanation {both_time:.2f} s.")
+    print(f"The token ids are {'the same' if generated.equal(out.sequences) else 'DIFFERENT'}.")
+    print(f"Scores:   {tensors}\nHeatmaps: {page} (open it in a browser)")
+
+
+if __name__ == "__main__":
+    main()

