@@ -179,6 +179,14 @@ def _check_flattened_width(model: "PreTrainedModel") -> None:
         )
 
 
+def not_finite(model: "PreTrainedModel") -> InvalidInputError:
+    """The error for a model whose logits or gradients are not finite."""
+    return InvalidInputError(
+        f"The explained model produced NaN or infinite values in {model.dtype}. Check its weights, or load it with a dtype "
+        "of larger range (`dtype=torch.bfloat16` or `torch.float32`)."
+    )
+
+
 def input_device(model: "PreTrainedModel") -> torch.device:
     """Where token ids go; hooks move them on where the weights are offloaded."""
     return torch.device("cpu") if model.device.type == "meta" else model.device

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -97,11 +97,11 @@ class GradELLMConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON-ready values. A callable target is written as its qualified name."""
-        values = asdict(self)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
         if callable(self.target):
             values["target"] = f"callable:{getattr(self.target, '__qualname__', type(self.target).__qualname__)}"
-        if isinstance(values["contrast_token_ids"], torch.Tensor):
-            values["contrast_token_ids"] = values["contrast_token_ids"].tolist()
+        if self.contrast_token_ids is not None:
+            values["contrast_token_ids"] = torch.as_tensor(self.contrast_token_ids).tolist()
         return values
 
     @classmethod

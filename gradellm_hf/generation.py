@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 
-from .architecture import explainable, explained_layers, unwrap, vocabulary_size
+from .architecture import explainable, explained_layers, not_finite, unwrap, vocabulary_size
 from .caches import prompt_cache
 from .configuration import GradELLMConfig
 from .errors import GradELLMWarning, InvalidInputError
@@ -43,17 +44,19 @@ def explain_generate(
         InvalidInputError: An argument or the state of the model is not usable. Whatever goes wrong after the text has
             been generated, the exception carries what `generate` returned as its attribute `generated`.
     """
-    config = explain_config or GradELLMConfig()
+    config = _checked(explain_config)
     inner = unwrap(model)
     layers = explained_layers(inner, config)
     options = _Options(inner, inputs, generate_kwargs)
     with record_prompt(inner, options.prompt_length) as recording:
-        generated = model.generate(inputs, **options.generate_kwargs)
+        returned = model.generate(inputs, **options.generate_kwargs)
+    generated = {"sequences": returned} if isinstance(returned, Tensor) else dict(returned)
     cache = generated.get("past_key_values")
     if not options.returns_dict:
-        generated.past_key_values = None
+        generated.pop("past_key_values", None)
+    del returned
     try:
-        sequences = _from_recording(generated.sequences, recording, options)
+        sequences = _from_recording(generated["sequences"], recording, options)
         row_indices = _prompt_rows(sequences.token_ids.shape[0], recording.rows, options.returned_per_prompt)
         with torch.inference_mode(False):
             prompt = prompt_cache(cache, options.prompt_length - 1, row_indices)
@@ -64,9 +67,9 @@ def explain_generate(
                 "that has moved on, or a quantised or offloaded cache). Pass the token ids of the whole prompt."
             )
         heatmaps = _explain(inner, sequences, config, layers, prompt)
-        return _output(inner, sequences, config, heatmaps, dict(generated))
+        return _output(inner, sequences, config, heatmaps, generated)
     except BaseException as error:
-        error.generated = generated  # type: ignore[attr-defined]
+        error.generated = ModelOutput(generated)  # type: ignore[attr-defined]
         raise
 
 
@@ -94,7 +97,7 @@ def explain_sequences(
         UnsupportedArchitectureError: The model cannot be explained exactly.
         InvalidInputError: An argument or the state of the model is not usable.
     """
-    config = explain_config or GradELLMConfig()
+    config = _checked(explain_config)
     inner = unwrap(model)
     layers = explained_layers(inner, config)
     _check_sequences(inner, sequences, prompt_length, attention_mask)
@@ -111,18 +114,27 @@ def explain_sequences(
     return _output(inner, text, config, heatmaps, {"sequences": sequences})
 
 
+def _checked(config: GradELLMConfig | None) -> GradELLMConfig:
+    if config is None:
+        return GradELLMConfig()
+    if not isinstance(config, GradELLMConfig):
+        raise InvalidInputError(f"`explain_config` must be a GradELLMConfig, got {type(config).__name__}.")
+    return config
+
+
 class _Options:
     """What has to be known of a call of `generate` beside its result."""
 
     def __init__(self, model: "PreTrainedModel", inputs: Tensor | None, kwargs: dict[str, Any]):
         generation_config = kwargs.get("generation_config")
         sources = (
-            kwargs,
             vars(generation_config) if generation_config is not None else {},
             vars(model.generation_config),
         )
 
         def option(name: str, default: Any) -> Any:
+            if name in kwargs:  # None, too, is what the caller wants
+                return kwargs[name]
             return next((source[name] for source in sources if source.get(name) is not None), default)
 
         if option("cache_implementation", None) == "paged":
@@ -146,7 +158,8 @@ class _Options:
             raise InvalidInputError("The prompt is empty. Give it at least one token (a beginning-of-sequence token, say).")
         self.has_whole_prompt = embeds is not None or self.prompt_length == self.prompt_ids_length
         self.prompt_embeds = embeds
-        self.returned_per_prompt = option("num_return_sequences", 1)
+        self.attention_mask = mask
+        self.returned_per_prompt = option("num_return_sequences", 1) or 1
         self.returns_dict = bool(option("return_dict_in_generate", False))
         self.eos_token_ids = _eos_token_ids(option("eos_token_id", None))
         check_left_padding(mask, self.prompt_length)
@@ -167,17 +180,23 @@ def _from_recording(token_ids: Tensor, recording: PromptRecording, options: _Opt
     def returned_rows(x: Tensor, dim: int) -> Tensor:
         return x if rows is None or x.shape[dim] == 1 else x.index_select(dim, rows.to(x.device))
 
+    def copies(x: Tensor) -> Tensor:
+        """Of a prompt for each sequence returned for it."""
+        return x.repeat_interleave(token_ids.shape[0] // x.shape[0], dim=0)
+
     padding, embeds = recording.padding, options.prompt_embeds
-    if embeds is not None and embeds.shape[0] != token_ids.shape[0]:
-        embeds = embeds.repeat_interleave(token_ids.shape[0] // embeds.shape[0], dim=0)
+    if padding is not None:
+        padding = returned_rows(padding, 0)
+    elif options.attention_mask is not None:
+        padding = copies(options.attention_mask[:, : options.prompt_length])
     return _sequences(
         token_ids,
         options.prompt_length,
         num_steps,
         step_mask,
-        None if padding is None else returned_rows(padding, 0),
+        padding,
         {name: returned_rows(x, -2) for name, x in recording.per_position.items()},
-        prompt_embeds=embeds,
+        prompt_embeds=None if embeds is None else copies(embeds),
         forward_kwargs=recording.forward_kwargs,
         prefill_kwargs={name: returned_rows(x, 0) for name, x in recording.prefill_kwargs.items()},
     )
@@ -236,10 +255,7 @@ def _explain(
             engine = "stepwise"
         heatmaps = (replay if engine == "replay" else stepwise)(model, sequences, config, layers, cache)
     if not (heatmaps.attributions.isfinite().all() and heatmaps.target_scores.isfinite().all()):
-        raise InvalidInputError(
-            f"The explained model produced NaN or infinite values in {model.dtype}. Check its weights, or load it with a dtype "
-            "of larger range (`dtype=torch.bfloat16` or `torch.float32`)."
-        )
+        raise not_finite(model)
     return heatmaps
 
 
@@ -306,9 +322,9 @@ def _check_sequences(model: "PreTrainedModel", sequences: Any, prompt_length: in
             f"`sequences` holds token ids from {sequences.min()} to {sequences.max()}, but the model has {vocabulary} tokens."
         )
     if attention_mask is not None:
-        if attention_mask.shape not in ((rows, length), (rows, prompt_length)):
+        if not isinstance(attention_mask, Tensor) or attention_mask.shape not in ((rows, length), (rows, prompt_length)):
+            got = str(list(attention_mask.shape)) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
             raise InvalidInputError(
-                f"`attention_mask` must have shape [R, S] = {[rows, length]} or [R, P] = {[rows, prompt_length]}, got "
-                f"{list(attention_mask.shape)}."
+                f"`attention_mask` must have shape [R, S] = {[rows, length]} or [R, P] = {[rows, prompt_length]}, got {got}."
             )
         check_left_padding(attention_mask, prompt_length)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .architecture import forward_parameters
 from .errors import InvalidInputError
 from .hooks import thread_hook
 
@@ -33,14 +34,16 @@ class PromptRecording:
 
     Attributes:
         rows: Rows of those calls: batch times beams, or batch times returned sequences.
-        padding: 1 for real tokens, `[rows, P]`; None where there is no padding.
+        padding: 1 for real tokens, `[rows, P]`; None where it is not to be seen in the calls.
         per_position: Arguments with one entry a position, by name, `[..., rows or 1, P]`, where they cover the prompt.
         forward_kwargs: Arguments that every call gets.
         prefill_kwargs: Tensors that belong to the prompt as a whole.
     """
 
-    def __init__(self, prompt_length: int):
+    def __init__(self, prompt_length: int, parameters: frozenset[str]):
         self._prompt_length = prompt_length
+        self._parameters = parameters
+        self.rows = 0
         self._calls: list[dict[str, Any]] = []
         self._position = 0
 
@@ -64,7 +67,7 @@ class PromptRecording:
 
     @property
     def padding(self) -> Tensor | None:
-        mask = self._calls[-1].get("attention_mask")
+        mask = self._calls[-1].get("attention_mask") if self._calls else None
         if isinstance(mask, dict):  # one mask a kind of layer; a token that is not padding sees itself in all of them
             mask = next(iter(mask.values()))
         if mask is None or (mask.ndim == 4 and self._first_position > 0):
@@ -85,17 +88,25 @@ class PromptRecording:
 
     @property
     def forward_kwargs(self) -> dict[str, Any]:
-        return {k: v for k, v in self._calls[0].items() if k not in _OURS and v is not None and not isinstance(v, Tensor)}
+        return {name: value for name, value in self._further.items() if not isinstance(value, Tensor)}
 
     @property
     def prefill_kwargs(self) -> dict[str, Any]:
-        return {k: v for k, v in self._calls[0].items() if k not in _OURS and isinstance(v, Tensor)}
+        return {name: value for name, value in self._further.items() if isinstance(value, Tensor)}
+
+    @property
+    def _further(self) -> dict[str, Any]:
+        """What `generate` passes on without being a parameter of the model (a tokenizer, say) is left out."""
+        if not self._calls:
+            return {}
+        names = self._parameters - _OURS
+        return {name: value for name, value in self._calls[0].items() if name in names and value is not None}
 
 
 @contextmanager
 def record_prompt(model: "PreTrainedModel", prompt_length: int) -> Iterator[PromptRecording]:
     """Watches the model's forward calls of this thread until the prompt of `prompt_length` positions has been read."""
-    recording = PromptRecording(prompt_length)
+    recording = PromptRecording(prompt_length, forward_parameters(model))
 
     def watch(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if not recording.complete:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .architecture import attention_layers, calls_attention_interface
+from .architecture import attention_layers, calls_attention_interface, not_finite
 from .caches import fork_cache, is_plain
 from .configuration import GradELLMConfig
+from .errors import InvalidInputError
 from .replay import replay
 from .sequences import ExplainedSequences
 
@@ -42,6 +43,8 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
         rows = 1 if cache is None or is_plain(cache) else sequences.token_ids.shape[0]
         try:
             verdicts[key] = _check(model, sequences.head(rows, steps), cache)
+        except InvalidInputError:
+            raise
         except Exception as error:  # whatever a model does when it sees several tokens at once on a cache
             verdicts[key] = f"it cannot be replayed ({type(error).__name__}: {error})"
     return verdicts[key]
@@ -67,6 +70,8 @@ def _check(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) 
     config = GradELLMConfig(target=last_logit, positive_only=False, output_layer_attributions=True)
     layers = list(range(len(attention_layers(model))))
     heatmaps = replay(model, sequences, config, layers, fork_cache(cache, rows))
+    if not expected.isfinite().all():
+        raise not_finite(model)
     difference = (torch.cat(replayed, dim=1).float() - expected).abs().max() / expected.abs().max()
     if not difference <= _TOLERANCES.get(model.dtype, 1e-3):
         return (

@@ -1,0 +1,36 @@
+"""What all tests share: the real model, and settings of the libraries."""
+
+import logging
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before Transformers is imported: no test may need a model hub
+
+import hypothesis
+import pytest
+import torch
+import transformers
+
+from gradellm_hf.demo_model import load_smollm2
+
+torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
+transformers.utils.logging.disable_progress_bar()
+hypothesis.settings.register_profile("gradellm", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.load_profile("gradellm")
+
+
+class _FailOnDeprecation(logging.Handler):
+    """Transformers logs its deprecations instead of warning of them; here they are errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if "deprecated" in message.lower():
+            raise DeprecationWarning(message)
+
+
+logging.getLogger("transformers").addHandler(_FailOnDeprecation(level=logging.WARNING))
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """(model, tokenizer): SmolLM2-135M-Instruct in float32. Shared: a test that changes it puts it back."""
+    return load_smollm2()

@@ -1,0 +1,128 @@
+"""A model in which something besides attention carries information between tokens is noticed, and explained exactly."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
+from torch import Tensor, nn
+
+from gradellm_hf import GradELLMConfig, GradELLMWarning, explain_generate, explain_sequences, verify
+
+STEPWISE = GradELLMConfig(engine="stepwise")
+
+
+class AddChunkMean(nn.Module):
+    """Adds the mean over the positions of the same forward call: what a chunk computes depends on its size."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.inner(hidden_states) + hidden_states.cumsum(1) / torch.arange(1, hidden_states.shape[1] + 1)[:, None]
+
+
+class AddPreviousValue(nn.Module):
+    """Adds a projection of the previous position's value, taken from the cache: right in every chunk, but no attention."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.attention = attention
+        self.projection = nn.Linear(30, 48, bias=False)
+
+    def forward(self, hidden_states: Tensor, past_key_values: Any = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        output, weights = self.attention(hidden_states=hidden_states, past_key_values=past_key_values, **kwargs)
+        if past_key_values is None:
+            return output, weights
+        values = past_key_values.layers[self.attention.layer_idx].values.transpose(1, 2).flatten(2)
+        previous = F.pad(values, (0, 0, 1, 0))[:, -hidden_states.shape[1] - 1 : -1]
+        return output + self.projection(previous), weights
+
+
+def with_chunk_mean() -> nn.Module:
+    model = small_llama()
+    model.model.layers[3].mlp = AddChunkMean(model.model.layers[3].mlp)
+    return model
+
+
+def with_previous_value() -> nn.Module:
+    model = small_llama()
+    torch.manual_seed(1)
+    model.model.layers[3].self_attn = AddPreviousValue(model.model.layers[3].self_attn)
+    return model
+
+
+MIXING = {
+    "replaying several tokens at once changes its logits by .* against running one at a time": with_chunk_mean,
+    "something besides attention carries information between tokens": with_previous_value,
+}
+
+
+@pytest.mark.parametrize(("reason", "build"), MIXING.items(), ids=["changes its logits", "carries information"])
+def test_a_model_that_mixes_tokens_outside_of_attention_is_explained_stepwise(reason, build):
+    model = build()
+    with pytest.warns(GradELLMWarning, match=rf"`llama` is explained with the stepwise engine.*: {reason}"):
+        out = explain_generate(model, **padded_prompts(), max_new_tokens=5)
+    expected = explain_generate(model, **padded_prompts(), max_new_tokens=5, explain_config=STEPWISE)
+    assert torch.equal(out.sequences, expected.sequences)
+    assert torch.equal(out.attributions, expected.attributions)
+    with pytest.warns(GradELLMWarning, match=reason):  # every time
+        explain_sequences(model, random_ids(1, 9), 5)
+
+
+def test_a_convolution_that_works_in_a_cache_keeps_its_words():
+    """The mixing model of these tests writes the same with and without a cache, so only the gradient can give it away."""
+    model, ids = with_previous_value(), random_ids(2, 9)
+    with torch.no_grad():
+        first = model(ids[:, :5], use_cache=True)
+        second = model(ids[:, 5:], past_key_values=first.past_key_values)
+        whole = model(ids, use_cache=True)
+    torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), whole.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("build", MIXING.values(), ids=["changes its logits", "carries information"])
+def test_a_single_token_is_exact_without_a_check(build):
+    model, ids = build(), random_ids(2, 7)
+    out = explain_generate(model, ids, max_new_tokens=1)
+    assert_same_heatmaps(out.attributions, explain_generate(model, ids, max_new_tokens=1, explain_config=STEPWISE).attributions)
+    with pytest.warns(GradELLMWarning):
+        explain_generate(model, ids, max_new_tokens=2)
+
+
+def test_stepwise_asked_for_is_no_reason_to_warn():
+    out = explain_generate(with_previous_value(), random_ids(1, 7), max_new_tokens=4, explain_config=STEPWISE)
+    assert out.attributions.sum() > 0
+
+
+def test_a_model_is_checked_once():
+    model, ids, calls = small_llama(), random_ids(2, 9), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+
+    def forward_calls() -> int:
+        calls.clear()
+        explain_sequences(model, ids, 5)
+        return len(calls)
+
+    first, second, third = forward_calls(), forward_calls(), forward_calls()
+    assert second == third == 2  # the prompt, and the replay
+    assert first > second
+
+
+def test_another_attention_implementation_is_checked_anew():
+    model, calls = small_llama(), []
+    explain_sequences(model, random_ids(1, 9), 5)
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    model.set_attn_implementation("eager")
+    eager = explain_sequences(model, random_ids(1, 9), 5)
+    assert len(calls) > 2
+    assert_same_heatmaps(eager.attributions, explain_sequences(small_llama(), random_ids(1, 9), 5).attributions)
+
+
+def test_verify_tells_the_models_apart():
+    for attention in ("sdpa", "eager"):
+        assert verify(small_llama(attention=attention)) < 1e-5
+    assert verify(small_llama(dtype=torch.float64)) < 1e-6
+    for build in MIXING.values():
+        assert verify(build()) > 1e-2
