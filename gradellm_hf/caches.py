@@ -63,6 +63,14 @@ def is_plain(cache: Any) -> bool:
     return type(cache) is DynamicCache and all(type(layer) in plain_layers for layer in cache.layers)
 
 
+def key_lengths(cache: Any, num_positions: int) -> dict[int, int]:
+    """How many keys the layers of a cache will have for a call with `num_positions` more positions, where they keep keys."""
+    from transformers.cache_utils import CacheLayerMixin
+
+    layers = getattr(cache, "layers", ())
+    return {i: x.get_mask_sizes(num_positions)[0] for i, x in enumerate(layers) if isinstance(x, CacheLayerMixin)}
+
+
 def detach_cache(cache: Any) -> None:
     """Makes everything in the cache a constant for what follows."""
     for layer in getattr(cache, "layers", ()):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .architecture import attention_layers, vocabulary_size
 from .attention import AttentionOptions, attention_handler
 from .attention_output import AttentionOutputChannel
-from .caches import detach_cache, is_plain
+from .caches import detach_cache, is_plain, key_lengths
 from .configuration import GradELLMConfig
 from .errors import UnsupportedArchitectureError
 from .heatmaps import Heatmaps
@@ -49,8 +49,8 @@ class AttentionWatch(ABC):
         self.model, self.layers, self.spatial, self.record = model, layers, spatial, record
 
     @abstractmethod
-    def open(self) -> AbstractContextManager[Any]:
-        """The context of the forward pass."""
+    def open(self, cache: Any, num_positions: int) -> AbstractContextManager[Any]:
+        """The context of a forward pass over `num_positions` positions on `cache`."""
 
     @abstractmethod
     def backward(self, outputs: Any, gradient: Tensor) -> None:
@@ -68,9 +68,11 @@ class InterfaceWatch(AttentionWatch):
         super().__init__(*args)
         self._num_calls = 0
         self._mask: Callable[[], Tensor]
+        self._num_keys: dict[int, int] = {}
 
     @contextlib.contextmanager
-    def open(self) -> Any:
+    def open(self, cache: Any, num_positions: int) -> Any:
+        self._num_keys = key_lengths(cache, num_positions)
         with attention_handler(self._handle):
             yield
         if self._num_calls != (expected := len(attention_layers(self.model))):
@@ -95,6 +97,12 @@ class InterfaceWatch(AttentionWatch):
     ) -> tuple[Tensor, Tensor | None]:
         layer = self._num_calls
         self._num_calls += 1
+        expected = self._num_keys.get(getattr(module, "layer_idx", -1), key.shape[2])
+        if key.shape[2] != expected:
+            raise UnsupportedArchitectureError(
+                f"{type(module).__name__} of `{self.model.config.model_type}` attends to {key.shape[2]} keys where its cache "
+                f"has {expected} positions: some of its keys do not stand for one token each."
+            )
 
         def own() -> tuple[Tensor, Tensor | None]:
             return function(module, query, key, value, attention_mask, scaling=scaling, **keywords)
@@ -149,6 +157,7 @@ def explain_steps(
             cache = sequences.prefill(model)
         for first, last in sequences.step_chunks(chunk_size):
             begin, end = sequences.prompt_length - 1 + first, sequences.prompt_length - 1 + last
+            begin = 0 if watch_type.whole_prefix else begin
             steps = slice(first, last)
             scale: Tensor
 
@@ -159,8 +168,7 @@ def explain_steps(
             if channel:
                 channel.open_chunk(watch.visible, record)
             with _mutable(cache):
-                with torch.no_grad(), watch.open():
-                    begin = 0 if watch.whole_prefix else begin
+                with torch.no_grad(), watch.open(cache, end - begin):
                     outputs = sequences.forward(model, begin, end, cache, **watch.forward_kwargs)
                 logits = outputs.logits[:, first - last :]
                 ids, mask = (x[:, steps].to(logits.device) for x in (sequences.generated_ids, sequences.step_mask))

@@ -35,7 +35,7 @@ class ProjectionWatch(AttentionWatch):
         self._head_outputs: dict[int, Tensor] = {}
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
+    def open(self, cache: Any, num_positions: int) -> Iterator[None]:
         adapter, modules = find_adapter(self.model), attention_layers(self.model)
         with contextlib.ExitStack() as stack:
             stack.enter_context(attention_implementation(self.model, "eager"))  # others do not return their weights
@@ -88,14 +88,14 @@ class PrefixProjectionWatch(ProjectionWatch):
         self._value_states: dict[int, Tensor] = {}
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
+    def open(self, cache: Any, num_positions: int) -> Iterator[None]:
         adapter, modules = find_adapter(self.model), attention_layers(self.model)
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
                 for projection, by_name in adapter.projections(modules[layer]):
                     handle = projection.register_forward_hook(thread_hook(self._keep_values(layer, by_name)))
                     stack.callback(handle.remove)
-            stack.enter_context(super().open())
+            stack.enter_context(super().open(cache, num_positions))
             yield
 
     def _keep_values(self, layer: int, by_name: Callable[[Tensor], dict[str, Tensor]]) -> Callable:

@@ -1,0 +1,194 @@
+"""`python -m benchmarks.run`: measures speed and memory on SmolLM2-135M-Instruct and writes RESULTS.md next to this file."""
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+import gradellm_hf
+from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences
+from gradellm_hf.demo_model import load_smollm2
+
+from .per_step_loop import explain_step
+
+_HEADER = """# Results
+
+Written by `make bench` on {date}: gradellm_hf {version}, torch {torch}, Transformers {transformers}, Python {python}, {machine},
+{threads} threads. SmolLM2-135M-Instruct in float32, one prompt of random tokens, greedy. Times are ratios of runs that alternate in
+one process, medians of {repetitions}, after a warm-up; in brackets the smallest and the largest.
+
+| what | measured | target |
+|---|---|---|
+"""
+
+_FOOTER = """
+How the figures are taken:
+
+- `explain_generate / generate`: both called with the same arguments, one after the other.
+- The explanation alone: `explain_generate` minus `generate`, over the time of `generate`.
+- The per-step loop (`benchmarks/per_step_loop.py`) runs the whole prefix forward and backward for every token, all layers; it is timed
+  at {loop_steps} steps spread over the generation, and their mean is multiplied by `N`. Compared is the explanation alone
+  (`explain_sequences` on the generated text, which reads the prompt again) with the loop alone.
+- Peak memory: the peak resident memory of a process that explains minus that of one that only generates.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("RESULTS.md"))
+    options = parser.parse_args()
+    transformers.utils.logging.disable_progress_bar()
+    model, _ = load_smollm2()
+    rows = [
+        *ratio_rows(model, 128, 64, options.repetitions),
+        *ratio_rows(model, 512, 128, options.repetitions),
+        *growth_rows(model, options.repetitions),
+        loop_row(512, 128),
+        memory_row(4096, 64),
+        import_row(),
+    ]
+    header = _HEADER.format(
+        date=datetime.date.today(),
+        version=gradellm_hf.__version__,
+        torch=torch.__version__,
+        transformers=transformers.__version__,
+        python=platform.python_version(),
+        machine=_machine(),
+        threads=torch.get_num_threads(),
+        repetitions=options.repetitions,
+    )
+    table = "\n".join(f"| {what} | {measured} | {target} |" for what, measured, target in rows)
+    options.output.write_text(header + table + "\n" + _FOOTER.format(loop_steps=_LOOP_STEPS), encoding="utf-8")
+    print(f"\nWritten to {options.output}")
+
+
+Row = tuple[str, str, str]
+_LOOP_STEPS = 6
+_CONFIGS = {"all layers": GradELLMConfig(), "last layer": GradELLMConfig(layers=1)}
+_RATIO_TARGETS = {(128, "all layers"): "<= 1.12", (128, "last layer"): "<= 1.07", (512, "all layers"): "<= 1.12"}
+
+
+def ratio_rows(model: Any, prompt_length: int, num_steps: int, repetitions: int) -> list[Row]:
+    generate, explainers = _runs(model, prompt_length, num_steps)
+    ratios: dict[str, list[float]] = {name: [] for name in explainers}
+    for _ in range(repetitions):
+        for name, explain in explainers.items():
+            ratios[name].append(1 / (_seconds(generate) / _seconds(explain)))
+    return [
+        _row(
+            f"`explain_generate / generate`, P={prompt_length}, N={num_steps}, {name}",
+            _median(values),
+            _RATIO_TARGETS.get((prompt_length, name), ""),
+        )
+        for name, values in ratios.items()
+    ]
+
+
+def growth_rows(model: Any, repetitions: int) -> list[Row]:
+    """The explanation alone, in ms a generated token, as N and P grow."""
+
+    def milliseconds(prompt_length: int, num_steps: int) -> str:
+        generate, explainers = _runs(model, prompt_length, num_steps)
+        explain = explainers["all layers"]
+        differences = [_seconds(explain) - _seconds(generate) for _ in range(max(3, repetitions // 2))]
+        return f"{1000 * statistics.median(differences) / num_steps:.1f}"
+
+    by_steps = ", ".join(f"N={n}: {milliseconds(512, n)}" for n in (32, 64, 128))
+    by_prompt = ", ".join(f"P={p}: {milliseconds(p, 32)}" for p in (512, 1024, 2048, 4096))
+    return [
+        _row("explanation alone, ms a token, P=512", by_steps, "constant: linear in N"),
+        _row("explanation alone, ms a token, N=32", by_prompt, "a constant plus a term linear in P"),
+    ]
+
+
+def loop_row(prompt_length: int, num_steps: int) -> Row:
+    model, _ = load_smollm2(attn_implementation="eager")
+    fast, _ = load_smollm2()
+    token_ids = fast.generate(_prompt(prompt_length), **_length(num_steps))
+    explain_sequences(fast, token_ids[:, : prompt_length + 2], prompt_length)
+    ours = statistics.median(_seconds(lambda: explain_sequences(fast, token_ids, prompt_length)) for _ in range(3))
+    positions = torch.linspace(prompt_length - 1, prompt_length + num_steps - 2, _LOOP_STEPS).long().tolist()
+    loop = num_steps * statistics.mean(_seconds(lambda p=p: explain_step(model, token_ids, p)) for p in positions)
+    heatmap = explain_sequences(fast, token_ids, prompt_length).attributions[0, -1, :-1]
+    agreement = (heatmap - explain_step(model, token_ids, prompt_length + num_steps - 2)).abs().max() / heatmap.max()
+    return _row(
+        f"speed against the per-step loop, P={prompt_length}, N={num_steps}, all layers",
+        f"{loop / ours:.0f} times ({loop:.0f} s against {ours:.2f} s; largest difference {agreement:.0e} of the maximum)",
+        ">= 60 times",
+    )
+
+
+def memory_row(prompt_length: int, num_steps: int) -> Row:
+    def peak(what: str) -> int:
+        command = [sys.executable, "-m", "benchmarks.memory", what, str(prompt_length), str(num_steps)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+        return int(result.stdout.split()[-1])
+
+    generate, explain = peak("generate"), peak("explain")
+    return _row(
+        f"extra peak memory over `generate`, P={prompt_length}, N={num_steps}, all layers",
+        f"{(explain - generate) / 2**30:.2f} GiB (generate: {generate / 2**30:.2f} GiB)",
+        "<= 0.75 GiB",
+    )
+
+
+def import_row() -> Row:
+    code = "import time, torch, transformers; s = time.perf_counter(); import gradellm_hf; print(time.perf_counter() - s)"
+    seconds = [float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(3)]
+    return _row("`import gradellm_hf` over `import torch, transformers`", f"{statistics.median(seconds):.2f} s", "<= 0.3 s")
+
+
+def _runs(model: Any, prompt_length: int, num_steps: int) -> tuple[Callable[[], Any], dict[str, Callable[[], Any]]]:
+    prompt, length = _prompt(prompt_length), _length(num_steps)
+
+    def explainer(config: GradELLMConfig) -> Callable[[], Any]:
+        return lambda: explain_generate(model, prompt, explain_config=config, **length)
+
+    explainers = {name: explainer(config) for name, config in _CONFIGS.items()}
+    for run in explainers.values():
+        run()
+    return lambda: model.generate(prompt, **length), explainers
+
+
+def _prompt(length: int) -> torch.Tensor:
+    return torch.randint(100, 40000, (1, length), generator=torch.Generator().manual_seed(0))
+
+
+def _length(num_steps: int) -> dict[str, Any]:
+    return {"max_new_tokens": num_steps, "min_new_tokens": num_steps, "do_sample": False}
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _median(values: list[float]) -> str:
+    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def _row(what: str, measured: str, target: str) -> Row:
+    print(f"{what}: {measured}  [{target}]", flush=True)
+    return what, measured, target
+
+
+def _machine() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores" if cpuinfo.exists() else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

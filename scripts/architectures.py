@@ -1,0 +1,98 @@
+"""Writes docs/architectures.md: every type of causal language model that Transformers registers, tried out.
+
+`python -m scripts.architectures`, about two minutes on one core.
+"""
+
+import logging
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import transformers
+from transformers.utils import logging as transformers_logging
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from architectures.registered_types import decoder_only_types, registered_types, why_not_decoder_only  # noqa: E402
+from architectures.survey import PROMPT, STEPS, Outcome, default_outcome, has_attention, is_causal, keys_are_tokens  # noqa: E402
+
+PAGE = """\
+# Architectures
+
+Every decoder-only text architecture that Transformers {version} registers for `AutoModelForCausalLM`, each tried out by
+`python -m scripts.architectures`. A tiny model with random weights in float64, with a layer of each kind that the
+architecture has, explains {steps} tokens after a prompt of {prompt}; all layers are compared with a reference that shares
+no code with the package and runs one forward and one backward pass of the model's own eager attention a token.
+
+**{exact} of the {softmax} types with softmax attention are explained exactly**, {replay} of them with the replay engine.
+
+- *Engine*: what `explain_generate` uses without being told. A model of your own is checked once before it is replayed.
+- *Error*: the largest difference from the reference, over the largest score.
+
+| type | engine | error | note |
+|---|---|---|---|
+{rows}
+
+## Not in the table
+
+{excluded}
+"""
+
+
+def main() -> None:
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    types = decoder_only_types()
+    outcomes = {model_type: default_outcome(model_type) for model_type in types}
+    softmax = [outcomes[model_type] for model_type in types if is_causal(model_type) and has_attention(model_type)]
+    page = PAGE.format(
+        version=transformers.__version__,
+        steps=STEPS,
+        prompt=PROMPT,
+        exact=sum(outcome.exact for outcome in softmax),
+        softmax=len(softmax),
+        replay=sum(outcome.exact and outcome.engine == "replay" for outcome in softmax),
+        rows="\n".join(row(model_type, outcome) for model_type, outcome in outcomes.items()),
+        excluded=excluded_types(),
+    )
+    path = ROOT / "docs" / "architectures.md"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(page)
+    print(f"{path.relative_to(ROOT)}: {sum(outcome.exact for outcome in softmax)} of {len(softmax)} exact")
+
+
+def row(model_type: str, outcome: Outcome) -> str:
+    error = "" if outcome.error is None else f"{outcome.error:.0e}"
+    return f"| `{model_type}` | {outcome.engine} | {error} | {reason(model_type, outcome)} |"
+
+
+def reason(model_type: str, outcome: Outcome) -> str:
+    """The cause in a message that is written for the user of one model."""
+    if outcome.engine == "refused" and not is_causal(model_type):
+        return "tokens see later tokens, as its default configuration makes it"
+    if outcome.engine == "refused" and not has_attention(model_type):
+        return "no softmax attention"
+    if outcome.engine == "refused" and not keys_are_tokens(model_type):
+        return "attends to keys that stand for several tokens"
+    text = outcome.note.split("exact but slow: ")[-1].replace("\n", " ").replace("|", "\\|").strip()
+    return text.removesuffix(".") if outcome.exact else text
+
+
+def excluded_types() -> str:
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for model_type in registered_types():
+        if (why := why_not_decoder_only(model_type)) is not None:
+            by_reason[why.split(" (")[0].split(" `")[0] if "composite" in why or "name" in why else why].append(model_type)
+    titles = {
+        "encoder-decoder": "Encoder-decoder models",
+        "composite of models": "Composites of models; where the text part is registered as a type, that is in the table",
+        "another name of": "Second names of a type in the table",
+        "encoder, unless `is_decoder` is set": "Encoders, unless `is_decoder` is set",
+    }
+    return "\n".join(
+        f"- {titles[why]}: {', '.join(f'`{model_type}`' for model_type in names)}." for why, names in sorted(by_reason.items())
+    )
+
+
+if __name__ == "__main__":
+    main()
