@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from .architecture import explainable, explained_layers, not_finite, unwrap, vocabulary_size
+from .architecture import attention_layers, explainable, explained_layers, not_finite, unwrap, vocabulary_size
 from .caches import prompt_cache
 from .configuration import GradELLMConfig
 from .errors import GradELLMWarning, InvalidInputError
@@ -61,6 +61,11 @@ def explain_generate(
         with torch.inference_mode(False):
             prompt = prompt_cache(cache, options.prompt_length - 1, row_indices)
         del cache
+        if prompt is None and recording.prefill_kwargs and row_indices is not None:
+            raise InvalidInputError(
+                f"{sorted(recording.prefill_kwargs)} with beam search cannot be read again, and the cache that `generate` left "
+                "has dropped a part of the prompt (a sliding window that has moved on). Use `num_beams=1`."
+            )
         if prompt is None and not options.has_whole_prompt:
             raise InvalidInputError(
                 "The start of the prompt is only in `past_key_values`, in a form that cannot be read back (a sliding window "
@@ -198,7 +203,7 @@ def _from_recording(token_ids: Tensor, recording: PromptRecording, options: _Opt
         {name: returned_rows(x, -2) for name, x in recording.per_position.items()},
         prompt_embeds=None if embeds is None else copies(embeds),
         forward_kwargs=recording.forward_kwargs,
-        prefill_kwargs={name: returned_rows(x, 0) for name, x in recording.prefill_kwargs.items()},
+        prefill_kwargs=recording.prefill_kwargs,
     )
 
 
@@ -222,8 +227,12 @@ def _sequences(
             per_position["position_ids"] = (real.cumsum(-1) - 1).masked_fill(real == 0, 0)
         ahead = torch.arange(1, num_steps + 1, device=token_ids.device)
         for name, known in per_position.items():
-            last = known[..., -1:].expand(*known.shape[:-1], num_steps)
-            per_position[name] = torch.cat([known, last + ahead.to(known) if name == "position_ids" else last], dim=-1)
+            generated = known[..., -1:].expand(*known.shape[:-1], num_steps)
+            if name == "position_ids":
+                generated = generated + ahead.to(known)
+            elif name == "mm_token_type_ids":
+                generated = torch.zeros_like(generated)  # generated tokens are text
+            per_position[name] = torch.cat([known, generated], dim=-1)
         if padding is not None:
             ones = padding.new_ones(padding.shape[0], num_steps)
             padding = torch.cat([padding, ones], dim=-1)
@@ -281,10 +290,27 @@ def _output(
         token_probabilities=heatmaps.token_probabilities.float(),
         layer_attributions=None if by_layer is None else by_layer.float(),
         prompt_mask=prompt_mask,
+        image_mask=_image_mask(model, sequences),
         layers=heatmaps.layers,
+        layer_names=_layer_names(model, heatmaps.layers),
         explain_config=config,
         model_name=getattr(model.config, "name_or_path", "") or type(model).__name__,
     )
+
+
+def _layer_names(model: "PreTrainedModel", layers: list[int]) -> list[str]:
+    names = {id(module): name for name, module in model.named_modules()}
+    modules = attention_layers(model)
+    return [names[id(modules[layer])] for layer in layers]
+
+
+def _image_mask(model: "PreTrainedModel", sequences: ExplainedSequences) -> Tensor | None:
+    """Which prompt positions hold an image, `[R, P]`; None for models without images and prompts without ids."""
+    ids = {getattr(model.config, name, None) for name in ("image_token_id", "image_token_index")} - {None}
+    if not ids or sequences.token_ids.shape[1] != sequences.length:
+        return None
+    prompt_ids = sequences.token_ids[:, : sequences.prompt_length]
+    return torch.isin(prompt_ids, torch.tensor(sorted(ids), device=prompt_ids.device))
 
 
 def _prompt_rows(num_rows: int, num_recorded: int, returned_per_prompt: int) -> Tensor | None:

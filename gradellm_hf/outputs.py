@@ -23,6 +23,7 @@ _TENSORS = (
     "token_probabilities",
     "layer_attributions",
     "prompt_mask",
+    "image_mask",
 )
 
 
@@ -49,7 +50,10 @@ class ExplainGenerateOutput(ModelOutput):
         layer_attributions (`torch.FloatTensor` of shape `(R, len(layers), N, S)`, *optional*, returned when
             `output_layer_attributions=True`): The heatmap of each explained layer.
         prompt_mask (`torch.BoolTensor` of shape `(R, P)`): False for padding.
-        layers (`list[int]`): The explained layers.
+        image_mask (`torch.BoolTensor` of shape `(R, P)`, *optional*, for models that read images):
+            True where a prompt position holds (a patch of) an image.
+        layers (`list[int]`): The explained layers, as indices of the model's attention layers.
+        layer_names (`list[str]`): The names of their modules: in a hybrid model not every decoder layer has attention.
         explain_config (`GradELLMConfig`): How it was explained. None after loading a file made with a callable target.
         model_name (`str`): `config.name_or_path` of the model, or its class.
         tokens (`list[list[str]]` of `R` lists of length `S`, *optional*): Set by `load` where the file holds tokens.
@@ -65,7 +69,9 @@ class ExplainGenerateOutput(ModelOutput):
     token_probabilities: torch.Tensor | None = None
     layer_attributions: torch.Tensor | None = None
     prompt_mask: torch.Tensor | None = None
+    image_mask: torch.Tensor | None = None
     layers: list[int] | None = None
+    layer_names: list[str] | None = None
     explain_config: GradELLMConfig | None = None
     model_name: str | None = None
     tokens: list[list[str]] | None = None
@@ -93,6 +99,7 @@ class ExplainGenerateOutput(ModelOutput):
             "format_version": FORMAT_VERSION,
             "prompt_length": self.prompt_length,
             "layers": self.layers,
+            "layer_names": self.layer_names,
             "model_name": self.model_name,
             "config": None if self.explain_config is None else self.explain_config.to_dict(),
             "tokens": tokens,
@@ -137,6 +144,7 @@ class ExplainGenerateOutput(ModelOutput):
             **tensors,
             prompt_length=metadata["prompt_length"],
             layers=metadata["layers"],
+            layer_names=metadata["layer_names"],
             model_name=metadata["model_name"],
             explain_config=None if config is None else GradELLMConfig.from_dict(config),
             tokens=metadata["tokens"],

@@ -14,7 +14,7 @@ from .hooks import thread_hook
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PER_POSITION = ("position_ids", "token_type_ids")
+_PER_POSITION = ("position_ids", "token_type_ids", "mm_token_type_ids")
 _OURS = {
     "input_ids",
     "inputs_embeds",
@@ -37,7 +37,7 @@ class PromptRecording:
         padding: 1 for real tokens, `[rows, P]`; None where it is not to be seen in the calls.
         per_position: Arguments with one entry a position, by name, `[..., rows or 1, P]`, where they cover the prompt.
         forward_kwargs: Arguments that every call gets.
-        prefill_kwargs: Tensors that belong to the prompt as a whole.
+        prefill_kwargs: Arguments that belong to the prompt as a whole, such as images.
     """
 
     def __init__(self, prompt_length: int, parameters: frozenset[str]):
@@ -88,19 +88,24 @@ class PromptRecording:
 
     @property
     def forward_kwargs(self) -> dict[str, Any]:
-        return {name: value for name, value in self._further.items() if not isinstance(value, Tensor)}
+        """What `generate` passes on without being a parameter of the model (a tokenizer, say) is left out."""
+        return {k: v for k, v in self._further.items() if k in self._parameters and not _belongs_to_prompt(k, v)}
 
     @property
     def prefill_kwargs(self) -> dict[str, Any]:
-        return {name: value for name, value in self._further.items() if isinstance(value, Tensor)}
+        return {name: value for name, value in self._further.items() if _belongs_to_prompt(name, value)}
 
     @property
     def _further(self) -> dict[str, Any]:
-        """What `generate` passes on without being a parameter of the model (a tokenizer, say) is left out."""
-        if not self._calls:
-            return {}
-        names = self._parameters - _OURS
-        return {name: value for name, value in self._calls[0].items() if name in names and value is not None}
+        arguments = self._calls[0] if self._calls else {}
+        return {name: value for name, value in arguments.items() if name not in _OURS and value is not None}
+
+
+def _belongs_to_prompt(name: str, value: Any) -> bool:
+    """Images, sound and the like: `generate` passes them on with the prompt only."""
+    from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
+
+    return isinstance(value, Tensor) or name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
 
 
 @contextmanager

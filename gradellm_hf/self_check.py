@@ -34,6 +34,8 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
     """
     if not calls_attention_interface(model):
         return "it does not look up its attention function in Transformers' AttentionInterface"
+    if _rope_depends_on_length(model, sequences.length):
+        return "its rotary position embedding depends on the length of a call, so several tokens at once are not what it wrote"
     verdicts = _verdicts.setdefault(model, {})
     key = (model.config._attn_implementation, model.dtype)
     if key not in verdicts:
@@ -48,6 +50,16 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
         except Exception as error:  # whatever a model does when it sees several tokens at once on a cache
             verdicts[key] = f"it cannot be replayed ({type(error).__name__}: {error})"
     return verdicts[key]
+
+
+def _rope_depends_on_length(model: "PreTrainedModel", length: int) -> bool:
+    """Whether a sequence is long enough for a dynamic rotary embedding to change its frequencies."""
+    config = model.config.get_text_config(decoder=True)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for rope in (parameters, *parameters.values()):  # one for all layers, or one a kind of layer
+        if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
+            return length > (rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+    return False
 
 
 def _check(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) -> str | None:

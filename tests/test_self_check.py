@@ -1,5 +1,6 @@
 """A model in which something besides attention carries information between tokens is noticed, and explained exactly."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -126,3 +127,17 @@ def test_verify_tells_the_models_apart():
     assert verify(small_llama(dtype=torch.float64)) < 1e-6
     for build in MIXING.values():
         assert verify(build()) > 1e-2
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "default"])
+def test_a_rotary_embedding_that_depends_on_the_length_of_a_call_is_followed_step_by_step(rope_type):
+    rope = {"rope_type": rope_type, "factor": 2.0, "rope_theta": 10000.0}
+    model = small_llama(max_position_embeddings=12, rope_parameters=rope)
+    expectation = pytest.warns(GradELLMWarning, match="depends on the length") if rope_type == "dynamic" else nullcontext()
+    with expectation:
+        out = explain_generate(
+            model, random_ids(1, 10), max_new_tokens=6, return_dict_in_generate=True, output_logits=True, eos_token_id=None
+        )
+    written = torch.stack(out.logits, dim=1).gather(-1, out.sequences[:, 10:, None])[..., 0]
+    torch.testing.assert_close(out.target_scores, written)
+    explain_generate(model, random_ids(1, 5), max_new_tokens=4)  # short enough: replayed without a warning
