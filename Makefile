@@ -9,7 +9,7 @@ BIN := $(VENV)/bin/python
 READY := $(VENV)/ready
 INSTALL := $(BIN) -m pip --disable-pip-version-check install -qq
 
-.PHONY: demo test lint bench environment
+.PHONY: demo test lint bench architectures environment
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -25,6 +25,10 @@ lint: $(READY)
 
 bench: $(READY)
 	@$(BIN) -m benchmarks.run
+
+# docs/architectures.md, from a real run.
+architectures: $(READY)
+	@$(BIN) -m scripts.architectures
 
 environment: $(READY)
 

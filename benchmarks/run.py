@@ -23,9 +23,9 @@ from .per_step_loop import explain_step
 
 _HEADER = """# Results
 
-Written by `make bench` on {date}: gradellm_hf {version}, torch {torch}, Transformers {transformers}, Python {python}, {machine},
-{threads} threads. SmolLM2-135M-Instruct in float32, one prompt of random tokens, greedy. Times are ratios of runs that alternate in
-one process, medians of {repetitions}, after a warm-up; in brackets the smallest and the largest.
+Written by `make bench` on {date}: gradellm_hf {version}, torch {torch}, Transformers {transformers}, Python {python},
+{machine}, {threads} threads. SmolLM2-135M-Instruct in float32, one prompt of random tokens, greedy. Times are ratios of runs that
+alternate in one process: medians of {repetitions} after a warm-up, in brackets the smallest and the largest.
 
 | what | measured | target |
 |---|---|---|
@@ -35,10 +35,10 @@ _FOOTER = """
 How the figures are taken:
 
 - `explain_generate / generate`: both called with the same arguments, one after the other.
-- The explanation alone: `explain_generate` minus `generate`, over the time of `generate`.
-- The per-step loop (`benchmarks/per_step_loop.py`) runs the whole prefix forward and backward for every token, all layers; it is timed
-  at {loop_steps} steps spread over the generation, and their mean is multiplied by `N`. Compared is the explanation alone
-  (`explain_sequences` on the generated text, which reads the prompt again) with the loop alone.
+- The explanation alone: `explain_generate` minus `generate`.
+- The per-step loop (`benchmarks/per_step_loop.py`) runs the whole prefix forward and backward for every token, all layers; it is
+  timed at {loop_steps} steps spread over the generation, and their mean is multiplied by `N`. It is compared with
+  `explain_sequences` on the same text, which reads the prompt again.
 - Peak memory: the peak resident memory of a process that explains minus that of one that only generates.
 """
 
@@ -84,7 +84,8 @@ def ratio_rows(model: Any, prompt_length: int, num_steps: int, repetitions: int)
     ratios: dict[str, list[float]] = {name: [] for name in explainers}
     for _ in range(repetitions):
         for name, explain in explainers.items():
-            ratios[name].append(1 / (_seconds(generate) / _seconds(explain)))
+            seconds = _seconds(generate)
+            ratios[name].append(_seconds(explain) / seconds)
     return [
         _row(
             f"`explain_generate / generate`, P={prompt_length}, N={num_steps}, {name}",

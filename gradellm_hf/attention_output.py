@@ -38,12 +38,20 @@ class AttentionOutputChannel:
         self._mask: Callable[[], Tensor] | None = None
         self._record: Callable[[int, Tensor], None] | None = None
 
-    def open_chunk(self, mask: Callable[[], Tensor], record: Callable[[int, Tensor], None]) -> None:
-        """From here on, backward passes call `record(layer, heatmap [R, N, T])` for the queries of the last forward.
+    def open_chunk(
+        self, num_steps: int, mask: Callable[[], Tensor], record: Callable[[int, Tensor], None], *, whole_prefix: bool
+    ) -> None:
+        """From here on, backward passes call `record(layer, heatmap [R, N, T])` for the last queries of the last forward.
 
-        `mask()` is the attention mask of the layer that is running, `[R or 1, H or 1, N, T]`.
+        Args:
+            num_steps: `N`.
+            mask: Gives the attention mask of the layer that is running, `[R or 1, H or 1, queries, T]`.
+            record: Takes the heatmaps.
+            whole_prefix: Whether the forward pass starts at the first position again.
         """
-        self._mask, self._record = mask, record
+        self._num_steps, self._mask, self._record = num_steps, mask, record
+        if whole_prefix:
+            self._states = {layer: {} for layer in self._modules}
 
     def __enter__(self) -> "AttentionOutputChannel":
         try:
@@ -85,14 +93,25 @@ class AttentionOutputChannel:
                 return
             attention_output = output[0] if isinstance(output, tuple) else output
             query, key, value = (self._states[layer][name] for name in ("query", "key", "value"))
-            visible = visible_keys(self._mask())[:, 0]
+            last = slice(-self._num_steps, None)
+            self._check_widths(module, attention_output, query, key, value)
+            visible, query = visible_keys(self._mask())[:, 0, last], query[:, last]
             precision = torch.promote_types(query.dtype, torch.float32)
             query, key, value = (x.to(precision) for x in (query, *(x[:, -visible.shape[-1] :] for x in (key, value))))
 
             def differentiate(gradient: Tensor) -> None:
-                heatmap = flattened_layer_heatmap(gradient.to(precision), query, key, value, visible, self._spatial)
+                heatmap = flattened_layer_heatmap(gradient[:, last].to(precision), query, key, value, visible, self._spatial)
                 self._record(layer, heatmap)  # type: ignore[misc]
 
             attention_output.register_hook(differentiate)
 
         return hook
+
+    def _check_widths(self, module: nn.Module, output: Tensor, query: Tensor, key: Tensor, value: Tensor) -> None:
+        widths = {name: x.shape[-1] for name, x in (("query", query), ("key", key), ("value", value))}
+        if widths["query"] != output.shape[-1] or any(widths["query"] % width for width in widths.values()):
+            raise UnsupportedArchitectureError(
+                '`channel="attention_output"` multiplies the gradient at the attention output with the values of all heads, '
+                f"so H * D must equal E; {type(module).__name__} has an output of {output.shape[-1]} channels, and "
+                f'projections of {widths}. Use `channel="heads"`.'
+            )

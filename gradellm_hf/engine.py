@@ -166,7 +166,7 @@ def explain_steps(
 
             watch = watch_type(model, layers, None if channel else config.spatial, record)
             if channel:
-                channel.open_chunk(watch.visible, record)
+                channel.open_chunk(last - first, watch.visible, record, whole_prefix=watch.whole_prefix)
             with _mutable(cache):
                 with torch.no_grad(), watch.open(cache, end - begin):
                     outputs = sequences.forward(model, begin, end, cache, **watch.forward_kwargs)

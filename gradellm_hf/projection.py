@@ -27,11 +27,6 @@ class ProjectionWatch(AttentionWatch):
 
     def __init__(self, *args: Any):
         super().__init__(*args)
-        if self.spatial != "attention":
-            raise UnsupportedArchitectureError(
-                f"`{self.model.config.model_type}` does not call Transformers' AttentionInterface, so its queries and keys "
-                'cannot be seen. Use `spatial="attention"` and `channel="heads"`.'
-            )
         self._head_outputs: dict[int, Tensor] = {}
 
     @contextlib.contextmanager
@@ -46,7 +41,7 @@ class ProjectionWatch(AttentionWatch):
             yield
 
     def visible(self) -> Tensor:
-        raise NotImplementedError  # refused in the constructor
+        raise NotImplementedError  # `channel="attention_output"` is refused for models without the interface
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:
         kept = [self._head_outputs[layer] for layer in self.layers]

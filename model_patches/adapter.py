@@ -18,7 +18,7 @@ class ArchitectureAdapter:
         decoder_layers: Dotted path from the model with the language-modelling head to its list of decoder layers.
         attention: Dotted path from a decoder layer to its attention module.
         output_projection: Name of the output projection in the attention module.
-        query, key, value: Names of the separate projections in the attention module.
+        query, key, value: Names of the separate projections in the attention module; None where no module puts them out.
         fused: Name of the projection that computes query, key and value at once, where there is one.
         split_fused: `(its output, attention module) -> (query, key, value)`, each flattened over heads, `[R, N, C]`.
     """
@@ -29,9 +29,9 @@ class ArchitectureAdapter:
     decoder_layers: str = "model.layers"
     attention: str = "self_attn"
     output_projection: str = "o_proj"
-    query: str = "q_proj"
-    key: str = "k_proj"
-    value: str = "v_proj"
+    query: str | None = "q_proj"
+    key: str | None = "k_proj"
+    value: str | None = "v_proj"
     fused: str | None = None
     split_fused: Split | None = None
 
@@ -72,15 +72,16 @@ class ArchitectureAdapter:
         def named(name: str) -> Callable[[Tensor], dict[str, Tensor]]:
             return lambda output: {name: output}
 
-        return [(_resolve(attention, getattr(self, name)), named(name)) for name in ("query", "key", "value")]
+        paths = {"query": self.query, "key": self.key, "value": self.value}
+        if missing := [name for name, path in paths.items() if path is None]:
+            raise AttributeError(f"In {type(attention).__name__} no module puts out the {', '.join(missing)} of the heads.")
+        return [(_resolve(attention, path), named(name)) for name, path in paths.items() if path is not None]
 
 
 def _resolve(module: Any, path: str) -> Any:
     for i, name in enumerate(names := path.split(".")):
-        if not hasattr(module, name):
-            raise AttributeError(
-                f"{type(module).__name__} has no `{name}` (looked for `{path}`, got as far as `{'.'.join(names[:i])}`). "
-                + ArchitectureAdapter._advice
-            )
+        if getattr(module, name, None) is None:  # some declare a part and leave it out in some layers
+            looked_for = f" (looked for `{path}`, got as far as `{'.'.join(names[:i])}`)" if i else ""
+            raise AttributeError(f"{type(module).__name__} has no `{name}`{looked_for}. {ArchitectureAdapter._advice}")
         module = getattr(module, name)
     return module

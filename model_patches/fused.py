@@ -18,6 +18,18 @@ def head_by_head(output: Tensor, attention: nn.Module) -> tuple[Tensor, Tensor, 
     return query.flatten(-2), key.flatten(-2), value.flatten(-2)
 
 
+def group_by_group(output: Tensor, attention: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    """Group after group of heads, each with its queries, then the key and the value that they share.
+
+    How many groups there are follows from the width; the module knows `num_heads` and `head_dim`.
+    """
+    module: Any = attention
+    groups = (output.shape[-1] // module.head_dim - module.num_heads) // 2
+    grouped = output.unflatten(-1, (groups, -1, module.head_dim))
+    query, key, value = grouped[..., :-2, :], grouped[..., -2, :], grouped[..., -1, :]
+    return query.flatten(-3), key.flatten(-2), value.flatten(-2)
+
+
 def side_by_side_grouped(output: Tensor, attention: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """All queries, then fewer keys and values; the module's config knows the number of heads."""
     config: Any = attention.config

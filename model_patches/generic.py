@@ -1,5 +1,6 @@
 """For families without a file of their own: the parts are found by the names that most of them use."""
 
+import itertools
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,7 +16,8 @@ class GenericAdapter(ArchitectureAdapter):
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
         count = model.config.get_text_config(decoder=True).num_hidden_layers  # type: ignore[operator, union-attr]
-        for module in model.modules():
+        decoder = model.get_decoder()  # type: ignore[operator]
+        for module in itertools.chain(decoder.modules(), model.modules()):  # what else a model may have, such as vision, later
             if isinstance(module, nn.ModuleList) and len(module) == count:
                 return list(module)
         raise AttributeError(f"{type(model).__name__} has no list of {count} decoder layers. {self._advice}")

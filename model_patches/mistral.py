@@ -1,5 +1,5 @@
-"""Mistral: Llama's layout, with a sliding window in some versions (the masks carry it; nothing to name here)."""
+"""Mistral, Ministral and Mixtral: Llama's layout, with a sliding window in some (the masks carry it)."""
 
 from .adapter import ArchitectureAdapter
 
-ADAPTER = ArchitectureAdapter(model_types=("mistral",))
+ADAPTER = ArchitectureAdapter(model_types=("mistral", "ministral", "ministral3", "mixtral"))

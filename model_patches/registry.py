@@ -1,53 +1,81 @@
 """Which adapter describes which `config.model_type`."""
 
+import dataclasses
+import functools
+import importlib
+import pkgutil
+import warnings
 from importlib.metadata import entry_points
 from typing import Any
 
-from . import gpt2, llama, mistral, qwen
 from .adapter import ArchitectureAdapter
 from .generic import GENERIC
 
 ENTRY_POINT_GROUP = "gradellm_hf.adapters"
 
-_adapters: dict[str, ArchitectureAdapter] = {}
-_entry_points_loaded = False
+_by_hand: dict[str, ArchitectureAdapter] = {}
 
 
 def register_adapter(adapter: ArchitectureAdapter) -> None:
-    """Makes `adapter` the one for its `model_types`, in place of any registered before.
+    """Makes `adapter` the one for its `model_types`, in place of any other, built in, installed or registered before.
 
     Raises:
         TypeError: It is not an ArchitectureAdapter.
     """
-    if not isinstance(adapter, ArchitectureAdapter):
-        raise TypeError(f"Expected an ArchitectureAdapter, got {type(adapter).__name__}.")
-    for model_type in adapter.model_types:
-        _adapters[model_type] = adapter
+    _by_hand.update(_by_type(adapter))
 
 
 def registered_adapters() -> dict[str, ArchitectureAdapter]:
-    """The adapters by `model_type`: built in, from the entry-point group `gradellm_hf.adapters`, and registered by hand."""
-    _load_entry_points()
-    return dict(_adapters)
+    """The adapters by `model_type`. Those registered by hand win over those of installed packages, which win over ours."""
+    return {**_built_in(), **_installed(), **_by_hand}
 
 
 def find_adapter(model: Any) -> ArchitectureAdapter:
-    """The adapter for a model; the generic one where its family has none of its own."""
-    return registered_adapters().get(model.config.model_type, GENERIC)
+    """The adapter for a model; that of its text decoder where it reads more than text; else the generic one."""
+    adapters = registered_adapters()
+    if model.config.model_type in adapters:
+        return adapters[model.config.model_type]
+    text_type = model.config.get_text_config(decoder=True).model_type
+    return _from_outside(adapters[text_type], model) if text_type in adapters else GENERIC
 
 
-def _load_entry_points() -> None:
-    """An entry point names an ArchitectureAdapter. Adapters registered by hand win over those of the same type."""
-    global _entry_points_loaded
-    if _entry_points_loaded:
-        return
-    _entry_points_loaded = True
-    by_hand = dict(_adapters)
+def _from_outside(adapter: ArchitectureAdapter, model: Any) -> ArchitectureAdapter:
+    """The adapter of a text decoder with its path seen from the model that the decoder is a part of."""
+    decoder = model.get_decoder()
+    path = next(name for name, module in model.named_modules() if module is decoder)
+    _, _, layers = adapter.decoder_layers.partition(".")  # the first name is that of the decoder in its own model
+    return dataclasses.replace(adapter, decoder_layers=f"{path}.{layers}")
+
+
+@functools.cache
+def _built_in() -> dict[str, ArchitectureAdapter]:
+    """Every adapter that a module of this package holds: a family is added by adding its file."""
+    found: dict[str, ArchitectureAdapter] = {}
+    for module in pkgutil.iter_modules(importlib.import_module(__package__).__path__, f"{__package__}."):
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, ArchitectureAdapter):
+                found.update(_by_type(value))
+    return found
+
+
+@functools.cache
+def _installed() -> dict[str, ArchitectureAdapter]:
+    """The adapters that the entry points of installed packages name; one that fails is left out, with a warning."""
+    found: dict[str, ArchitectureAdapter] = {}
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
-        register_adapter(entry_point.load())
-    _adapters.update({t: a for t, a in by_hand.items() if a not in _BUILT_IN})
+        try:
+            found.update(_by_type(entry_point.load()))
+        except Exception as error:
+            warnings.warn(
+                f"The entry point `{entry_point.name} = {entry_point.value}` of the group `{ENTRY_POINT_GROUP}` was left "
+                f"out, as it failed with {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return found
 
 
-_BUILT_IN = (gpt2.ADAPTER, llama.ADAPTER, mistral.ADAPTER, qwen.ADAPTER)
-for _adapter in _BUILT_IN:
-    register_adapter(_adapter)
+def _by_type(adapter: ArchitectureAdapter) -> dict[str, ArchitectureAdapter]:
+    if not isinstance(adapter, ArchitectureAdapter):
+        raise TypeError(f"Expected an ArchitectureAdapter, got {type(adapter).__name__}.")
+    return dict.fromkeys(adapter.model_types, adapter)

@@ -4,13 +4,17 @@ import dataclasses
 
 import pytest
 import torch
+from architectures.tiny_configs import tiny_config
 from reference import reference_flattened_heatmaps
 from tiny_models import CONFIGURATIONS, float64_islands, random_text, tiny_model
+from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from gradellm_hf import GradELLMConfig, UnsupportedArchitectureError, explain_sequences
 from gradellm_hf.architecture import attention_layers
 from model_patches import ArchitectureAdapter, find_adapter, register_adapter, registered_adapters
 from model_patches import registry as adapter_registry
+from model_patches.generic import GENERIC
 
 DECLARED = ("llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gpt2")
 
@@ -18,8 +22,7 @@ DECLARED = ("llama", "mistral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "gpt
 @pytest.fixture
 def restored_registry(monkeypatch):
     """Registrations made in the test are undone."""
-    registered_adapters()  # so that entry points are not loaded into the copy only
-    monkeypatch.setattr(adapter_registry, "_adapters", dict(adapter_registry._adapters))
+    monkeypatch.setattr(adapter_registry, "_by_hand", dict(adapter_registry._by_hand))
 
 
 @pytest.mark.parametrize("family", DECLARED)
@@ -72,8 +75,8 @@ def test_the_fused_projection_of_gpt2_is_split_as_the_model_splits_it():
 
 
 def test_a_family_without_a_declaration_gets_the_generic_adapter_and_is_explained():
-    model = tiny_model("olmo2")
-    assert "olmo2" not in registered_adapters()
+    model = tiny_model("square_llama", model_type="arcee")
+    assert "arcee" not in registered_adapters()
     assert find_adapter(model).model_types == ()
     assert all(a is b for a, b in zip(find_adapter(model).attention_modules(model), attention_layers(model), strict=True))
     token_ids, _ = random_text(model, 1, 6, 3)
@@ -129,3 +132,60 @@ def test_half_a_fused_declaration_is_refused():
 def test_only_adapters_can_be_registered():
     with pytest.raises(TypeError, match="Expected an ArchitectureAdapter, got dict"):
         register_adapter({"model_types": ("llama",)})
+
+
+IMAGE_TEXT_TYPES = [
+    ("gemma3", "gemma3_text"),
+    ("gemma3n", "gemma3n_text"),
+    ("gemma4", "gemma4_text"),
+    ("idefics3", "llama"),
+    ("internvl", "qwen2"),
+    ("llava", "llama"),
+    ("mistral3", "mistral"),
+    ("paligemma", "gemma"),
+    ("qwen2_vl", "qwen2_vl_text"),
+    ("qwen2_5_vl", "qwen2_5_vl_text"),
+    ("qwen3_vl", "qwen3_vl_text"),
+    ("qwen3_vl_moe", "qwen3_vl_moe_text"),
+    ("smolvlm", "llama"),
+]
+
+
+def full_size_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """At its published size, without memory for its weights."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config)
+    except ImportError as error:
+        pytest.skip(f"its vision part needs what is not installed: {' '.join(str(error).split())}")
+
+
+@pytest.mark.parametrize(("model_type", "text_type"), IMAGE_TEXT_TYPES)
+def test_an_image_text_model_gets_the_adapter_of_its_text_decoder_with_the_layers_found_inside(model_type, text_type):
+    model = full_size_model(CONFIG_MAPPING[model_type]())
+    adapter, text_adapter = find_adapter(model), registered_adapters()[text_type]
+    assert adapter == dataclasses.replace(text_adapter, decoder_layers=adapter.decoder_layers)
+    declared = adapter.attention_modules(model)
+    decoder = set(model.get_decoder().modules())
+    assert len(declared) == model.config.get_text_config(decoder=True).num_hidden_layers
+    assert decoder.issuperset(declared)
+    for attention in declared:
+        assert adapter.output_projection_of(attention) in decoder
+        if not getattr(attention, "is_kv_shared_layer", False):
+            assert [module in decoder for module, _ in adapter.projections(attention)] == [True] * 3
+
+
+def test_an_image_text_model_with_a_fused_projection_in_its_decoder_is_split_as_that_decoder_is():
+    config = CONFIG_MAPPING["llava"](text_config=tiny_config("phi3"))
+    model = full_size_model(config)
+    adapter = find_adapter(model)
+    assert adapter.split_fused is registered_adapters()["phi3"].split_fused
+    assert adapter.attention_modules(model) == [layer.self_attn for layer in model.model.language_model.layers]
+
+
+def test_an_image_text_model_without_a_declared_decoder_is_searched_for_layers_in_its_decoder_first():
+    config = CONFIG_MAPPING["llava"](text_config=tiny_config("arcee"))
+    config.vision_config.num_hidden_layers = config.text_config.num_hidden_layers
+    model = full_size_model(config)
+    assert find_adapter(model) is GENERIC
+    assert GENERIC.attention_modules(model) == [layer.self_attn for layer in model.model.language_model.layers]
