@@ -24,8 +24,8 @@ from .per_step_loop import explain_step
 _HEADER = """# Results
 
 Written by `make bench` on {date}: gradellm_hf {version}, torch {torch}, Transformers {transformers}, Python {python},
-{machine}, {threads} threads. SmolLM2-135M-Instruct in float32, one prompt of random tokens, greedy. Times are ratios of runs that
-alternate in one process: medians of {repetitions} after a warm-up, in brackets the smallest and the largest.
+{machine}, {threads} threads. SmolLM2-135M-Instruct in float32, one prompt of random tokens, greedy. Times are ratios of runs
+that alternate in one process: medians of {repetitions} after a warm-up, in brackets the smallest and the largest.
 
 | what | measured | target |
 |---|---|---|
@@ -36,8 +36,8 @@ How the figures are taken:
 
 - `explain_generate / generate`: both called with the same arguments, one after the other.
 - The explanation alone: `explain_generate` minus `generate`.
-- The per-step loop (`benchmarks/per_step_loop.py`) runs the whole prefix forward and backward for every token, all layers; it is
-  timed at {loop_steps} steps spread over the generation, and their mean is multiplied by `N`. It is compared with
+- The per-step loop (`benchmarks/per_step_loop.py`) runs the whole prefix forward and backward for every token, all layers;
+  it is timed at {loop_steps} steps spread over the generation, and their mean is multiplied by `N`. It is compared with
   `explain_sequences` on the same text, which reads the prompt again.
 - Peak memory: the peak resident memory of a process that explains minus that of one that only generates.
 """

@@ -2,13 +2,14 @@
 
 import contextlib
 import inspect
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model_patches import find_adapter
 
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 ATTENTION_FREE_TYPES = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"})
 
 _layouts: "weakref.WeakKeyDictionary[PreTrainedModel, _Layout]" = weakref.WeakKeyDictionary()
+#: Relative difference of the logits between a model's own attention implementation and sdpa or eager.
+_differences: "weakref.WeakKeyDictionary[PreTrainedModel, dict[Any, float]]" = weakref.WeakKeyDictionary()
+_PLAIN_TOLERANCES = {torch.bfloat16: 1e-1, torch.float16: 2e-2}  # elsewhere 1e-3
+_PROBE_LENGTH = 64
+
+#: By config: its attention implementation before it was switched, and how many contexts have switched it.
+_switched: dict[int, tuple[str, int]] = {}
+_switch_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,11 @@ def unwrap(model: Any) -> "PreTrainedModel":
                     f"The PEFT method {inner.active_peft_config.peft_type} puts virtual tokens in front of the prompt, which "
                     "have no token to attribute to. Use an adapter that changes weights only (LoRA and its kin)."
                 )
+            if getattr(inner.active_peft_config, "alora_invocation_tokens", None):
+                raise UnsupportedArchitectureError(
+                    "An activated LoRA (`alora_invocation_tokens`) changes the weights in the middle of a prompt, only while "
+                    "`generate` runs, which the explanation cannot repeat. Use an ordinary LoRA."
+                )
             inner = inner.get_base_model()
         else:
             break
@@ -81,9 +95,10 @@ def check_model(model: "PreTrainedModel") -> None:
             f"`{model_type}` has no softmax attention, so there are no attention maps for Grad-ELLM to weigh. Use a model "
             "with attention layers."
         )
-    if model.training:
+    training = "The model" if model.training else next((name for name, m in model.named_modules() if _drops_out(m)), None)
+    if training is not None:
         raise InvalidInputError(
-            "The model is in training mode, in which dropout makes its outputs random. Call `model.eval()` first."
+            f"{training} is in training mode, in which dropout makes its outputs random. Call `model.eval()` first."
         )
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.is_inference():
@@ -91,6 +106,12 @@ def check_model(model: "PreTrainedModel") -> None:
             "The model's weights were created inside `torch.inference_mode()`, so autograd cannot work with them. Load the "
             "model outside of it; explaining inside of it is fine."
         )
+
+
+def _drops_out(module: nn.Module) -> bool:
+    """Whether a part of a model in evaluation mode was left in training mode and is random there."""
+    rate = getattr(module, "p", 0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0
+    return module.training and bool(rate or getattr(module, "attention_dropout", 0))
 
 
 def attention_layers(model: "PreTrainedModel") -> list[nn.Module]:
@@ -149,6 +170,14 @@ def _layout(model: "PreTrainedModel") -> _Layout:
     return _layouts[model]
 
 
+def _forget_if_changed(model: "PreTrainedModel") -> None:
+    """Modules may have been replaced since the layout was found."""
+    if model in _layouts:
+        present = set(map(id, model.modules()))
+        if not all((module := ref()) is not None and id(module) in present for ref in _layouts[model].modules):
+            del _layouts[model]
+
+
 def _declared_attention(model: "PreTrainedModel") -> list[nn.Module]:
     try:
         return find_adapter(model).attention_modules(model)
@@ -162,15 +191,25 @@ def _declared_attention(model: "PreTrainedModel") -> list[nn.Module]:
 def explained_layers(model: "PreTrainedModel", config: GradELLMConfig) -> list[int]:
     """Checks the model and the configuration against each other; returns the explained layers, ascending."""
     check_model(model)
+    _forget_if_changed(model)
+    if not calls_attention_interface(model) and (config.channel, config.spatial) != ("heads", "attention"):
+        raise UnsupportedArchitectureError(
+            f"`{model.config.model_type}` does not call Transformers' AttentionInterface, so its queries and keys cannot be "
+            'seen. Use `spatial="attention"` and `channel="heads"`.'
+        )
     if config.channel == "attention_output":
         _check_flattened_width(model)
     return config.layer_indices(len(attention_layers(model)))
 
 
 def _check_flattened_width(model: "PreTrainedModel") -> None:
+    """What the config tells before any text is written; the projections themselves are checked when they run."""
     text_config = model.config.get_text_config(decoder=True)
     heads, width = text_config.num_attention_heads, text_config.hidden_size
-    head_dim = getattr(text_config, "head_dim", None) or width // heads
+    try:
+        head_dim = getattr(text_config, "head_dim", None) or width // heads
+    except RuntimeError:  # it differs from layer to layer
+        return
     if heads * head_dim != width:
         raise UnsupportedArchitectureError(
             f'`channel="attention_output"` multiplies the gradient at the attention output with the values of all heads, so '
@@ -179,10 +218,11 @@ def _check_flattened_width(model: "PreTrainedModel") -> None:
         )
 
 
-def not_finite(model: "PreTrainedModel") -> InvalidInputError:
-    """The error for a model whose logits or gradients are not finite."""
+def not_finite(model: "PreTrainedModel", config: GradELLMConfig) -> InvalidInputError:
+    """The error for logits, gradients or targets that are not finite."""
+    source = "or the `target` function produced" if callable(config.target) else "produced"
     return InvalidInputError(
-        f"The explained model produced NaN or infinite values in {model.dtype}. Check its weights, or load it with a dtype "
+        f"The explained model {source} NaN or infinite values in {model.dtype}. Check its weights, or load it with a dtype "
         "of larger range (`dtype=torch.bfloat16` or `torch.float32`)."
     )
 
@@ -194,19 +234,72 @@ def input_device(model: "PreTrainedModel") -> torch.device:
 
 def vocabulary_size(model: "PreTrainedModel") -> int:
     """Number of token ids that the model can read."""
-    return int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+
+
+def placeholder_mask(
+    model: "PreTrainedModel", token_ids: Tensor, modalities: tuple[str, ...] = ("image", "video", "audio")
+) -> Tensor | None:
+    """Which tokens stand for a part of an image, a video or a sound; None for models that do not read any of it."""
+    names = (f"{modality}_token_{suffix}" for modality in modalities for suffix in ("id", "index"))
+    ids = [token_id for name in names if (token_id := getattr(model.config, name, None)) is not None]
+    return torch.isin(token_ids, torch.tensor(ids, device=token_ids.device)) if ids else None
 
 
 @contextlib.contextmanager
-def explainable(model: "PreTrainedModel") -> Iterator[None]:
-    """The context in which engines run a model: no inference mode, no compiled modules, an attention that can be watched."""
+def explainable(model: "PreTrainedModel", padded: bool = False) -> Iterator[None]:
+    """The context in which engines run a model: no inference mode, no compiled modules, an attention that can be watched.
+
+    Args:
+        padded: Whether some rows of what is to be explained are padded.
+    """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if model.config._attn_implementation not in (None, "eager", "sdpa"):  # flash or flex attention: same mathematics
-            stack.enter_context(attention_implementation(model, "sdpa"))
+        if needs_plain_attention(model):
+            check_plain_attention(model, padded)
+            stack.enter_context(attention_implementation(model, plain_attention(model)))
         yield
+
+
+def needs_plain_attention(model: "PreTrainedModel") -> bool:
+    """Whether the model, or a part of it, runs with flash, flex or a user's own attention, which cannot be watched."""
+    configs = (getattr(module, "config", None) for module in model.modules())
+    return any(getattr(config, "_attn_implementation", None) not in (None, "eager", "sdpa") for config in configs)
+
+
+def plain_attention(model: "PreTrainedModel") -> str:
+    """What computes the same: sdpa, but in models whose attention it cannot express (soft-capping, sinks)."""
+    supported = (getattr(module, "_supports_sdpa", True) for module in model.modules())
+    return "sdpa" if all(supported) else "eager"
+
+
+def check_plain_attention(model: "PreTrainedModel", padded: bool) -> None:
+    """Runs a short text with the model's own attention and with the one that it is to be explained with; once a model.
+
+    Raises:
+        UnsupportedArchitectureError: They differ by more than rounding.
+    """
+    own, plain = model.config.get_text_config(decoder=True)._attn_implementation, plain_attention(model)
+    key = (own, model.dtype, padded)
+    differences = _differences.setdefault(model, {})
+    if key not in differences:
+        length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or _PROBE_LENGTH
+        text = torch.arange(min(length, _PROBE_LENGTH), device=input_device(model))[None] % vocabulary_size(model)
+        padding = text.shape[1] // 8 if padded else 0
+        mask = (torch.arange(text.shape[1], device=text.device) >= padding).long()[None]
+        with torch.no_grad():
+            expected = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:].float()
+            with attention_implementation(model, plain):
+                actual = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:].float()
+        differences[key] = ((actual - expected).norm() / expected.norm()).item()
+    if not differences[key] <= _PLAIN_TOLERANCES.get(model.dtype, 1e-3):
+        raise UnsupportedArchitectureError(
+            f"The attention implementation `{own}` cannot be watched, and `{plain}`, with which the model would be explained "
+            f"instead, changes its logits by {differences[key]:.1e} of their size: it computes something else. Load the model "
+            f'with `attn_implementation="{plain}"`, and generate and explain with that.'
+        )
 
 
 @contextlib.contextmanager
@@ -221,11 +314,19 @@ def attention_implementation(model: "PreTrainedModel", name: str) -> Iterator[No
         config = getattr(module, "config", None)
         if hasattr(config, "_attn_implementation"):
             configs.setdefault(id(config), config)
-    before = [(config, config._attn_implementation) for config in configs.values()]
-    try:
+    with _switch_lock:
+        for key, config in configs.items():
+            before, users = _switched.get(key, (config._attn_implementation, 0))
+            _switched[key] = before, users + 1
         for config in configs.values():
             config._attn_implementation = name
+    try:
         yield
     finally:
-        for config, implementation in before:  # parents come first: they set those of their parts
-            config._attn_implementation = implementation
+        with _switch_lock:
+            for key, config in configs.items():  # parents come first: they set those of their parts
+                before, users = _switched.pop(key)
+                if users > 1:
+                    _switched[key] = before, users - 1
+                else:
+                    config._attn_implementation = before

@@ -218,50 +218,72 @@ class PositionLocalAttention(torch.autograd.Function):
 _handler: ContextVar[Callable | None] = ContextVar("gradellm_attention_handler", default=None)
 _lock = threading.Lock()
 _users = 0
+_LOOK_UPS = ("get_interface", "__getitem__")
+_inherited = object()
+_before: dict[str, Any] = {}
 
 
 @contextmanager
 def attention_handler(handler: Callable) -> Iterator[None]:
     """While open, attention calls of this thread go to `handler(model's own function, module, query, key, ...)`.
 
-    The one seam is `AttentionInterface.get_interface`, through which every Transformers model looks up its attention
-    function by name. It keeps returning the model's own function to everybody else: other threads, other contexts. Masks
-    and everything else that depends on the name of the implementation stay what they are in a normal forward.
+    The one seam is how a model looks up its attention function by name in an `AttentionInterface`: every Transformers model
+    by `get_interface`, models written for its earlier versions by `[name]`. Both keep returning the model's own function to
+    everybody else: other threads, other contexts, and that function itself, should it call another one of them. Masks and
+    everything else that depends on the name of the implementation stay what they are in a normal forward.
     """
     token = _handler.set(handler)
-    _install()
     try:
-        yield
+        with _installed():
+            yield
     finally:
-        _uninstall()
         _handler.reset(token)
 
 
-def _install() -> None:
+@contextmanager
+def _installed() -> Iterator[None]:
+    """The look-ups of every AttentionInterface go through `_handled` while anybody is in here."""
     global _users
     from transformers.modeling_utils import AttentionInterface
 
-    with _lock:
-        if _users == 0:
-            AttentionInterface.get_interface = _with_handler(AttentionInterface.get_interface)  # type: ignore[method-assign]
-        _users += 1
+    try:
+        with _lock:
+            _users += 1
+            if _users == 1:
+                for name in _LOOK_UPS:
+                    _before[name] = vars(AttentionInterface).get(name, _inherited)
+                    setattr(AttentionInterface, name, _handled(getattr(AttentionInterface, name)))
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            while _users == 0 and _before:
+                name, method = _before.popitem()
+                if method is _inherited:
+                    delattr(AttentionInterface, name)
+                else:
+                    setattr(AttentionInterface, name, method)
 
 
-def _uninstall() -> None:
-    global _users
-    from transformers.modeling_utils import AttentionInterface
-
-    with _lock:
-        _users -= 1
-        if _users == 0:
-            AttentionInterface.get_interface = AttentionInterface.get_interface.__wrapped__  # type: ignore[method-assign, attr-defined]
+class _Handled(functools.partial):
+    """A model's own attention function on its way to the handler."""
 
 
-def _with_handler(get_interface: Callable) -> Callable:
-    @functools.wraps(get_interface)
-    def get_handled_interface(self: Any, attn_implementation: str, default: Callable) -> Callable:
-        function = get_interface(self, attn_implementation, default)
+def _handled(look_up: Callable) -> Callable:
+    @functools.wraps(look_up)
+    def look_up_handled(*args: Any, **kwargs: Any) -> Callable:
+        function = look_up(*args, **kwargs)  # `get_interface` looks up by `[name]`, which has been here already
         handler = _handler.get()
-        return function if handler is None else functools.partial(handler, function)
+        if handler is None or isinstance(function, _Handled):
+            return function
+        return _Handled(handler, functools.partial(_unhandled, function))
 
-    return get_handled_interface
+    return look_up_handled
+
+
+def _unhandled(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    token = _handler.set(None)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _handler.reset(token)

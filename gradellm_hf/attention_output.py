@@ -5,7 +5,8 @@ so the prompt runs once more with hooks on the projections; the heatmap of a lay
 reaches the output of its attention module.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,6 +36,7 @@ class AttentionOutputChannel:
         self._adapter = find_adapter(model)
         self._states: dict[int, dict[str, Tensor]] = {layer: {} for layer in modules}
         self._handles: list[Any] = []
+        self._watching = False
         self._mask: Callable[[], Tensor] | None = None
         self._record: Callable[[int, Tensor], None] | None = None
 
@@ -52,6 +54,15 @@ class AttentionOutputChannel:
         self._num_steps, self._mask, self._record = num_steps, mask, record
         if whole_prefix:
             self._states = {layer: {} for layer in self._modules}
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Only what runs in here is looked at: a target function may run the model too."""
+        self._watching = True
+        try:
+            yield
+        finally:
+            self._watching = False
 
     def __enter__(self) -> "AttentionOutputChannel":
         try:
@@ -79,6 +90,8 @@ class AttentionOutputChannel:
 
     def _projection_hook(self, layer: int, by_name: Callable[[Tensor], dict[str, Tensor]]) -> Callable:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+            if not self._watching:
+                return
             states = self._states[layer]
             for name, projected in by_name(output.detach()).items():
                 if name != "query" and name in states:
@@ -89,7 +102,7 @@ class AttentionOutputChannel:
 
     def _output_hook(self, layer: int) -> Callable:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if self._mask is None:
+            if not self._watching or self._mask is None:
                 return
             attention_output = output[0] if isinstance(output, tuple) else output
             query, key, value = (self._states[layer][name] for name in ("query", "key", "value"))

@@ -1,6 +1,7 @@
 """What to explain and how: `GradELLMConfig`."""
 
 import json
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
@@ -30,7 +31,7 @@ class GradELLMConfig:
             query, key and value projections, flattened over heads.
         target: The scalar that is explained: `"logit"`, `"probability"` or `"log_probability"` of the chosen token,
             `"contrast"` (its logit minus that of a foil), or a callable `(logits [R, N, V], token_ids [R, N]) -> [R, N]`
-            whose value at step `n` may depend on `logits[:, n]` only.
+            whose value at step `n` may depend on `logits[:, n]` only. It is called with chunks of consecutive steps.
         contrast_token_ids: The foils of `target="contrast"`: one id, or ids that broadcast to `[R, N]`.
         positive_only: Keep only the positive part of each layer's heatmap (the relu of the paper).
         engine: `"replay"` (every step in one pass) or `"stepwise"` (one token at a time; the reference).
@@ -61,8 +62,10 @@ class GradELLMConfig:
         for name in ("positive_only", "output_layer_attributions"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidInputError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
+        if is_index(self.step_chunk_size):
+            object.__setattr__(self, "step_chunk_size", operator.index(self.step_chunk_size))  # type: ignore[arg-type]
         size = self.step_chunk_size
-        if size is not None and (not _is_int(size) or size < 1):
+        if size is not None and (not is_index(size) or size < 1):
             raise InvalidInputError(f"`step_chunk_size` must be None (automatic) or an int of at least 1, got {size!r}.")
         self._check_contrast()
 
@@ -130,15 +133,16 @@ class GradELLMConfig:
         return cls.from_dict(json.loads(text))
 
     def _check_layers(self) -> None:
-        layers = self.layers
+        layers: Any = self.layers
         if isinstance(layers, str):
             valid = layers == "all"
-        elif _is_int(layers):
-            valid = layers >= 1  # type: ignore[operator]
+        elif is_index(layers):
+            valid = layers >= 1
+            object.__setattr__(self, "layers", operator.index(layers))
         else:
-            valid = isinstance(layers, Sequence) and len(layers) > 0 and all(_is_int(i) for i in layers)
+            valid = isinstance(layers, Sequence) and len(layers) > 0 and all(map(is_index, layers))
             if valid:
-                object.__setattr__(self, "layers", list(layers))  # type: ignore[arg-type]
+                object.__setattr__(self, "layers", [operator.index(i) for i in layers])
         if not valid:
             raise InvalidInputError(
                 f'`layers` must be "all", an int of at least 1 (that many last layers) or a non-empty list of layer '
@@ -153,11 +157,12 @@ class GradELLMConfig:
             )
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_index(value: Any) -> bool:
+    """Whether it is an integer, Python's or NumPy's, and not a bool."""
+    return hasattr(value, "__index__") and not isinstance(value, bool | torch.Tensor)
 
 
 def _check_choice(name: str, value: Any, choices: tuple[str, ...], alternative: str | None = None) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         expected = " or ".join([*map(repr, choices), *([alternative] if alternative else [])])
         raise InvalidInputError(f"`{name}` must be {expected}, got {value!r}.")

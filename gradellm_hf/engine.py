@@ -152,9 +152,11 @@ def explain_steps(
     if config.channel == "attention_output":
         modules = attention_layers(model)
         channel = AttentionOutputChannel(model, {i: modules[i] for i in layers}, config.spatial)
+    watched = channel.watch if channel else contextlib.nullcontext
     with channel or contextlib.nullcontext():
         if (cache is None or channel is not None) and not watch_type.whole_prefix:
-            cache = sequences.prefill(model)
+            with watched():
+                cache = sequences.prefill(model)
         for first, last in sequences.step_chunks(chunk_size):
             begin, end = sequences.prompt_length - 1 + first, sequences.prompt_length - 1 + last
             begin = 0 if watch_type.whole_prefix else begin
@@ -168,9 +170,11 @@ def explain_steps(
             if channel:
                 channel.open_chunk(last - first, watch.visible, record, whole_prefix=watch.whole_prefix)
             with _mutable(cache):
-                with torch.no_grad(), watch.open(cache, end - begin):
+                with torch.no_grad(), watched(), watch.open(cache, end - begin):
                     outputs = sequences.forward(model, begin, end, cache, **watch.forward_kwargs)
                 logits = outputs.logits[:, first - last :]
+                if first == 0:
+                    sequences.check_first_logits(logits[:, 0])
                 ids, mask = (x[:, steps].to(logits.device) for x in (sequences.generated_ids, sequences.step_mask))
                 targets = evaluate_target(config, logits, ids, mask, None if foils is None else foils[:, steps].to(ids.device))
                 heatmaps.set_targets(first, last, targets)

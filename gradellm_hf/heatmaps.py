@@ -55,7 +55,7 @@ class Heatmaps:
         Step `n` is predicted at position `P + n - 1`; the last key is that of the last step's position.
         """
         _, steps, keys = heatmap_RNT.shape
-        scaled = heatmap_RNT.to(self.attributions) * scale.to(self.attributions)[..., None]
+        scaled = heatmap_RNT.detach().to(self.attributions) * scale.to(self.attributions)[..., None]
         if self.positive_only:
             scaled = scaled.relu_()
         end = self.prompt_length - 1 + first + steps

@@ -44,6 +44,11 @@ class ProjectionWatch(AttentionWatch):
         raise NotImplementedError  # `channel="attention_output"` is refused for models without the interface
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:
+        if any(x is None for x in getattr(outputs, "attentions", None) or [None]):
+            raise UnsupportedArchitectureError(
+                f"`{self.model.config.model_type}` returns no attention weights with `output_attentions=True`, and does not "
+                "call Transformers' AttentionInterface, so its attention cannot be seen."
+            )
         kept = [self._head_outputs[layer] for layer in self.layers]
         gradients = torch.autograd.grad(outputs.logits[:, -1:], kept, gradient)
         for layer, head_outputs, head_gradients in zip(self.layers, kept, gradients, strict=True):

@@ -1,5 +1,6 @@
 """What `generate` really fed the model: the prompt after its own preparation, read off the first forward calls."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ _OURS = {
     "input_ids",
     "inputs_embeds",
     "attention_mask",
+    "cache_position",
     "past_key_values",
     "use_cache",
     "return_dict",
@@ -33,9 +35,11 @@ class PromptRecording:
     """The arguments of the forward calls that read the prompt; more than one where `generate` prefills in chunks.
 
     Attributes:
+        logits: What the last of those calls predicts at the last prompt position, `[rows, V]`.
         rows: Rows of those calls: batch times beams, or batch times returned sequences.
         padding: 1 for real tokens, `[rows, P]`; None where it is not to be seen in the calls.
-        per_position: Arguments with one entry a position, by name, `[..., rows or 1, P]`, where they cover the prompt.
+        per_position: Arguments with one entry a position, by name, `[..., rows or 1, <= P]`: of the prompt's last positions,
+            where the first ones were in the cache before.
         forward_kwargs: Arguments that every call gets.
         prefill_kwargs: Arguments that belong to the prompt as a whole, such as images.
     """
@@ -44,8 +48,14 @@ class PromptRecording:
         self._prompt_length = prompt_length
         self._parameters = parameters
         self.rows = 0
+        self.logits: Tensor | None = None
         self._calls: list[dict[str, Any]] = []
         self._position = 0
+
+    @property
+    def read_at_once(self) -> bool:
+        """Whether one call read the prompt from its start."""
+        return len(self._calls) == 1 and self._first_position == 0
 
     @property
     def complete(self) -> bool:
@@ -53,17 +63,21 @@ class PromptRecording:
 
     def add(self, arguments: dict[str, Any]) -> None:
         """Raises InvalidInputError where a row's prompt ends in padding."""
-        ids = arguments.get("input_ids")
-        inputs = ids if ids is not None else arguments["inputs_embeds"]
         if not self._calls:
             cache = arguments.get("past_key_values")
             self._position = 0 if cache is None else int(cache.get_seq_length())
             self._first_position = self._position
-        self.rows = inputs.shape[0]
-        self._position += inputs.shape[1]
+        self.rows, num_positions = _inputs(arguments).shape[:2]
+        self._position += num_positions
         self._calls.append(arguments)
         if self.complete:
             check_left_padding(self.padding, self._prompt_length)
+
+    def add_logits(self, output: Any) -> None:
+        logits = getattr(output, "logits", None)
+        read_ahead = self._position - self._prompt_length  # assisted decoding reads its candidates along with the prompt
+        if logits is not None and logits.shape[1] > read_ahead:
+            self.logits = logits[:, -1 - read_ahead].detach().clone()
 
     @property
     def padding(self) -> Tensor | None:
@@ -81,9 +95,9 @@ class PromptRecording:
     def per_position(self) -> dict[str, Tensor]:
         found = {}
         for name in _PER_POSITION:
-            parts = [call[name] for call in self._calls if call.get(name) is not None]
-            if parts and sum(part.shape[-1] for part in parts) >= self._prompt_length:
-                found[name] = torch.cat(parts, dim=-1)[..., : self._prompt_length]
+            parts = [call[name][..., -_inputs(call).shape[1] :] for call in self._calls if call.get(name) is not None]
+            if parts and len(parts) == len(self._calls):
+                found[name] = torch.cat(parts, dim=-1)[..., : self._prompt_length - self._first_position]
         return found
 
     @property
@@ -101,6 +115,12 @@ class PromptRecording:
         return {name: value for name, value in arguments.items() if name not in _OURS and value is not None}
 
 
+def _inputs(arguments: dict[str, Any]) -> Tensor:
+    """Token ids or embeddings, `[rows, positions, ...]`."""
+    ids = arguments.get("input_ids")
+    return arguments["inputs_embeds"] if ids is None else ids
+
+
 def _belongs_to_prompt(name: str, value: Any) -> bool:
     """Images, sound and the like: `generate` passes them on with the prompt only."""
     from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
@@ -113,17 +133,34 @@ def record_prompt(model: "PreTrainedModel", prompt_length: int) -> Iterator[Prom
     """Watches the model's forward calls of this thread until the prompt of `prompt_length` positions has been read."""
     recording = PromptRecording(prompt_length, forward_parameters(model))
 
-    def watch(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if not recording.complete:
-            recording.add(kwargs)
-            if recording.complete:
-                handle.remove()  # decoding runs without a hook, and compiled decoding stays compiled
+            recording.add(_by_name(module, args, kwargs))
 
-    handle = model.register_forward_pre_hook(thread_hook(watch), with_kwargs=True)
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        if recording.complete and recording.logits is None:
+            recording.add_logits(output)
+            remove()  # decoding runs without hooks, and compiled decoding stays compiled
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+
+    handles = [
+        model.register_forward_pre_hook(thread_hook(before), with_kwargs=True),
+        model.register_forward_hook(thread_hook(after)),
+    ]
     try:
         yield recording
     finally:
-        handle.remove()
+        remove()
+
+
+def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    if not args:
+        return kwargs
+    arguments = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
+    return {**arguments.pop("kwargs", {}), **arguments}
 
 
 def check_left_padding(mask: Tensor | None, prompt_length: int) -> None:

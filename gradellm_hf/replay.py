@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _CHUNK_LOGITS = 2**25  # elements of the logits of one chunk: 128 MiB in float32
+_CHUNK_MASK = 2**22  # elements of the mask of one chunk: 4 MiB, times the query heads that share a key/value head
 _CHUNK_TOKENS = 512
 
 
@@ -56,4 +57,5 @@ def replay(
 
 def _chunk_size(model: "PreTrainedModel", sequences: ExplainedSequences) -> int:
     rows = sequences.token_ids.shape[0]
-    return max(1, min(_CHUNK_TOKENS // rows, _CHUNK_LOGITS // (rows * vocabulary_size(model))))
+    steps = min(_CHUNK_TOKENS, _CHUNK_LOGITS // vocabulary_size(model), _CHUNK_MASK // sequences.length)
+    return max(1, steps // rows)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _STEPS = 3
-_TOLERANCES = {torch.bfloat16: 1e-1, torch.float16: 2e-2}  # of the largest logit; elsewhere 1e-3
+_TOLERANCES = {torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit; elsewhere 1e-3
 _verdicts: "weakref.WeakKeyDictionary[nn.Module, dict[Any, str | None]]" = weakref.WeakKeyDictionary()
 
 
@@ -30,7 +30,7 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
     position-local gradients are not the truth.
 
     Args:
-        cache: Keys and values of the first `P - 1` positions, left unchanged; None where `P` is 1.
+        cache: Keys and values of the first `P - 1` positions, left unchanged; None: they are computed where needed.
     """
     if not calls_attention_interface(model):
         return "it does not look up its attention function in Transformers' AttentionInterface"
@@ -42,13 +42,15 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
         steps = min(_STEPS, sequences.num_steps)
         if steps < 2:
             return None  # a single step is ordinary autograd; the check waits for a longer generation
-        rows = 1 if cache is None or is_plain(cache) else sequences.token_ids.shape[0]
         try:
+            if cache is None:
+                cache = sequences.prefill(model)
+            rows = 1 if cache is None or is_plain(cache) else sequences.token_ids.shape[0]
             verdicts[key] = _check(model, sequences.head(rows, steps), cache)
-        except InvalidInputError:
+        except (InvalidInputError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # whatever a model does when it sees several tokens at once on a cache
-            verdicts[key] = f"it cannot be replayed ({type(error).__name__}: {error})"
+        except Exception as error:  # whatever a model does when it sees several tokens at once on a cache; not remembered
+            return f"it cannot be replayed ({type(error).__name__}: {error})"
     return verdicts[key]
 
 
@@ -83,7 +85,7 @@ def _check(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) 
     layers = list(range(len(attention_layers(model))))
     heatmaps = replay(model, sequences, config, layers, fork_cache(cache, rows))
     if not expected.isfinite().all():
-        raise not_finite(model)
+        raise not_finite(model, GradELLMConfig())
     difference = (torch.cat(replayed, dim=1).float() - expected).abs().max() / expected.abs().max()
     if not difference <= _TOLERANCES.get(model.dtype, 1e-3):
         return (

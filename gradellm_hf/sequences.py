@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from .architecture import forward_parameters, keeps_cache
+from .errors import InvalidInputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_LOGIT_TOLERANCES = {torch.bfloat16: 1e-1, torch.float16: 2e-2}  # of the largest logit
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class ExplainedSequences:
         prompt_embeds: `[R, P, E]` where the prompt was given as embeddings.
         forward_kwargs: Further arguments of every forward call.
         prefill_kwargs: Further arguments of the call that reads the prompt.
+        prefill_rows: Where that call has other rows (each beam of a prompt): a row with the prompt of each of its rows, and
+            its row with the prompt of each row.
+        first_logits: The logits from which `generate` chose the first token, `[R, V]`.
     """
 
     token_ids: Tensor
@@ -39,6 +45,8 @@ class ExplainedSequences:
     prompt_embeds: Tensor | None = None
     forward_kwargs: dict[str, Any] = field(default_factory=dict)
     prefill_kwargs: dict[str, Any] = field(default_factory=dict)
+    prefill_rows: tuple[Tensor, Tensor] | None = None
+    first_logits: Tensor | None = None
 
     @property
     def length(self) -> int:
@@ -72,6 +80,8 @@ class ExplainedSequences:
             inputs["input_ids"] = self.token_ids[:, first - offset : last - offset]
         if self.attention_mask is not None:
             inputs["attention_mask"] = self.attention_mask[:, :last]
+        if "cache_position" in parameters:  # models outside of Transformers, written for its earlier versions
+            inputs["cache_position"] = torch.arange(first, last, device=self.token_ids.device)
         inputs |= {name: x[..., first:last] for name, x in self.per_position.items() if name in parameters}
         return model(**inputs, **kwargs)
 
@@ -81,8 +91,13 @@ class ExplainedSequences:
         if length == 0 or not keeps_cache(model):
             return None
         kwargs = {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
+        read_rows, cache_rows = self.prefill_rows if self.prefill_kwargs and self.prefill_rows else (None, None)
+        prompts = self if read_rows is None else self._take(read_rows)
         with torch.no_grad():
-            return self.forward(model, 0, length, None, **kwargs, **self.prefill_kwargs).past_key_values
+            cache = prompts.forward(model, 0, length, None, **kwargs, **self.prefill_kwargs).past_key_values
+        if cache_rows is not None:
+            cache.batch_select_indices(cache_rows)
+        return cache
 
     def head(self, rows: int, num_steps: int) -> "ExplainedSequences":
         """The first `rows` rows, ending after `num_steps` generated tokens, every step of them to be explained."""
@@ -99,7 +114,84 @@ class ExplainedSequences:
             step_mask=torch.ones_like(self.step_mask[:rows, :num_steps]),
             attention_mask=None if self.attention_mask is None else self.attention_mask[:rows],
             prompt_embeds=None if self.prompt_embeds is None else self.prompt_embeds[:rows],
+            first_logits=None,
+        )
+
+    def check_first_logits(self, logits: Tensor) -> None:
+        """Raises InvalidInputError where logits of the first step, `[R, V]`, are not those of the generation."""
+        if self.first_logits is None or not logits.isfinite().all():
+            return
+        expected = self.first_logits.to(logits.device).float()
+        difference = ((logits.detach().float() - expected).abs().max() / expected.abs().max()).item()
+        if not difference <= _LOGIT_TOLERANCES.get(logits.dtype, 5e-3):
+            raise InvalidInputError(
+                f"The explanation's logits of the first new token differ from those in `generate` by {difference:.1e} of their "
+                "size: something in that call was not the same when the model ran again (hooks, random numbers, `position_ids` "
+                "with gaps and no cache, ...). Leave it out, or explain the text with `explain_sequences`."
+            )
+
+    def _take(self, rows: Tensor) -> "ExplainedSequences":
+        """Rows in any order, any number of times."""
+
+        def take(x: Tensor, dim: int = 0) -> Tensor:
+            return x if x.shape[dim] == 1 < self.token_ids.shape[0] else x.index_select(dim, rows.to(x.device))
+
+        return replace(
+            self,
+            token_ids=take(self.token_ids),
+            per_position={name: take(x, -2) for name, x in self.per_position.items()},
+            step_mask=take(self.step_mask),
+            attention_mask=None if self.attention_mask is None else take(self.attention_mask),
+            prompt_embeds=None if self.prompt_embeds is None else take(self.prompt_embeds),
         )
 
     def _is_embedded(self, position: int) -> bool:
         return self.prompt_embeds is not None and position < self.prompt_length
+
+
+def extended_prompt(
+    token_ids: Tensor,
+    prompt_length: int,
+    num_steps: int,
+    step_mask: Tensor,
+    padding: Tensor | None,
+    per_position: dict[str, Tensor] | None = None,
+    prompt_embeds: Tensor | None = None,
+    **kwargs: Any,
+) -> ExplainedSequences:
+    """Extends what is known of the prompt's positions over the generated ones, as `generate` does."""
+    with torch.inference_mode(False):
+        if padding is not None and bool((padding != 0).all()):
+            padding = None
+        per_position = dict(per_position or {})
+        real = torch.ones_like(token_ids[:, :1]).expand(-1, prompt_length) if padding is None else padding.long()
+        text_positions = (real.cumsum(-1) - 1).masked_fill(real == 0, 0)
+        per_position.setdefault("position_ids", text_positions)
+        ahead = torch.arange(1, num_steps + 1, device=token_ids.device)
+        for name, known in per_position.items():
+            if missing := prompt_length - known.shape[-1]:  # read by earlier calls, whose arguments were not seen
+                first = text_positions[:, :missing].to(known) if name == "position_ids" else known[..., :1]
+                known = torch.cat([first.expand(*known.shape[:-1], missing), known], dim=-1)
+            generated = known[..., -1:].expand(*known.shape[:-1], num_steps)
+            if name == "position_ids":
+                generated = generated + ahead.to(known)
+            elif name == "mm_token_type_ids":
+                generated = torch.zeros_like(generated)  # generated tokens are text
+            per_position[name] = torch.cat([known, generated], dim=-1)
+        if padding is not None:
+            ones = padding.new_ones(padding.shape[0], num_steps)
+            padding = torch.cat([padding, ones], dim=-1)
+        return ExplainedSequences(
+            token_ids=_outside_inference_mode(token_ids).clamp_min(0),  # beams end in -1 where there is no padding token
+            prompt_length=prompt_length,
+            num_steps=num_steps,
+            per_position=per_position,
+            step_mask=_outside_inference_mode(step_mask),
+            attention_mask=padding,
+            prompt_embeds=None if prompt_embeds is None else _outside_inference_mode(prompt_embeds.detach()),
+            **kwargs,
+        )
+
+
+def _outside_inference_mode(x: Tensor) -> Tensor:
+    return x.clone() if x.is_inference() else x

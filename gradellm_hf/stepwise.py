@@ -62,7 +62,7 @@ class StepWatch(InterfaceWatch):
         """
         last, output = slice(-1, None), output[:, -1:].transpose(1, 2)
         if self.spatial == "attention" and own is not None and explains_head_outputs(own[:, :, last], value, output):
-            return own[:, :, last]
+            return own[:, :, last].detach()  # a view would keep the graph
         settings, groups = options(), key.shape[1]
         precision = torch.promote_types(query.dtype, torch.float32)
         query, key = group_heads(query[:, :, last], groups).to(precision), key.to(precision)

@@ -54,7 +54,7 @@ def evaluate_target(
     probabilities = (_gather(leaf, token_ids) - leaf.logsumexp(-1)).exp().masked_fill(~step_mask, 0)
     largest = gradient.abs().amax(-1)
     scale = torch.where(largest == 0, 1, largest).masked_fill(~step_mask, 0)
-    gradient = gradient.div_(torch.where(step_mask, scale, torch.inf)[..., None])
+    gradient = gradient / torch.where(step_mask, scale, torch.inf)[..., None]
     return TargetValues(scores, probabilities, gradient, scale)
 
 

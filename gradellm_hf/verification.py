@@ -4,9 +4,10 @@ from typing import Any
 
 import torch
 
-from .architecture import explainable, explained_layers, input_device, unwrap, vocabulary_size
+from .architecture import calls_attention_interface, explainable, explained_layers, input_device, unwrap, vocabulary_size
 from .caches import fork_cache
 from .configuration import GradELLMConfig
+from .errors import InvalidInputError, UnsupportedArchitectureError
 from .replay import replay
 from .sequences import ExplainedSequences
 from .stepwise import stepwise
@@ -26,13 +27,20 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
     Returns:
         `max |replay - stepwise| / max |stepwise|` over the signed heatmaps of all layers.
     """
+    if prompt_length < 1 or num_steps < 1:
+        raise InvalidInputError(f"`prompt_length` and `num_steps` must be at least 1, got {prompt_length} and {num_steps}.")
     inner = unwrap(model)
+    if not calls_attention_interface(inner):
+        raise UnsupportedArchitectureError(
+            f"`{inner.config.model_type}` does not call Transformers' AttentionInterface: it is explained with the stepwise "
+            "engine only, and there is nothing to compare that with."
+        )
     config = GradELLMConfig(positive_only=False, output_layer_attributions=True)
     layers = explained_layers(inner, config)
     length = prompt_length + num_steps
     generator = torch.Generator().manual_seed(seed)
     with explainable(inner):
-        tokens = torch.randint(vocabulary_size(inner), (1, length), generator=generator).to(input_device(inner))
+        tokens = torch.randint(vocabulary_size(inner), (1, length), generator=generator, device="cpu").to(input_device(inner))
         sequences = ExplainedSequences(
             token_ids=tokens,
             prompt_length=prompt_length,

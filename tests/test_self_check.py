@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
+from small_llama import assert_same_heatmaps, random_ids, small_llama
 from torch import Tensor, nn
 
-from gradellm_hf import GradELLMConfig, GradELLMWarning, explain_generate, explain_sequences, verify
+from gradellm_hf import GradELLMConfig, GradELLMWarning, InvalidInputError, explain_generate, explain_sequences, verify
 
 STEPWISE = GradELLMConfig(engine="stepwise")
 
@@ -63,14 +63,20 @@ MIXING = {
 
 @pytest.mark.parametrize(("reason", "build"), MIXING.items(), ids=["changes its logits", "carries information"])
 def test_a_model_that_mixes_tokens_outside_of_attention_is_explained_stepwise(reason, build):
-    model = build()
+    model, ids = build(), random_ids(2, 12)
     with pytest.warns(GradELLMWarning, match=rf"`llama` is explained with the stepwise engine.*: {reason}"):
-        out = explain_generate(model, **padded_prompts(), max_new_tokens=5)
-    expected = explain_generate(model, **padded_prompts(), max_new_tokens=5, explain_config=STEPWISE)
-    assert torch.equal(out.sequences, expected.sequences)
-    assert torch.equal(out.attributions, expected.attributions)
+        out = explain_sequences(model, ids, 7)
+    assert torch.equal(out.attributions, explain_sequences(model, ids, 7, explain_config=STEPWISE).attributions)
     with pytest.warns(GradELLMWarning, match=reason):  # every time
         explain_sequences(model, random_ids(1, 9), 5)
+
+
+def test_a_generation_that_cannot_be_repeated_is_not_explained():
+    """What the chunk mean adds depends on how much the model reads at once, and `generate` reads the whole prompt."""
+    model, ids = with_chunk_mean(), random_ids(2, 7)
+    with pytest.raises(InvalidInputError, match=r"logits of the first new token differ from those in `generate`") as raised:
+        explain_generate(model, ids, max_new_tokens=4, explain_config=STEPWISE)
+    assert torch.equal(raised.value.generated.sequences, model.generate(ids, max_new_tokens=4))
 
 
 def test_a_convolution_that_works_in_a_cache_keeps_its_words():
@@ -85,11 +91,11 @@ def test_a_convolution_that_works_in_a_cache_keeps_its_words():
 
 @pytest.mark.parametrize("build", MIXING.values(), ids=["changes its logits", "carries information"])
 def test_a_single_token_is_exact_without_a_check(build):
-    model, ids = build(), random_ids(2, 7)
-    out = explain_generate(model, ids, max_new_tokens=1)
-    assert_same_heatmaps(out.attributions, explain_generate(model, ids, max_new_tokens=1, explain_config=STEPWISE).attributions)
+    model, ids = build(), random_ids(2, 8)
+    out = explain_sequences(model, ids, 7)
+    assert_same_heatmaps(out.attributions, explain_sequences(model, ids, 7, explain_config=STEPWISE).attributions)
     with pytest.warns(GradELLMWarning):
-        explain_generate(model, ids, max_new_tokens=2)
+        explain_sequences(model, ids, 6)
 
 
 def test_stepwise_asked_for_is_no_reason_to_warn():

@@ -1,0 +1,246 @@
+"""From the arguments of a call, and from what `generate` did with them, to the sequences that the engines explain."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .architecture import placeholder_mask, vocabulary_size
+from .configuration import is_index
+from .errors import InvalidInputError
+from .recording import PromptRecording, check_left_padding
+from .sequences import ExplainedSequences, extended_prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class GenerateCall:
+    """What has to be known of a call of `generate` beside its result.
+
+    Attributes:
+        generate_kwargs: The arguments of the call, asking for everything that `generate` can return.
+        returns_dict: Whether the caller asked for that too.
+        prompt_length: `P`.
+        has_whole_prompt: Whether ids or embeddings of the whole prompt were given; else its start is in `past_key_values`.
+
+    Raises:
+        InvalidInputError: The prompt, or what is asked for, cannot be explained. Nothing has been generated then.
+    """
+
+    def __init__(self, model: "PreTrainedModel", inputs: Tensor | None, kwargs: dict[str, Any]):
+        generation_config = kwargs.get("generation_config")
+        if generation_config is not None and not hasattr(generation_config, "to_dict"):
+            raise InvalidInputError(f"`generation_config` must be a GenerationConfig, got {type(generation_config).__name__}.")
+        sources = (vars(generation_config) if generation_config is not None else {}, vars(model.generation_config))
+
+        def option(name: str, default: Any = None) -> Any:
+            if name in kwargs:  # None, too, is what the caller wants
+                return kwargs[name]
+            return next((source[name] for source in sources if source.get(name) is not None), default)
+
+        if option("cache_implementation") == "paged":
+            raise InvalidInputError(
+                '`cache_implementation="paged"` (continuous batching) keeps no prompt to explain; leave it out.'
+            )
+        if option("token_healing"):
+            raise InvalidInputError(
+                "`token_healing` rewrites the prompt. Heal it first (`model.heal_tokens(input_ids, tokenizer)`), then explain."
+            )
+        if kwargs.get("adapter_names") is not None:
+            raise InvalidInputError(
+                "`adapter_names` gives each row an adapter of its own while `generate` runs, which the explanation cannot "
+                "repeat. Explain the rows of one adapter at a time, after `model.set_adapter(name)`."
+            )
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+        _check_dimensions("the prompt", ids, 2, "token ids of shape [batch, P]")
+        _check_dimensions("`inputs_embeds`", embeds, 3, "embeddings of shape [batch, P, E]")
+        _check_dimensions("`attention_mask`", mask, 2, "a mask of shape [batch, P]")
+        check_left_padding(mask, mask.shape[1] if mask is not None else 0)
+        self.ids, self.embeds, self.attention_mask = ids, embeds, mask
+        #: Columns of the prompt in the returned sequences.
+        self.prompt_ids_length = ids.shape[1] if ids is not None else int(embeds is None)
+        if embeds is not None:
+            self.prompt_length = embeds.shape[1]
+        else:
+            self.prompt_length = max(self.prompt_ids_length, mask.shape[1] if mask is not None else 0)
+        if self.prompt_length == 0:
+            raise InvalidInputError("The prompt is empty. Give it at least one token (a beginning-of-sequence token, say).")
+        self.has_whole_prompt = embeds is not None or self.prompt_length == self.prompt_ids_length
+        placeholders = None if ids is None or ids.shape[1] == 0 else placeholder_mask(model, ids)
+        #: Whether the prompt is more than text.
+        self.has_placeholders = placeholders is not None and bool(placeholders.any())
+        if placeholders is not None and bool(placeholders[:, -1].any()):
+            rows = placeholders[:, -1].nonzero().flatten().tolist()
+            raise InvalidInputError(
+                f"The prompt of row(s) {rows} ends in an image, a video or a sound. "
+                "Put at least one token of text behind it, from which the first new token is predicted."
+            )
+        self.returned_per_prompt = option("num_return_sequences") or 1
+        self.returns_dict = bool(option("return_dict_in_generate"))
+        self.eos_token_ids = eos_token_ids(option("eos_token_id"))
+        self.pad_token_id = option("pad_token_id")
+        #: Whether something else than an end-of-sequence token may end a row before the others.
+        self.ends_rows = option("stop_strings") is not None or bool(kwargs.get("stopping_criteria"))
+        if generation_config is None:
+            self.generate_kwargs = {**kwargs, "return_dict_in_generate": True}
+        else:
+            generation_config = copy.deepcopy(generation_config)
+            generation_config.return_dict_in_generate = True
+            self.generate_kwargs = {**kwargs, "generation_config": generation_config}
+            self.generate_kwargs.pop("return_dict_in_generate", None)
+
+    def prompt_rows(self, num_rows: int, num_recorded: int) -> Tensor | None:
+        """The recorded row with the prompt of each returned row; None where they correspond one to one."""
+        if num_rows == num_recorded:
+            return None
+        num_prompts, rest = divmod(num_rows, self.returned_per_prompt)
+        if rest or not num_prompts or num_recorded % num_prompts:
+            raise InvalidInputError(
+                f"`generate` read a prompt of {num_recorded} rows and returned {num_rows} sequences, "
+                f"{self.returned_per_prompt} for each prompt: which belongs to which is not clear. Read all prompts in one "
+                "call, and return as many for each."
+            )
+        return torch.arange(num_rows) // self.returned_per_prompt * (num_recorded // num_prompts)
+
+    def sequences(self, generated: dict[str, Any], recording: PromptRecording) -> ExplainedSequences:
+        """What was generated, on the prompt that was read."""
+        token_ids = generated["sequences"]
+        rows = self.prompt_rows(token_ids.shape[0], recording.rows) if recording.rows else None
+        self._check_prompt_returned(token_ids)
+
+        def returned(x: Tensor, dim: int = 0) -> Tensor:
+            """Of what was recorded, the rows that were returned."""
+            return x if rows is None or x.shape[dim] == 1 else x.index_select(dim, rows.to(x.device))
+
+        def copies(x: Tensor) -> Tensor:
+            """Of a prompt for each sequence returned for it."""
+            return x.repeat_interleave(token_ids.shape[0] // x.shape[0], dim=0)
+
+        padding = recording.padding
+        if padding is not None:
+            padding = returned(padding)
+        elif self.attention_mask is not None:
+            padding = copies(self.attention_mask[:, : self.prompt_length])
+        return extended_prompt(
+            token_ids,
+            self.prompt_length,
+            token_ids.shape[1] - self.prompt_ids_length,
+            self._step_mask(generated),
+            padding,
+            {name: returned(x, -2) for name, x in recording.per_position.items()},
+            prompt_embeds=None if self.embeds is None else copies(self.embeds),
+            forward_kwargs=recording.forward_kwargs,
+            prefill_kwargs=recording.prefill_kwargs,
+            prefill_rows=None if rows is None else _recorded_rows(rows, recording.rows),
+            first_logits=None if recording.logits is None else returned(recording.logits),
+        )
+
+    def check_readable_again(self, recording: PromptRecording) -> None:
+        """Raises InvalidInputError where the prompt is needed once more, and was not read from its start in one call."""
+        if not self.has_whole_prompt:
+            raise InvalidInputError(
+                "The start of the prompt is only in `past_key_values`, in a form that cannot be read back (a sliding window "
+                "that has moved on, or a quantised or offloaded cache). Pass the token ids of the whole prompt."
+            )
+        by_position = sorted(set(recording.per_position) - {"position_ids"})
+        if not recording.read_at_once and (self.has_placeholders or by_position):
+            raise InvalidInputError(
+                f"The prompt has to be read again, with {'what is not text in it' if self.has_placeholders else by_position}, "
+                "because the cache that `generate` left cannot be read back (a sliding window that has moved on, or a "
+                "quantised or offloaded cache). Let one call read all of it: leave `prefill_chunk_size` and "
+                "`past_key_values` out."
+            )
+
+    def _step_mask(self, generated: dict[str, Any]) -> Tensor:
+        ids = generated["sequences"][:, self.prompt_ids_length :]
+        mask = until_end_of_sequence(ids, self.eos_token_ids)
+        beam_indices = generated.get("beam_indices")
+        if beam_indices is not None and beam_indices.shape == ids.shape:
+            mask = mask & (beam_indices >= 0).to(mask.device)  # -1 after a hypothesis' end
+        elif self.ends_rows and self.pad_token_id is not None and self.pad_token_id not in self.eos_token_ids:
+            padding_from_here = (ids == self.pad_token_id).flip(1).cumprod(1).flip(1).bool()
+            mask = mask & ~padding_from_here
+        return mask
+
+    def _check_prompt_returned(self, token_ids: Tensor) -> None:
+        rows = token_ids.shape[0]
+        if self.ids is None or self.ids.shape[1] == 0 or (self.ids.shape[0] and rows % self.ids.shape[0]):
+            return
+        prompts = self.ids.repeat_interleave(rows // self.ids.shape[0], dim=0).to(token_ids.device)
+        if not torch.equal(token_ids[:, : self.prompt_ids_length].to(prompts.dtype), prompts):
+            raise InvalidInputError(
+                "The sequences that `generate` returned do not start with the prompt, so what is new in them is not clear. A "
+                "`custom_generate` function returns the prompt followed by the new tokens."
+            )
+
+
+def until_end_of_sequence(generated_ids: Tensor, end_ids: list[int]) -> Tensor:
+    """Step mask `[R, N]`: False after the first end-of-sequence token of a row."""
+    is_eos = torch.isin(generated_ids, torch.tensor(end_ids, dtype=torch.long, device=generated_ids.device))
+    return is_eos.cumsum(1) - is_eos.long() == 0
+
+
+def eos_token_ids(eos: int | list[int] | Tensor | None) -> list[int]:
+    return [] if eos is None else torch.as_tensor(eos).flatten().tolist()
+
+
+def given_sequences(
+    model: "PreTrainedModel", sequences: Tensor, prompt_length: int, attention_mask: Tensor | None
+) -> ExplainedSequences:
+    """Text that already exists; arguments and errors as for `explain_sequences`."""
+    _check_sequences(model, sequences, prompt_length, attention_mask)
+    padding = None
+    with torch.inference_mode(False):
+        ends = eos_token_ids(model.generation_config.eos_token_id)
+        step_mask = until_end_of_sequence(sequences[:, prompt_length:], ends)
+        if attention_mask is not None:
+            padding = attention_mask[:, :prompt_length]
+            if attention_mask.shape[1] > prompt_length:
+                step_mask = step_mask & (attention_mask[:, prompt_length:] != 0).long().cumprod(1).bool()
+    return extended_prompt(sequences, prompt_length, sequences.shape[1] - prompt_length, step_mask, padding)
+
+
+def _check_sequences(model: "PreTrainedModel", sequences: Any, prompt_length: int, attention_mask: Any) -> None:
+    if not isinstance(sequences, Tensor) or sequences.ndim != 2 or sequences.dtype not in (torch.int64, torch.int32):
+        raise InvalidInputError(f"`sequences` must be token ids of shape [R, S] (int64), got {_describe(sequences)}.")
+    rows, length = sequences.shape
+    if rows == 0:
+        raise InvalidInputError("`sequences` has no rows; expected token ids of shape [R, S] with R of at least 1.")
+    if not is_index(prompt_length) or not 1 <= prompt_length <= length:
+        raise InvalidInputError(f"`prompt_length` must be an int from 1 to S = {length}, got {prompt_length!r}.")
+    vocabulary = vocabulary_size(model)
+    if sequences.min() < 0 or sequences.max() >= vocabulary:
+        raise InvalidInputError(
+            f"`sequences` holds token ids from {sequences.min()} to {sequences.max()}, but the model has {vocabulary} tokens."
+        )
+    placeholders = placeholder_mask(model, sequences[:, :prompt_length])
+    if placeholders is not None and bool(placeholders.any()):
+        raise InvalidInputError(
+            "The prompts hold images, videos or sounds, which `explain_sequences` does not take. Use `explain_generate`."
+        )
+    if attention_mask is not None:
+        if not isinstance(attention_mask, Tensor) or attention_mask.shape not in ((rows, length), (rows, prompt_length)):
+            got = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+            raise InvalidInputError(
+                f"`attention_mask` must have shape [R, S] = {[rows, length]} or [R, P] = {[rows, prompt_length]}, got {got}."
+            )
+        check_left_padding(attention_mask, prompt_length)
+
+
+def _recorded_rows(prompt_rows: Tensor, num_recorded: int) -> tuple[Tensor, Tensor]:
+    """A returned row with the prompt of each recorded row, and the recorded row with the prompt of each returned row."""
+    return torch.searchsorted(prompt_rows, torch.arange(num_recorded), right=True) - 1, prompt_rows
+
+
+def _check_dimensions(name: str, value: Any, dimensions: int, expected: str) -> None:
+    if value is None or (isinstance(value, Tensor) and value.ndim == dimensions and value.shape[0] > 0):
+        return
+    hint = " Unpack what a tokenizer returns: `explain_generate(model, **inputs)`." if hasattr(value, "keys") else ""
+    raise InvalidInputError(f"Expected {name} as {expected}, got {_describe(value)}.{hint}")
+
+
+def _describe(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
