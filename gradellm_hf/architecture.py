@@ -260,6 +260,8 @@ def explainable(model: "PreTrainedModel", padded: bool = False) -> Iterator[None
         if needs_plain_attention(model):
             check_plain_attention(model, padded)
             stack.enter_context(attention_implementation(model, plain_attention(model)))
+        elif model in _layouts and not calls_attention_interface(model):
+            stack.enter_context(attention_implementation(model, "eager"))  # which returns its attention weights
         yield
 
 

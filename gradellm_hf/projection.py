@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model_patches import find_adapter
 
-from .architecture import attention_implementation, attention_layers
+from .architecture import attention_layers
 from .engine import AttentionWatch
 from .errors import UnsupportedArchitectureError
 from .formula import explains_head_outputs, head_heatmap
@@ -33,7 +33,6 @@ class ProjectionWatch(AttentionWatch):
     def open(self, cache: Any, num_positions: int) -> Iterator[None]:
         adapter, modules = find_adapter(self.model), attention_layers(self.model)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(attention_implementation(self.model, "eager"))  # others do not return their weights
             for layer in self.layers:
                 projection = adapter.output_projection_of(modules[layer])
                 handle = projection.register_forward_pre_hook(thread_hook(self._keep(layer)))

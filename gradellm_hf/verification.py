@@ -30,13 +30,13 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
     if prompt_length < 1 or num_steps < 1:
         raise InvalidInputError(f"`prompt_length` and `num_steps` must be at least 1, got {prompt_length} and {num_steps}.")
     inner = unwrap(model)
+    config = GradELLMConfig(positive_only=False, output_layer_attributions=True)
+    layers = explained_layers(inner, config)
     if not calls_attention_interface(inner):
         raise UnsupportedArchitectureError(
             f"`{inner.config.model_type}` does not call Transformers' AttentionInterface: it is explained with the stepwise "
             "engine only, and there is nothing to compare that with."
         )
-    config = GradELLMConfig(positive_only=False, output_layer_attributions=True)
-    layers = explained_layers(inner, config)
     length = prompt_length + num_steps
     generator = torch.Generator().manual_seed(seed)
     with explainable(inner):
