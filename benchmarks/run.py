@@ -35,7 +35,7 @@ _FOOTER = """
 How the figures are taken:
 
 - `explain_generate / generate`: both called with the same arguments, one after the other.
-- The explanation alone: `explain_generate` minus `generate`.
+- The explanation alone: `explain_sequences` on random tokens minus a pass over the prompt without gradients.
 - The per-step loop (`benchmarks/per_step_loop.py`) runs the whole prefix forward and backward for every token, all layers;
   it is timed at {loop_steps} steps spread over the generation, and their mean is multiplied by `N`. It is compared with
   `explain_sequences` on the same text, which reads the prompt again.
@@ -46,18 +46,22 @@ How the figures are taken:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--parts", nargs="*", help="only these: short, long, growth, loop, memory, import; nothing is written")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("RESULTS.md"))
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
     model, _ = load_smollm2()
-    rows = [
-        *ratio_rows(model, 128, 64, options.repetitions),
-        *ratio_rows(model, 512, 128, options.repetitions),
-        *growth_rows(model, options.repetitions),
-        loop_row(512, 128),
-        memory_row(4096, 64),
-        import_row(),
-    ]
+    parts: dict[str, Callable[[], list[Row]]] = {
+        "short": lambda: ratio_rows(model, 128, 64, options.repetitions),
+        "long": lambda: ratio_rows(model, 512, 128, options.repetitions),
+        "growth": lambda: growth_rows(model),
+        "loop": lambda: [loop_row(512, 128)],
+        "memory": lambda: [memory_row(4096, 64)],
+        "import": lambda: [import_row()],
+    }
+    rows = [row for name in options.parts or parts for row in parts[name]()]
+    if options.parts:
+        return  # a look at some figures; the results are of one run
     header = _HEADER.format(
         date=datetime.date.today(),
         version=gradellm_hf.__version__,
@@ -96,20 +100,28 @@ def ratio_rows(model: Any, prompt_length: int, num_steps: int, repetitions: int)
     ]
 
 
-def growth_rows(model: Any, repetitions: int) -> list[Row]:
-    """The explanation alone, in ms a generated token, as N and P grow."""
+def growth_rows(model: Any) -> list[Row]:
+    """The explanation alone, in ms a generated token, as N and P grow: `explain_sequences` less a pass over its prompt."""
 
     def milliseconds(prompt_length: int, num_steps: int) -> str:
-        generate, explainers = _runs(model, prompt_length, num_steps)
-        explain = explainers["all layers"]
-        differences = [_seconds(explain) - _seconds(generate) for _ in range(max(3, repetitions // 2))]
+        token_ids = _prompt(prompt_length + num_steps)
+
+        def prefill() -> Any:
+            with torch.no_grad():
+                return model(token_ids[:, : prompt_length - 1], use_cache=True, logits_to_keep=1)
+
+        def explain() -> Any:
+            return explain_sequences(model, token_ids, prompt_length)
+
+        explain()
+        differences = [_seconds(explain) - _seconds(prefill) for _ in range(5)]
         return f"{1000 * statistics.median(differences) / num_steps:.1f}"
 
-    by_steps = ", ".join(f"N={n}: {milliseconds(512, n)}" for n in (32, 64, 128))
-    by_prompt = ", ".join(f"P={p}: {milliseconds(p, 32)}" for p in (512, 1024, 2048, 4096))
+    by_steps = ", ".join(f"N={n}: {milliseconds(512, n)}" for n in (32, 64, 128, 256))
+    by_prompt = ", ".join(f"P={p}: {milliseconds(p, 64)}" for p in (512, 1024, 2048, 4096))
     return [
         _row("explanation alone, ms a token, P=512", by_steps, "constant: linear in N"),
-        _row("explanation alone, ms a token, N=32", by_prompt, "a constant plus a term linear in P"),
+        _row("explanation alone, ms a token, N=64", by_prompt, "a constant plus a term linear in P"),
     ]
 
 
