@@ -1,0 +1,120 @@
+"""Position-local attention by itself: its value is attention, its gradient that of each query at its own position."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gradellm_hf.attention import (
+    AttentionOptions,
+    PositionLocalAttention,
+    add_position_bias,
+    attention_output,
+    own_column_gradient,
+)
+from gradellm_hf.formula import causal_visibility
+
+R, G, M, N, T, D, DV = 2, 3, 2, 4, 7, 5, 6  # rows, key heads, query heads a key head, queries, keys, dims
+H = G * M
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+PADDED = causal_visibility(N, T, torch.device("cpu")).expand(R, 1, N, T).clone()
+PADDED[1, :, :, :2] = False
+ADDITIVE = torch.zeros(R, 1, N, T, dtype=torch.float64).masked_fill(~PADDED, torch.finfo(torch.float64).min)
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "causal": {"mask": causal_visibility(N, T, torch.device("cpu"))},
+    "padded": {"mask": PADDED},
+    "additive": {"mask": ADDITIVE},
+    "per head": {"mask": ADDITIVE + random(R, H, N, T, seed=9)},
+    "soft-capped": {"mask": PADDED, "softcap": 0.7},
+    "sinks": {"mask": PADDED, "sinks": random(H, seed=8)},
+    "everything": {"mask": ADDITIVE + random(1, H, 1, T, seed=7), "softcap": 1.5, "sinks": random(H, seed=6)},
+}
+
+
+def plain_attention(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> tuple[Tensor, Tensor]:
+    """Weights `[R, H, N, T]` and outputs, one head at a time, as one would write them down."""
+    weights, outputs = [], []
+    for r in range(R):
+        for h in range(H):
+            scores = query[r, h] @ key[r, h // M].T * options.scaling
+            if options.softcap is not None:
+                scores = options.softcap * torch.tanh(scores / options.softcap)
+            mask = options.mask.expand(R, H, N, T)[r, h]
+            scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+            exponentials = scores.exp()
+            normaliser = exponentials.sum(-1, keepdim=True)
+            if options.sinks is not None:
+                normaliser = normaliser + options.sinks[h].exp()
+            weights.append(exponentials / normaliser)
+            outputs.append(weights[-1] @ value[r, h // M])
+    return torch.stack(weights).unflatten(0, (R, H)), torch.stack(outputs).unflatten(0, (R, H))
+
+
+def one_query(x: Tensor, n: int) -> Tensor:
+    """Keys or values with a gradient at the own position of query `n` only."""
+    own = T - N + n
+    return torch.cat([x[:, :, :own].detach(), x[:, :, own : own + 1], x[:, :, own + 1 :].detach()], dim=2)
+
+
+@pytest.fixture(params=SETTINGS)
+def options(request: pytest.FixtureRequest) -> AttentionOptions:
+    return AttentionOptions(scaling=0.4, **SETTINGS[request.param])
+
+
+@pytest.fixture
+def states() -> tuple[Tensor, Tensor, Tensor]:
+    shapes = ((R, H, N, D), (R, G, T, D), (R, G, T, DV))
+    return tuple(random(*shape, seed=i).requires_grad_() for i, shape in enumerate(shapes))  # type: ignore[return-value]
+
+
+def test_its_value_is_attention(options, states):
+    torch.testing.assert_close(attention_output(*states, options), plain_attention(*states, options)[1])
+
+
+def test_its_gradient_and_its_heatmap_are_those_of_each_query_alone(options, states, monkeypatch):
+    monkeypatch.setattr("gradellm_hf.attention._BLOCK_ELEMENTS", 3 * R * H * T)  # blocks of three queries and of one
+    query, key, value = states
+    upstream, recorded = random(R, H, N, DV, seed=5), []
+    anchor = torch.zeros((), requires_grad=True)
+    output = PositionLocalAttention.apply(anchor, query, key, value, options.mask, options, "attention", recorded.append)
+    actual = torch.autograd.grad(output, states, upstream)
+    expected = [torch.zeros_like(x) for x in states]
+    for n in range(N):
+        alone = plain_attention(query, one_query(key, n), one_query(value, n), options)[1]
+        for total, part in zip(expected, torch.autograd.grad(alone[:, :, n], states, upstream[:, :, n]), strict=True):
+            total += part
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e)
+    weights = plain_attention(query, key, value, options)[0]
+    contributions = torch.einsum("rhnd,rhtd->rhnt", upstream, value.repeat_interleave(M, dim=1))
+    torch.testing.assert_close(recorded[0], (weights * contributions).sum(1).detach())
+
+
+def test_a_position_bias_gets_the_gradient_of_its_whole_row():
+    query, key, value = random(R, H, N, D, seed=0), random(R, G, T, D, seed=1), random(R, G, T, DV, seed=2)
+    bias = random(R, H, N, T, seed=3).requires_grad_()
+    upstream = random(R, H, N, DV, seed=5)
+
+    def gradient(attend) -> Tensor:
+        options = AttentionOptions(mask=add_position_bias(PADDED, bias), scaling=0.4)
+        return torch.autograd.grad(attend(options), bias, upstream)[0]
+
+    anchor = torch.zeros((), requires_grad=True)
+    actual = gradient(lambda o: PositionLocalAttention.apply(anchor, query, key, value, o.mask, o, None, None))
+    expected = gradient(lambda o: plain_attention(query, key, value, o)[1])
+    torch.testing.assert_close(actual, expected)
+
+
+def test_a_mask_made_from_values_gets_a_gradient_at_the_own_key_only():
+    mask = random(R, H, N, T, seed=4).requires_grad_()
+    local = own_column_gradient(mask)
+    assert torch.equal(local, mask)
+    (gradient,) = torch.autograd.grad(local.sum(), mask)
+    assert torch.equal(gradient, torch.eye(T, dtype=torch.float64)[T - N :].expand(R, H, N, T))
