@@ -66,9 +66,13 @@ def contrast_ids(config: GradELLMConfig, token_ids: torch.Tensor, vocabulary_siz
     """
     if config.contrast_token_ids is None:
         return None
-    foils = torch.as_tensor(config.contrast_token_ids, device=token_ids.device)
     expected = f"token ids from 0 to {vocabulary_size - 1} that broadcast to [R, N] = {list(token_ids.shape)}"
-    if foils.is_floating_point() or (foils.numel() and (foils.min() < 0 or foils.max() >= vocabulary_size)):
+    try:
+        foils = torch.as_tensor(config.contrast_token_ids, device=token_ids.device)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise InvalidInputError(f"`contrast_token_ids` must be {expected}; got {config.contrast_token_ids!r}.") from error
+    is_integer = not (foils.is_floating_point() or foils.dtype == torch.bool)
+    if foils.numel() and not (is_integer and foils.min() >= 0 and foils.max() < vocabulary_size):
         raise InvalidInputError(f"`contrast_token_ids` must be {expected}; got {foils.dtype} values up to {foils.max()}.")
     try:
         return foils.long().broadcast_to(token_ids.shape)

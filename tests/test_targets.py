@@ -145,3 +145,10 @@ def test_targets_that_need_each_other_are_checked_on_construction():
         GradELLMConfig(contrast_token_ids=3)
     with pytest.raises(InvalidInputError, match=r"`target` must be 'logit'.* or a callable .*, got 'logits'"):
         GradELLMConfig(target="logits")
+
+
+@pytest.mark.parametrize("foils", [[], [[1], [2, 3]], True, "token"], ids=repr)
+def test_foils_that_cannot_be_read_as_token_ids_are_refused(foils):
+    _, ids = logits_and_ids()
+    with pytest.raises(InvalidInputError, match=r"`contrast_token_ids`.*token ids from 0 to"):
+        contrast_ids(GradELLMConfig(target="contrast", contrast_token_ids=foils), ids, V)
