@@ -11,8 +11,8 @@ def prompt_cache(cache: Any, length: int, row_indices: torch.Tensor | None = Non
 
     What `generate` did after the prompt does not matter: beams are only permuted among copies of one prompt, assisted
     decoding only takes back what it wrote after the prompt, and a static cache has its prompt in front. Not safe are
-    sliding windows that have already dropped keys, caches that keep something else than plain keys and values (quantised,
-    recurrent, latent), and offloaded ones.
+    sliding windows that have already dropped keys, caches that keep something else than a state a position (quantised,
+    recurrent), and offloaded ones.
 
     Args:
         cache: `past_key_values` of a finished generation, left unchanged.
