@@ -165,7 +165,7 @@ def _layout(model: "PreTrainedModel") -> _Layout:
         _layouts[model] = _Layout(
             modules=[weakref.ref(module) for module in modules],
             calls_interface=calls_interface,
-            keeps_cache=getattr(outputs, "past_key_values", None) is not None,
+            keeps_cache=getattr(outputs, "cache", None) is not None,
         )
     return _layouts[model]
 

@@ -15,7 +15,7 @@ def prompt_cache(cache: Any, length: int, row_indices: torch.Tensor | None = Non
     recurrent), and offloaded ones.
 
     Args:
-        cache: `past_key_values` of a finished generation, left unchanged.
+        cache: `cache` of a finished generation, left unchanged.
         length: Number of leading positions to take.
         row_indices: Which rows of the cache to take, `[R]`; None for all.
     """

@@ -52,9 +52,9 @@ def explain_generate(
     with record_prompt(inner, call.prompt_length) as recording:
         returned = generate(inputs, **call.generate_kwargs)
     generated = {"sequences": returned} if isinstance(returned, Tensor) else dict(returned)
-    cache = generated.get("past_key_values")
+    cache = generated.get("cache")
     if not call.returns_dict:
-        generated.pop("past_key_values", None)
+        generated.pop("cache", None)
     del returned
     try:
         sequences = call.sequences(generated, recording)

@@ -57,7 +57,7 @@ class ExplainGenerateOutput(ModelOutput):
         explain_config (`GradELLMConfig`): How it was explained. None after loading a file made with a callable target.
         model_name (`str`): `config.name_or_path` of the model, or its class.
         tokens (`list[list[str]]` of `R` lists of length `S`, *optional*): Set by `load` where the file holds tokens.
-        scores, logits, attentions, hidden_states, past_key_values, sequences_scores, beam_indices (*optional*):
+        scores, logits, attentions, hidden_states, cache, sequences_scores, beam_indices (*optional*):
             As `model.generate` returns them, when asked for.
     """
 
@@ -79,7 +79,7 @@ class ExplainGenerateOutput(ModelOutput):
     logits: tuple[torch.Tensor] | None = None
     attentions: tuple[tuple[torch.Tensor]] | None = None
     hidden_states: tuple[tuple[torch.Tensor]] | None = None
-    past_key_values: Any | None = None
+    cache: Any | None = None
     sequences_scores: torch.Tensor | None = None
     beam_indices: torch.Tensor | None = None
 

@@ -63,7 +63,7 @@ class ProjectionWatch(AttentionWatch):
 
     def _values(self, layer: int, outputs: Any) -> Tensor:
         """`[R, G, T, Dv]`."""
-        return outputs.past_key_values.layers[layer].values.detach()
+        return outputs.cache.layers[layer].values.detach()
 
     def _keep(self, layer: int) -> Callable:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

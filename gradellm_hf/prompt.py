@@ -23,7 +23,7 @@ class GenerateCall:
         generate_kwargs: The arguments of the call, asking for everything that `generate` can return.
         returns_dict: Whether the caller asked for that too.
         prompt_length: `P`.
-        has_whole_prompt: Whether ids or embeddings of the whole prompt were given; else its start is in `past_key_values`.
+        has_whole_prompt: Whether ids or embeddings of the whole prompt were given; else its start is in `cache`.
 
     Raises:
         InvalidInputError: The prompt, or what is asked for, cannot be explained. Nothing has been generated then.
@@ -142,7 +142,7 @@ class GenerateCall:
         """Raises InvalidInputError where the prompt is needed once more, and was not read from its start in one call."""
         if not self.has_whole_prompt:
             raise InvalidInputError(
-                "The start of the prompt is only in `past_key_values`, in a form that cannot be read back (a sliding window "
+                "The start of the prompt is only in `cache`, in a form that cannot be read back (a sliding window "
                 "that has moved on, or a quantised or offloaded cache). Pass the token ids of the whole prompt."
             )
         by_position = sorted(set(recording.per_position) - {"position_ids"})
@@ -151,7 +151,7 @@ class GenerateCall:
                 f"The prompt has to be read again, with {'what is not text in it' if self.has_placeholders else by_position}, "
                 "because the cache that `generate` left cannot be read back (a sliding window that has moved on, or a "
                 "quantised or offloaded cache). Let one call read all of it: leave `prefill_chunk_size` and "
-                "`past_key_values` out."
+                "`cache` out."
             )
 
     def _step_mask(self, generated: dict[str, Any]) -> Tensor:

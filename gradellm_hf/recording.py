@@ -21,7 +21,7 @@ _OURS = {
     "inputs_embeds",
     "attention_mask",
     "cache_position",
-    "past_key_values",
+    "cache",
     "use_cache",
     "return_dict",
     "logits_to_keep",
@@ -64,7 +64,7 @@ class PromptRecording:
     def add(self, arguments: dict[str, Any]) -> None:
         """Raises InvalidInputError where a row's prompt ends in padding."""
         if not self._calls:
-            cache = arguments.get("past_key_values")
+            cache = arguments.get("cache")
             self._position = 0 if cache is None else int(cache.get_seq_length())
             self._first_position = self._position
         self.rows, num_positions = _inputs(arguments).shape[:2]

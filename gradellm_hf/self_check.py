@@ -71,7 +71,7 @@ def _check(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) 
     with torch.no_grad():
         for position in range(start, start + steps):
             outputs = sequences.forward(model, position, position + 1, step_cache)
-            step_cache = outputs.past_key_values
+            step_cache = outputs.cache
             reference.append(outputs.logits)
     expected = torch.cat(reference, dim=1).float()
     replayed: list[Tensor] = []

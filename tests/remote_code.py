@@ -50,12 +50,12 @@ class RemoteAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.add_module(config.output_projection, nn.Linear(config.hidden_size, config.hidden_size))
 
-    def forward(self, hidden_states: Tensor, mask: Tensor, past_key_values: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, mask: Tensor, cache: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         rows, queries, width = hidden_states.shape
         heads = self.qkv(hidden_states).view(rows, queries, 3, -1, self.head_dim).permute(2, 0, 3, 1, 4)
         query, key, value = heads
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         attend = self.attention_function()
         output, weights = attend(self, query, key, value, mask, scaling=self.head_dim**-0.5, **kwargs)
         if self.config.attention == "own":
@@ -109,16 +109,16 @@ class RemoteForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         cache_position: Tensor | None = None,
         use_cache: bool | None = True,
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache()
-        seen = past_key_values.get_seq_length() if past_key_values is not None else 0
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        seen = cache.get_seq_length() if cache is not None else 0
         if cache_position is None:
             cache_position = torch.arange(seen, seen + input_ids.shape[1])
         assert cache_position.tolist() == list(range(seen, seen + input_ids.shape[1]))
@@ -133,11 +133,11 @@ class RemoteForCausalLM(PreTrainedModel, GenerationMixin):
         hidden_states = hidden_states + self.positions(position_ids)
         attentions = ()
         for block in self.blocks:
-            hidden_states, weights = block(hidden_states, mask, past_key_values)
+            hidden_states, weights = block(hidden_states, mask, cache)
             attentions += (weights,)
         return CausalLMOutputWithPast(
             logits=self.head(hidden_states),
-            past_key_values=past_key_values if use_cache else None,
+            cache=cache if use_cache else None,
             attentions=attentions if output_attentions else None,
         )
 

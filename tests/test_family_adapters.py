@@ -111,8 +111,8 @@ def watch(case: str) -> dict[nn.Module, Seen]:
     for layer, record in enumerate(seen.values()):
         if not record.arguments:
             weights = outputs.attentions[layer]
-            if "past_key_values" in outputs:
-                cache = outputs.past_key_values.layers[layer]
+            if "cache" in outputs:
+                cache = outputs.cache.layers[layer]
                 record.arguments = [first_query(record, *weights.shape[:2]), cache.keys, cache.values]
                 record.output = (weights @ cache.values.expand(-1, weights.shape[1], -1, -1)).transpose(1, 2)
             else:  # openai-gpt keeps none; nothing lies between its projections and its attention
@@ -208,6 +208,8 @@ def paper(case: str) -> Tensor:
 
 def other_names_for_the_reference(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The transcription knows Llama's names; these are those of other families, written down once more."""
+    if case == "gptj":
+        monkeypatch.setattr(reference, "_attention_modules", lambda model: [block.attn for block in model.transformer.h])
     if case == "opt":
         modules = lambda model: [layer.self_attn for layer in model.model.decoder.layers]  # noqa: E731
         monkeypatch.setattr(reference, "_attention_modules", modules)
@@ -218,9 +220,16 @@ def other_names_for_the_reference(case: str, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(reference, "_widths", lambda model: [32, 8, 8])
 
 
-NO_INTERFACE = ["bloom", "codegen", "gpt_neo", "gpt_neox_japanese", "gptj", "mpt", "openai-gpt", "xglm"]
+NO_INTERFACE = ["bloom", "gpt_neo", "gpt_neox_japanese", "mpt", "openai-gpt", "xglm"]
 NO_INTERFACE += [case for case in CASES if case.startswith("falcon")]
-HEAD_BY_HEAD = ["gpt_neox", "persimmon", "gpt_bigcode, keys for every head"]  # the transcription cannot tell heads apart
+#: Fused projections that hold query, key and value in turns, for a part of the heads each (every head where there is no
+#: number): the transcription cannot take them apart.
+IN_TURNS: dict[str, tuple[int | None, tuple[str, str, str]]] = {
+    "gpt_neox": (None, ("query", "key", "value")),
+    "persimmon": (None, ("query", "key", "value")),
+    "gpt_bigcode, keys for every head": (None, ("query", "key", "value")),
+    "codegen": (4, ("query", "value", "key")),
+}
 REFUSED = {
     **dict.fromkeys(NO_INTERFACE, "does not call Transformers' AttentionInterface"),
     **dict.fromkeys(LATENT, r"H \* D must equal E"),
@@ -229,7 +238,7 @@ REFUSED = {
 PER_LAYER_WIDTHS = ["gemma4_text", "gemma4_unified_text"]
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c not in [*REFUSED, *PER_LAYER_WIDTHS, *HEAD_BY_HEAD]])
+@pytest.mark.parametrize("case", [c for c in CASES if c not in [*REFUSED, *PER_LAYER_WIDTHS, *IN_TURNS]])
 def test_the_paper_preset_is_the_published_definition(case, monkeypatch):
     other_names_for_the_reference(case, monkeypatch)
     with lifted_precision():
@@ -238,17 +247,18 @@ def test_the_paper_preset_is_the_published_definition(case, monkeypatch):
     assert error <= 1e-9, f"relative error {error:.1e}"
 
 
-@pytest.mark.parametrize("case", HEAD_BY_HEAD)
+@pytest.mark.parametrize("case", IN_TURNS)
 def test_the_paper_preset_is_the_same_with_the_fused_projection_taken_apart(case, monkeypatch):
     fused = paper(case)
     model = model_of(case)
-    heads = model.config.num_attention_heads
+    parts, order = IN_TURNS[case]
     adapter = find_adapter(model)
 
     def taken_apart(attention: nn.Module) -> list:
         def by_name(output: Tensor) -> dict[str, Tensor]:
-            rows = torch.arange(output.shape[-1]).reshape(heads, 3, -1)  # of the weight matrix, as the checkpoints hold them
-            return {name: output[..., rows[:, i].flatten()] for i, name in enumerate(("query", "key", "value"))}
+            rows = torch.arange(output.shape[-1])  # of the weight matrix, as the checkpoints hold them
+            rows = rows.reshape(parts or model.config.num_attention_heads, 3, -1)
+            return {name: output[..., rows[:, i].flatten()] for i, name in enumerate(order)}
 
         return [(getattr(attention, adapter.fused), by_name)]
 

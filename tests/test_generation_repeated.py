@@ -55,8 +55,8 @@ def test_a_prompt_in_a_cache_whose_window_has_moved_on_is_read_again_at_its_own_
     model = MistralForCausalLM(MistralConfig(**{**values, "sliding_window": 5})).eval()
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids[:, :9], past_key_values=cache, use_cache=True)
-    out = explain_generate(model, ids, past_key_values=cache, max_new_tokens=4)
+        model(ids[:, :9], cache=cache, use_cache=True)
+    out = explain_generate(model, ids, cache=cache, max_new_tokens=4)
     assert_same_heatmaps(out.attributions, explain_sequences(model, out.sequences, 12).attributions)
 
 

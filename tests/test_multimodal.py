@@ -178,7 +178,7 @@ def test_a_second_turn_on_the_cache_of_the_first_is_explained_exactly(name):
     mask = torch.ones_like(text)
     with lifted_precision():
         out = explain_generate(
-            model, text, attention_mask=mask, past_key_values=first.past_key_values, explain_config=CONFIG, **GREEDY
+            model, text, attention_mask=mask, cache=first.cache, explain_config=CONFIG, **GREEDY
         )
     whole = {**prompt.inputs, "input_ids": text, "attention_mask": mask}
     if "mm_token_type_ids" in whole:
@@ -194,7 +194,7 @@ def test_a_second_turn_of_text_that_has_left_the_window_is_explained_exactly(nam
     text = torch.cat([first.sequences, torch.tensor([[7, 8, 9], [10, 11, 12]])], dim=1)
     mask = torch.nn.functional.pad(prompt.inputs["attention_mask"], (0, text.shape[1] - 9), value=1)
     whole = Prompt({"input_ids": text, "attention_mask": mask}, text == IMAGE)
-    assert_exact(explained(model, whole, past_key_values=first.past_key_values), name, whole)
+    assert_exact(explained(model, whole, cache=first.cache), name, whole)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3"])

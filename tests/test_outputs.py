@@ -55,7 +55,7 @@ def test_everything_that_generate_returns_is_there_under_its_name(options):
         torch.testing.assert_close(out.get(name), expected.get(name), rtol=0, atol=0)
     assert out.get("scores") is not None
     assert (out.get("beam_indices") is not None) == ("num_beams" in options)
-    assert type(out.past_key_values) is type(expected.past_key_values)
+    assert type(out.cache) is type(expected.cache)
 
 
 def test_what_was_not_asked_for_is_not_there(llama):
@@ -65,7 +65,7 @@ def test_what_was_not_asked_for_is_not_there(llama):
         "logits",
         "attentions",
         "hidden_states",
-        "past_key_values",
+        "cache",
         "sequences_scores",
         "layer_attributions",
     ):

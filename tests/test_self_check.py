@@ -33,11 +33,11 @@ class AddPreviousValue(nn.Module):
         self.attention = attention
         self.projection = nn.Linear(30, 48, bias=False)
 
-    def forward(self, hidden_states: Tensor, past_key_values: Any = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        output, weights = self.attention(hidden_states=hidden_states, past_key_values=past_key_values, **kwargs)
-        if past_key_values is None:
+    def forward(self, hidden_states: Tensor, cache: Any = None, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        output, weights = self.attention(hidden_states=hidden_states, cache=cache, **kwargs)
+        if cache is None:
             return output, weights
-        values = past_key_values.layers[self.attention.layer_idx].values.transpose(1, 2).flatten(2)
+        values = cache.layers[self.attention.layer_idx].values.transpose(1, 2).flatten(2)
         previous = F.pad(values, (0, 0, 1, 0))[:, -hidden_states.shape[1] - 1 : -1]
         return output + self.projection(previous), weights
 
@@ -84,7 +84,7 @@ def test_a_convolution_that_works_in_a_cache_keeps_its_words():
     model, ids = with_previous_value(), random_ids(2, 9)
     with torch.no_grad():
         first = model(ids[:, :5], use_cache=True)
-        second = model(ids[:, 5:], past_key_values=first.past_key_values)
+        second = model(ids[:, 5:], cache=first.cache)
         whole = model(ids, use_cache=True)
     torch.testing.assert_close(torch.cat([first.logits, second.logits], dim=1), whole.logits, rtol=1e-4, atol=1e-4)
 

@@ -97,9 +97,9 @@ def _forward(model: PreTrainedModel, token_ids: Tensor, first: int, cache: Any, 
     if _takes(model, "use_cache"):
         inputs["use_cache"] = use_cache
     if use_cache:
-        inputs["past_key_values"] = cache
+        inputs["cache"] = cache
     outputs = model(**inputs)
-    return outputs.logits[:, -1], getattr(outputs, "past_key_values", None) or cache
+    return outputs.logits[:, -1], getattr(outputs, "cache", None) or cache
 
 
 def _takes(model: PreTrainedModel, name: str) -> bool:

@@ -74,6 +74,8 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     # The attention module is shared by the hybrid layers, of which there must be two.
     "zamba": {"layers_block_type": _SHARED, "num_hidden_layers": 4},
     "zamba2": {"layers_block_type": _SHARED, "num_hidden_layers": 4},
+    # Layers before, in and after the loop add up to all three.
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
     # Sizes in dictionaries and keyword arguments, which are no fields.
     "deepseek_v4": {"compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 3}},
     "dots3_note_text": {
