@@ -35,6 +35,7 @@ class AttentionOutputChannel:
         self._modules, self._spatial = modules, spatial
         self._adapter = find_adapter(model)
         self._states: dict[int, dict[str, Tensor]] = {layer: {} for layer in modules}
+        self._before = self._states
         self._handles: list[Any] = []
         self._watching = False
         self._mask: Callable[[], Tensor] | None = None
@@ -54,6 +55,11 @@ class AttentionOutputChannel:
         self._num_steps, self._mask, self._record = num_steps, mask, record
         if whole_prefix:
             self._states = {layer: {} for layer in self._modules}
+        self._before = {layer: dict(states) for layer, states in self._states.items()}
+
+    def close_chunk(self) -> None:
+        """Forgets what has been seen since `open_chunk`."""
+        self._states = self._before
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:

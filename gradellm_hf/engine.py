@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from .architecture import attention_layers, vocabulary_size
 from .attention import AttentionOptions, attention_handler
 from .attention_output import AttentionOutputChannel
-from .caches import detach_cache, is_plain, key_lengths
+from .caches import detach_cache, fork_cache, is_plain, key_lengths
 from .configuration import GradELLMConfig
 from .errors import UnsupportedArchitectureError
 from .heatmaps import Heatmaps
+from .memory import is_out_of_memory, out_of_memory, progress_bar, release_memory
+from .offloading import reload_offloaded_weights
 from .sequences import ExplainedSequences
 from .targets import contrast_ids, evaluate_target
 
@@ -142,49 +144,102 @@ def explain_steps(
 ) -> Heatmaps:
     """Explains the steps of `sequences` in chunks on top of a cache of the prompt.
 
+    Where a chunk does not fit in memory, it is explained again in halves.
+
     Args:
         layers: Explained layers, ascending.
         cache: Keys and values of the first `P - 1` positions, taken over; None: they are computed.
+        chunk_size: Number of steps to explain together.
+
+    Raises:
+        GradELLMError: Not even a single step fits in memory.
     """
-    heatmaps = Heatmaps.empty(sequences, config, layers, model.dtype)
-    foils = contrast_ids(config, sequences.generated_ids, vocabulary_size(model))
     channel = None
     if config.channel == "attention_output":
         modules = attention_layers(model)
         channel = AttentionOutputChannel(model, {i: modules[i] for i in layers}, config.spatial)
-    watched = channel.watch if channel else contextlib.nullcontext
-    with channel or contextlib.nullcontext():
+    run = _Run(model, sequences, config, layers, watch_type, channel)
+    with channel or contextlib.nullcontext(), progress_bar(sequences.num_steps) as progress:
         if (cache is None or channel is not None) and not watch_type.whole_prefix:
-            with watched():
+            with run.watched():
                 cache = sequences.prefill(model)
-        for first, last in sequences.step_chunks(chunk_size):
-            begin, end = sequences.prompt_length - 1 + first, sequences.prompt_length - 1 + last
-            begin = 0 if watch_type.whole_prefix else begin
-            steps = slice(first, last)
-            scale: Tensor
+        first = 0
+        while first < sequences.num_steps:
+            last = sequences.chunk_end(first, chunk_size)
+            try:
+                cache = run.explain(first, last, cache)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if last - first == 1:
+                    raise out_of_memory(sequences) from error
+                chunk_size = (last - first) // 2
+                run.undo(first, last)
+            else:
+                progress.update(last - first)
+                first = last
+                continue
+            release_memory()  # here the error, and what its traceback held on to, is gone
+    return run.heatmaps
 
-            def record(layer: int, heatmap: Tensor) -> None:
-                heatmaps.add(layer, first, scale, heatmap)  # noqa: B023 - called before this iteration ends
 
-            watch = watch_type(model, layers, None if channel else config.spatial, record)
-            if channel:
-                channel.open_chunk(last - first, watch.visible, record, whole_prefix=watch.whole_prefix)
-            with _mutable(cache):
-                with torch.no_grad(), watched(), watch.open(cache, end - begin):
-                    outputs = sequences.forward(model, begin, end, cache, **watch.forward_kwargs)
-                logits = outputs.logits[:, first - last :]
-                if first == 0:
-                    sequences.check_first_logits(logits[:, 0])
-                ids, mask = (x[:, steps].to(logits.device) for x in (sequences.generated_ids, sequences.step_mask))
-                targets = evaluate_target(config, logits, ids, mask, None if foils is None else foils[:, steps].to(ids.device))
-                heatmaps.set_targets(first, last, targets)
-                scale = targets.scale
-                watch.backward(outputs, targets.gradient.to(logits.dtype))
-            if not watch.whole_prefix:
-                cache = outputs.past_key_values
-                detach_cache(cache)
-            del outputs, logits
-    return heatmaps
+class _Run:
+    """One call of `explain_steps`."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        sequences: ExplainedSequences,
+        config: GradELLMConfig,
+        layers: list[int],
+        watch_type: type[AttentionWatch],
+        channel: AttentionOutputChannel | None,
+    ):
+        self.model, self.sequences, self.config, self.layers = model, sequences, config, layers
+        self.watch_type, self.channel = watch_type, channel
+        self.heatmaps = Heatmaps.empty(sequences, config, layers, model.dtype)
+        self._foils = contrast_ids(config, sequences.generated_ids, vocabulary_size(model))
+
+    def watched(self) -> AbstractContextManager[Any]:
+        return self.channel.watch() if self.channel else contextlib.nullcontext()
+
+    def explain(self, first: int, last: int, cache: Any) -> Any:
+        """Explains the steps `first:last` on a cache of what comes before them; returns one that holds them too."""
+        sequences, channel, steps = self.sequences, self.channel, slice(first, last)
+        begin, end = sequences.prompt_length - 1 + first, sequences.prompt_length - 1 + last
+        begin = 0 if self.watch_type.whole_prefix else begin
+        scale: Tensor
+
+        def record(layer: int, heatmap: Tensor) -> None:
+            self.heatmaps.add(layer, first, scale, heatmap)
+
+        watch = self.watch_type(self.model, self.layers, None if channel else self.config.spatial, record)
+        if channel:
+            channel.open_chunk(last - first, watch.visible, record, whole_prefix=watch.whole_prefix)
+        if is_plain(cache):
+            cache = fork_cache(cache)  # the one before stays what it is, should this fail
+        with reload_offloaded_weights(self.model), _mutable(cache):
+            with torch.no_grad(), self.watched(), watch.open(cache, end - begin):
+                outputs = sequences.forward(self.model, begin, end, cache, **watch.forward_kwargs)
+            logits = outputs.logits[:, first - last :]
+            if first == 0:
+                sequences.check_first_logits(logits[:, 0])
+            ids, mask = (x[:, steps].to(logits.device) for x in (sequences.generated_ids, sequences.step_mask))
+            foils = None if self._foils is None else self._foils[:, steps].to(ids.device)
+            targets = evaluate_target(self.config, logits, ids, mask, foils)
+            self.heatmaps.set_targets(first, last, targets)
+            scale = targets.scale
+            watch.backward(outputs, targets.gradient.to(logits.dtype))
+        if watch.whole_prefix:
+            return cache
+        detach_cache(outputs.cache)
+        return outputs.cache
+
+    def undo(self, first: int, last: int) -> None:
+        """Takes back what a failed attempt at these steps has left."""
+        self.heatmaps.clear(first, last)
+        if self.channel:
+            self.channel.close_chunk()
 
 
 def _mutable(cache: Any) -> AbstractContextManager[Any]:

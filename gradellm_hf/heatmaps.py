@@ -63,3 +63,9 @@ class Heatmaps:
         self.attributions[:, *where] += scaled
         if self.layer_attributions is not None:
             self.layer_attributions[:, self.layers.index(layer), *where] += scaled
+
+    def clear(self, first: int, last: int) -> None:
+        """Takes back what has been added to the steps `first:last`."""
+        self.attributions[:, first:last] = 0
+        if self.layer_attributions is not None:
+            self.layer_attributions[:, :, first:last] = 0

@@ -7,19 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .architecture import vocabulary_size
+from .architecture import attention_layers
 from .attention import AttentionOptions, PositionLocalAttention, attention_output
 from .configuration import GradELLMConfig
 from .engine import InterfaceWatch, explain_steps
 from .heatmaps import Heatmaps
+from .memory import chunk_size
 from .sequences import ExplainedSequences
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_CHUNK_LOGITS = 2**25  # elements of the logits of one chunk: 128 MiB in float32
-_CHUNK_MASK = 2**22  # elements of the mask of one chunk: 4 MiB, times the query heads that share a key/value head
-_CHUNK_TOKENS = 512
 
 
 class ReplayWatch(InterfaceWatch):
@@ -49,13 +46,7 @@ def replay(
 ) -> Heatmaps:
     """Explains every step at once: the query positions of all steps run as one chunk on a cache of the prompt.
 
-    Several chunks, where one would take too much memory. Arguments as for `explain_steps`.
+    Several chunks, where one would take too much memory. Arguments and errors as for `explain_steps`.
     """
-    size = config.step_chunk_size or _chunk_size(model, sequences)
+    size = config.step_chunk_size or chunk_size(model, sequences, len(attention_layers(model)) - layers[0])
     return explain_steps(model, sequences, config, layers, cache, ReplayWatch, size)
-
-
-def _chunk_size(model: "PreTrainedModel", sequences: ExplainedSequences) -> int:
-    rows = sequences.token_ids.shape[0]
-    steps = min(_CHUNK_TOKENS, _CHUNK_LOGITS // vocabulary_size(model), _CHUNK_MASK // sequences.length)
-    return max(1, steps // rows)

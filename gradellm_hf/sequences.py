@@ -1,6 +1,5 @@
 """What the engines explain: sequences of prompt and generated tokens, and how to run a model over a stretch of them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,20 +56,16 @@ class ExplainedSequences:
         """`[R, N]`."""
         return self.token_ids[:, self.token_ids.shape[1] - self.num_steps :]
 
-    def step_chunks(self, size: int) -> Iterator[tuple[int, int]]:
-        """Ranges of steps of at most `size`. A step that is predicted from an embedding stands alone."""
-        first = 0
-        while first < self.num_steps:
-            last = min(first + (1 if self._is_embedded(self.prompt_length - 1 + first) else size), self.num_steps)
-            yield first, last
-            first = last
+    def chunk_end(self, first: int, size: int) -> int:
+        """The end of a chunk of at most `size` steps from `first` on. A step predicted from an embedding stands alone."""
+        return min(first + (1 if self._is_embedded(self.prompt_length - 1 + first) else size), self.num_steps)
 
     def forward(self, model: "PreTrainedModel", first: int, last: int, cache: Any, **kwargs: Any) -> Any:
         """Runs the model over positions `first:last` on a cache that holds the positions before (None: there are none)."""
         inputs: dict[str, Any] = {**self.forward_kwargs, "return_dict": True}
         parameters = forward_parameters(model)
         if keeps_cache(model):
-            inputs |= {"past_key_values": cache, "use_cache": True}
+            inputs |= {"cache": cache, "use_cache": True}
         elif "use_cache" in parameters:
             inputs["use_cache"] = False
         if self._is_embedded(first):
@@ -94,7 +89,7 @@ class ExplainedSequences:
         read_rows, cache_rows = self.prefill_rows if self.prefill_kwargs and self.prefill_rows else (None, None)
         prompts = self if read_rows is None else self._take(read_rows)
         with torch.no_grad():
-            cache = prompts.forward(model, 0, length, None, **kwargs, **self.prefill_kwargs).past_key_values
+            cache = prompts.forward(model, 0, length, None, **kwargs, **self.prefill_kwargs).cache
         if cache_rows is not None:
             cache.batch_select_indices(cache_rows)
         return cache

@@ -1,0 +1,92 @@
+"""Models that accelerate offloads: their weights are loaded again for the backward pass instead of kept from the forward pass.
+
+Accelerate brings a module's weights to the execution device when the module runs and drops them when it is done. Autograd
+saves what the backward pass needs, weights included, so that differentiating through an offloaded model would gather all
+of it in memory. Here each saved weight is replaced by a note of where it came from, and read from there when the backward
+pass gets to it: at any time, memory holds the weights of one module.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .hooks import thread_hook
+
+if TYPE_CHECKING:
+    from accelerate.hooks import AlignDevicesHook
+
+
+@dataclass(frozen=True)
+class _OffloadedWeight:
+    """A view of a weight that is not in memory: what to load, and how the view lies in it."""
+
+    hook: "AlignDevicesHook"
+    name: str
+    dtype: torch.dtype
+    size: torch.Size
+    stride: tuple[int, ...]
+    storage_offset: int
+
+    def load(self) -> Tensor:
+        weight = self.hook.weights_map[self.name].to(self.hook.execution_device, self.dtype)  # type: ignore[index]
+        return weight.contiguous().as_strided(self.size, self.stride, self.storage_offset)
+
+
+@contextmanager
+def reload_offloaded_weights(model: nn.Module) -> Iterator[None]:
+    """A context for forward passes with gradients, of which the graph holds no offloaded weight. Other models: does nothing.
+
+    No gradients of the offloaded weights themselves are recorded: the nodes that take them would keep the weights alive.
+    """
+    offloaded = [(module, hook) for module in model.modules() if (hook := offload_hook(module)) is not None]
+    if not offloaded:
+        yield
+        return
+    running: list[tuple[nn.Module, AlignDevicesHook]] = []
+
+    def pack(saved: Tensor) -> Tensor | _OffloadedWeight:
+        for module, hook in reversed(running):
+            for name, weight in module.named_parameters(recurse=hook.place_submodules):
+                if _shares_memory(saved, weight) and weight.is_contiguous():
+                    return _OffloadedWeight(hook, name, saved.dtype, saved.size(), saved.stride(), int(saved.storage_offset()))
+        return saved
+
+    def unpack(packed: Tensor | _OffloadedWeight) -> Tensor:
+        return packed.load() if isinstance(packed, _OffloadedWeight) else packed
+
+    with ExitStack() as stack:
+        for module, hook in offloaded:
+            stack.callback(_set_requires_grad, module, _set_requires_grad(module, {}))
+            entry = (module, hook)
+            before = module.register_forward_pre_hook(thread_hook(lambda *_, entry=entry: running.append(entry)))
+            stack.callback(before.remove)
+            after = module.register_forward_hook(thread_hook(lambda *_: (running.pop(), None)[1]), always_call=True)
+            stack.callback(after.remove)
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, unpack))
+        yield
+
+
+def offload_hook(module: nn.Module) -> Any:
+    """The accelerate hook that brings a module's weights in and drops them again; None where they stay."""
+    hook = getattr(module, "_hf_hook", None)
+    for candidate in getattr(hook, "hooks", (hook,)):
+        if getattr(candidate, "offload", False) and getattr(candidate, "weights_map", None) is not None:
+            return candidate
+    return None
+
+
+def _shares_memory(x: Tensor, weight: Tensor) -> bool:
+    return weight.device.type != "meta" and x.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr() != 0
+
+
+def _set_requires_grad(module: nn.Module, values: dict[str, bool]) -> dict[str, bool]:
+    """Sets the flag of each of the module's parameters (False where `values` has none); returns what they were."""
+    before = {}
+    for name, parameter in module.named_parameters(recurse=True):
+        before[name] = parameter.requires_grad
+        parameter.requires_grad_(values.get(name, False))
+    return before
