@@ -20,6 +20,7 @@ from .memory import is_out_of_memory, out_of_memory, progress_bar, release_memor
 from .offloading import reload_offloaded_weights
 from .sequences import ExplainedSequences
 from .targets import contrast_ids, evaluate_target
+from .tensor_parallel import head_group, sum_over_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -198,6 +199,8 @@ class _Run:
         self.model, self.sequences, self.config, self.layers = model, sequences, config, layers
         self.watch_type, self.channel = watch_type, channel
         self.heatmaps = Heatmaps.empty(sequences, config, layers, model.dtype)
+        modules = attention_layers(model)
+        self._head_groups = {layer: head_group(modules[layer]) for layer in layers}
         self._foils = contrast_ids(config, sequences.generated_ids, vocabulary_size(model))
 
     def watched(self) -> AbstractContextManager[Any]:
@@ -211,6 +214,8 @@ class _Run:
         scale: Tensor
 
         def record(layer: int, heatmap: Tensor) -> None:
+            if channel is None:  # which has gathered all heads
+                heatmap = sum_over_heads(heatmap, self._head_groups[layer])
             self.heatmaps.add(layer, first, scale, heatmap)
 
         watch = self.watch_type(self.model, self.layers, None if channel else self.config.spatial, record)

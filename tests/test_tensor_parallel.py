@@ -1,0 +1,88 @@
+"""Two processes that share the heads of a model: each returns the heatmaps that one process with all heads returns."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_llama import assert_same_heatmaps, padded_prompts
+from tensor_parallel_worker import CONFIGS, explain_all
+from transformers import AutoConfig, AutoModelForCausalLM
+
+_SIZES = {
+    "vocab_size": 98,
+    "hidden_size": 48,
+    "intermediate_size": 44,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "initializer_range": 0.3,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+}
+MODELS = {
+    "llama": {"model_type": "llama", **_SIZES},
+    "llama with a head for every key": {"model_type": "llama", **_SIZES, "num_key_value_heads": 6},
+    "llama whose vocabulary and width do not divide": {
+        "model_type": "llama",
+        **_SIZES,
+        "vocab_size": 97,
+        "intermediate_size": 45,
+    },
+    "mistral with a window": {"model_type": "mistral", **_SIZES, "sliding_window": 6},
+    "qwen2": {"model_type": "qwen2", **_SIZES},
+    "qwen3 of another width": {"model_type": "qwen3", **_SIZES, "head_dim": 10},
+}
+PROMPTS = padded_prompts()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """By model: the tensors of one process, and those of each of two."""
+    folder = tmp_path_factory.mktemp("tensor parallel")
+    (folder / "prompts.json").write_text(json.dumps({name: x.tolist() for name, x in PROMPTS.items()}))
+    expected = {}
+    for number, (name, values) in enumerate(MODELS.items()):
+        torch.manual_seed(number)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values)).eval()
+        model.save_pretrained(folder / f"model-{number}")
+        expected[name] = explain_all(model, PROMPTS)
+    worker = Path(__file__).with_name("tensor_parallel_worker.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", worker, folder]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(worker.parents[1])}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-9000:]
+    return {
+        name: (expected[name], [load_file(folder / f"model-{number}.{rank}.safetensors") for rank in range(2)])
+        for number, name in enumerate(MODELS)
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_process_returns_what_one_process_with_all_heads_returns(results, name):
+    expected, both = results[name]
+    assert {f"{config}.attributions" for config in CONFIGS if config != "paper"} < set(expected)
+    for tensors in both:
+        assert set(tensors) == set(expected)
+        for key, tensor in tensors.items():
+            if key.endswith("sequences"):
+                assert torch.equal(tensor, expected[key])
+            elif key.endswith("attributions"):
+                assert_same_heatmaps(tensor, expected[key], 2e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_both_engines_agree_in_every_process(results, name):
+    for tensors in results[name][1]:
+        assert tensors["verify"].item() < 1e-4
+
+
+def test_the_paper_preset_sees_all_heads(results):
+    assert all("paper.attributions" in tensors for tensors in results["llama"][1])
+    assert "paper.attributions" not in results["qwen3 of another width"][0]
