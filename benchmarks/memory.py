@@ -1,27 +1,84 @@
-"""`python -m benchmarks.memory generate|explain P N`: prints the peak resident memory of one generation, in bytes.
+"""`python -m benchmarks.memory P N`: what generating and explaining take, as JSON.
 
-A process of its own for each figure: the peak of a process cannot be reset.
+A process of its own for each size, as memory that was used once is not given back. Prints the seconds and the peak resident
+memory of `generate`, and those of the `explain_generate` around it.
 """
 
-import resource
+import json
+import os
 import sys
+import threading
+import time
+from typing import Any
 
 import torch
+from transformers import LlamaForCausalLM
 
 from gradellm_hf import explain_generate
 from gradellm_hf.demo_model import load_smollm2
 
 
-def main(what: str, prompt_length: int, num_steps: int) -> None:
+class PeakMemory:
+    """The highest resident memory of this process while it is open, in bytes; weights mapped from the disk count."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.before = self.peak = _resident_memory()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            self.peak = max(self.peak, _resident_memory())
+            time.sleep(0.001)
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _resident_memory() -> int:
+    with open(f"/proc/{os.getpid()}/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def load(length: int) -> Any:
+    """SmolLM2, or random weights of the same shape where the text is longer than it takes."""
     model, _ = load_smollm2()
+    if length <= model.config.max_position_embeddings:
+        return model
+    config = model.config
+    config.max_position_embeddings = length
+    del model
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+def main(prompt_length: int, num_steps: int) -> None:
+    model = load(prompt_length + num_steps)
     prompt = torch.randint(100, 40000, (1, prompt_length), generator=torch.Generator().manual_seed(0))
-    kwargs = {"max_new_tokens": num_steps, "min_new_tokens": num_steps, "do_sample": False}
-    if what == "explain":
-        explain_generate(model, prompt, **kwargs)
-    else:
-        model.generate(prompt, **kwargs)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    length = {"max_new_tokens": num_steps, "min_new_tokens": num_steps, "do_sample": False}
+    explain_generate(model, prompt[:, :32], max_new_tokens=4)  # what is checked once a model
+    result = {}
+    generate = model.generate
+
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        with PeakMemory() as memory:
+            start = time.perf_counter()
+            output = generate(*args, **kwargs)
+            result.update(generate_seconds=time.perf_counter() - start)
+        result.update(generate_memory=memory.peak)
+        return output
+
+    model.generate = measured
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        explain_generate(model, prompt, **length)
+        result.update(explain_seconds=time.perf_counter() - start)
+    result.update(explain_memory=memory.peak)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

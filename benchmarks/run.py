@@ -2,6 +2,7 @@
 
 import argparse
 import datetime
+import json
 import os
 import platform
 import statistics
@@ -39,14 +40,16 @@ How the figures are taken:
 - The per-step loop (`benchmarks/per_step_loop.py`) runs the whole prefix forward and backward for every token, all layers;
   it is timed at {loop_steps} steps spread over the generation, and their mean is multiplied by `N`. It is compared with
   `explain_sequences` on the same text, which reads the prompt again.
-- Peak memory: the peak resident memory of a process that explains minus that of one that only generates.
+- Peak memory: the peak resident memory of a process during `generate`, and during the whole of `explain_generate`.
+- Weights on disk: the peak resident memory less what the process held before, after a warm-up (`benchmarks/offloading.py`).
+- The rows by length have a process each, which runs once; from P=16384 on, random weights of the same shape.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--parts", nargs="*", help="only these: short, long, growth, loop, memory, import; nothing is written")
+    parser.add_argument("--parts", nargs="*", help="only some of the parts, by name; nothing is written")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("RESULTS.md"))
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
@@ -57,6 +60,8 @@ def main() -> None:
         "growth": lambda: growth_rows(model),
         "loop": lambda: [loop_row(512, 128)],
         "memory": lambda: [memory_row(4096, 64)],
+        "offload": lambda: [offload_row(128, 64)],
+        "lengths": lambda: long_rows(),
         "import": lambda: [import_row()],
     }
     rows = [row for name in options.parts or parts for row in parts[name]()]
@@ -143,17 +148,52 @@ def loop_row(prompt_length: int, num_steps: int) -> Row:
 
 
 def memory_row(prompt_length: int, num_steps: int) -> Row:
-    def peak(what: str) -> int:
-        command = [sys.executable, "-m", "benchmarks.memory", what, str(prompt_length), str(num_steps)]
-        result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
-        return int(result.stdout.split()[-1])
-
-    generate, explain = peak("generate"), peak("explain")
+    sizes = _measured("memory", prompt_length, num_steps)
+    extra = sizes["explain_memory"] - sizes["generate_memory"]
     return _row(
         f"extra peak memory over `generate`, P={prompt_length}, N={num_steps}, all layers",
-        f"{(explain - generate) / 2**30:.2f} GiB (generate: {generate / 2**30:.2f} GiB)",
+        f"{extra / 2**30:.2f} GiB (generate: {sizes['generate_memory'] / 2**30:.2f} GiB)",
         "<= 0.75 GiB",
     )
+
+
+def offload_row(prompt_length: int, num_steps: int) -> Row:
+    generate, explain, keeping = (
+        _measured("offloading", what, prompt_length, num_steps) for what in ("generate", "explain", "explain-keeping")
+    )
+    return _row(
+        f"peak memory with all weights on disk, P={prompt_length}, N={num_steps}, all layers",
+        f"generate {generate['peak']:.0f} MiB, explain {explain['peak']:.0f} MiB (keeping the weights for the backward pass: "
+        f"{keeping['peak']:.0f} MiB)",
+        f"generate + one layer ({generate['layer']:.0f} MiB)",
+    )
+
+
+def long_rows(num_steps: int = 64) -> list[Row]:
+    """Seconds and peak memory of `generate` and `explain_generate`, a process for each length."""
+    rows = []
+    for prompt_length in (512, 1024, 2048, 4096, 8192, 16384, 32768):
+        sizes = _measured("memory", prompt_length, num_steps)
+        generate, explain = (f"{sizes[f'{what}_seconds']:.1f} s" for what in ("generate", "explain"))
+        memory, explain_memory = (f"{sizes[f'{what}_memory'] / 2**30:.2f} GiB" for what in ("generate", "explain"))
+        rows.append(
+            _row(
+                f"P={prompt_length}, N={num_steps}, all layers",
+                f"generate {generate}, {memory}; explain_generate {explain}, {explain_memory}; "
+                f"ratio {sizes['explain_seconds'] / sizes['generate_seconds']:.3f}",
+                "",
+            )
+        )
+    return rows
+
+
+def _measured(module: str, *arguments: Any) -> dict[str, float]:
+    """What a benchmark prints that runs in a process of its own."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    if result.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
+    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
 def import_row() -> Row:

@@ -4,6 +4,7 @@ Every process of the group runs the same explanation. A layer's heatmap is a sum
 own: the sums are added up over the processes before the relu. What is not split by heads is the same in all processes.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 def head_group(attention: nn.Module) -> Any | None:
     """The process group over which the heads of an attention module are spread; None where each process has all of them."""
-    mesh = next((weight.device_mesh for weight in attention.parameters() if _is_split(weight)), None)
+    weights: Iterable[Any] = attention.parameters()
+    mesh = next((weight.device_mesh for weight in weights if _is_split(weight)), None)
     if mesh is None:
         return None
     return mesh.get_group() if mesh.ndim == 1 else mesh.get_group("tp")

@@ -177,9 +177,7 @@ def test_a_second_turn_on_the_cache_of_the_first_is_explained_exactly(name):
     text = torch.cat([first.sequences, more], dim=1)
     mask = torch.ones_like(text)
     with lifted_precision():
-        out = explain_generate(
-            model, text, attention_mask=mask, cache=first.cache, explain_config=CONFIG, **GREEDY
-        )
+        out = explain_generate(model, text, attention_mask=mask, cache=first.cache, explain_config=CONFIG, **GREEDY)
     whole = {**prompt.inputs, "input_ids": text, "attention_mask": mask}
     if "mm_token_type_ids" in whole:
         whole["mm_token_type_ids"] = (text == IMAGE).int()

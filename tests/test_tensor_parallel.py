@@ -38,6 +38,13 @@ MODELS = {
     "mistral with a window": {"model_type": "mistral", **_SIZES, "sliding_window": 6},
     "qwen2": {"model_type": "qwen2", **_SIZES},
     "qwen3 of another width": {"model_type": "qwen3", **_SIZES, "head_dim": 10},
+    "mixtral": {
+        "model_type": "mixtral",
+        **_SIZES,
+        "intermediate_size": 64,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
 }
 PROMPTS = padded_prompts()
 

@@ -1,0 +1,43 @@
+"""`python -m benchmarks.offloading generate|explain|explain-keeping P N`: peak memory of a disk-offloaded model.
+
+All weights lie on disk and are read a module at a time, by accelerate. Prints as JSON, in MiB: the peak resident memory less
+what the process held before the model ran, and a decoder layer. A process of its own for each figure.
+`explain-keeping` leaves the weights in autograd's graph, for contrast: what happens without `gradellm_hf.offloading`.
+"""
+
+import contextlib
+import json
+import sys
+import tempfile
+
+import accelerate
+import torch
+
+from gradellm_hf import engine, explain_generate
+from gradellm_hf.demo_model import load_smollm2
+
+from .memory import PeakMemory
+
+_MIB = 2**20
+
+
+def main(what: str, prompt_length: int, num_steps: int) -> None:
+    model, _ = load_smollm2()
+    layer = sum(p.numel() * p.element_size() for p in model.model.layers[0].parameters())
+    prompt = torch.randint(100, 40000, (1, prompt_length), generator=torch.Generator().manual_seed(0))
+    length = {"max_new_tokens": num_steps, "min_new_tokens": num_steps, "do_sample": False}
+    if what == "explain-keeping":
+        engine.reload_offloaded_weights = lambda model: contextlib.nullcontext()
+    with tempfile.TemporaryDirectory() as folder:
+        model = accelerate.disk_offload(model, folder, execution_device=torch.device("cpu"), offload_buffers=True)
+        for _ in range(2):  # the first warms up
+            with PeakMemory() as memory:
+                if what == "generate":
+                    model.generate(prompt, **length)
+                else:
+                    explain_generate(model, prompt, **length)
+    print(json.dumps({"peak": (memory.peak - memory.before) / _MIB, "layer": layer / _MIB}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
