@@ -16,6 +16,7 @@ from model_patches import find_adapter
 from .attention import attention_handler
 from .configuration import GradELLMConfig
 from .errors import InvalidInputError, UnsupportedArchitectureError
+from .quantization import differentiable_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -255,6 +256,7 @@ def explainable(model: "PreTrainedModel", padded: bool = False) -> Iterator[None
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(differentiable_weights(model))
         if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if needs_plain_attention(model):

@@ -211,9 +211,11 @@ class _Run:
         sequences, channel, steps = self.sequences, self.channel, slice(first, last)
         begin, end = sequences.prompt_length - 1 + first, sequences.prompt_length - 1 + last
         begin = 0 if self.watch_type.whole_prefix else begin
+        missing = set(self.layers)
         scale: Tensor
 
         def record(layer: int, heatmap: Tensor) -> None:
+            missing.discard(layer)
             if channel is None:  # which has gathered all heads
                 heatmap = sum_over_heads(heatmap, self._head_groups[layer])
             self.heatmaps.add(layer, first, scale, heatmap)
@@ -228,13 +230,18 @@ class _Run:
                 outputs = sequences.forward(self.model, begin, end, cache, **watch.forward_kwargs)
             logits = outputs.logits[:, first - last :]
             if first == 0:
-                sequences.check_first_logits(logits[:, 0])
+                sequences.check_first_logits(self.model, logits[:, 0])
             ids, mask = (x[:, steps].to(logits.device) for x in (sequences.generated_ids, sequences.step_mask))
             foils = None if self._foils is None else self._foils[:, steps].to(ids.device)
             targets = evaluate_target(self.config, logits, ids, mask, foils)
             self.heatmaps.set_targets(first, last, targets)
             scale = targets.scale
             watch.backward(outputs, targets.gradient.to(logits.dtype))
+        if missing:
+            raise UnsupportedArchitectureError(
+                f"No gradient reaches the attention layers {sorted(missing)} of `{self.model.config.model_type}`: something "
+                "above cannot be differentiated (a quantised layer without a backward pass, say). Load the model without it."
+            )
         if watch.whole_prefix:
             return cache
         detach_cache(outputs.cache)

@@ -10,6 +10,7 @@ from .architecture import attention_layers, calls_attention_interface, not_finit
 from .caches import fork_cache, is_plain
 from .configuration import GradELLMConfig
 from .errors import InvalidInputError
+from .quantization import is_quantized
 from .replay import replay
 from .sequences import ExplainedSequences
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _STEPS = 3
 _TOLERANCES = {torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit; elsewhere 1e-3
+_QUANTIZED_TOLERANCE = 2e-1
 _verdicts: "weakref.WeakKeyDictionary[nn.Module, dict[Any, str | None]]" = weakref.WeakKeyDictionary()
 
 
@@ -87,7 +89,7 @@ def _check(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) 
     if not expected.isfinite().all():
         raise not_finite(model, GradELLMConfig())
     difference = (torch.cat(replayed, dim=1).float() - expected).abs().max() / expected.abs().max()
-    if not difference <= _TOLERANCES.get(model.dtype, 1e-3):
+    if not difference <= (_QUANTIZED_TOLERANCE if is_quantized(model) else _TOLERANCES.get(model.dtype, 1e-3)):
         return (
             f"replaying several tokens at once changes its logits by {difference:.1e} of their size, against running one at "
             "a time"

@@ -47,9 +47,10 @@ class StepWatch(InterfaceWatch):
         return output, weights
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:
-        gradients = torch.autograd.grad(outputs.logits[:, -1:], self._outputs, gradient)
+        gradients = torch.autograd.grad(outputs.logits[:, -1:], self._outputs, gradient, allow_unused=True)
         for layer, heatmap, output_gradient in zip(self.layers, self._heatmaps, gradients, strict=bool(self.spatial)):
-            self.record(layer, heatmap(output_gradient[:, -1:].transpose(1, 2)))
+            if output_gradient is not None:
+                self.record(layer, heatmap(output_gradient[:, -1:].transpose(1, 2)))
 
     @torch.no_grad()
     def _weights(

@@ -1,0 +1,119 @@
+"""Quantised models are explained through their activations, as the same model with its weights dequantised is."""
+
+import copy
+import logging
+
+import bitsandbytes.functional
+import pytest
+import torch
+from small_llama import assert_same_heatmaps, padded_prompts, small_llama
+from torchao.quantization import (
+    Float8WeightOnlyConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig,
+)
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
+
+from gradellm_hf import GradELLMConfig, UnsupportedArchitectureError, explain_generate, explain_sequences, verify
+
+BACKENDS = {
+    "bitsandbytes, 4 bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
+    "bitsandbytes, 4 bit, NF4, nested": BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+    ),
+    "bitsandbytes, 8 bit": BitsAndBytesConfig(load_in_8bit=True),
+    "torchao, int8 weights": TorchAoConfig(Int8WeightOnlyConfig()),
+    "torchao, float8 weights": TorchAoConfig(Float8WeightOnlyConfig()),
+    "torchao, weights of any width": TorchAoConfig(IntxWeightOnlyConfig()),
+}
+#: Of the largest score. bitsandbytes' 8-bit layers quantise activations too, in float16, and which of their columns they
+#: leave alone depends on the tokens of a call; its 4-bit kernels for inference on a CPU keep scales in bfloat16.
+TOLERANCES = {"bitsandbytes, 8 bit": 2e-1, "bitsandbytes, 4 bit": 3e-2, "bitsandbytes, 4 bit, NF4, nested": 3e-2}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return small_llama(vocab_size=96, initializer_range=0.1, **sizes)
+
+
+@pytest.fixture(scope="module")
+def load(plain, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    plain.save_pretrained(folder)
+
+    def load_quantized(config):
+        return AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=copy.deepcopy(config), dtype=torch.float32, device_map="cpu"
+        ).eval()
+
+    return load_quantized
+
+
+def dequantized(weight):
+    if hasattr(weight, "quant_state"):
+        return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
+    if hasattr(weight, "SCB"):
+        return weight.data * weight.SCB[:, None] / 127
+    return weight.dequantize() if hasattr(weight, "dequantize") else weight
+
+
+def twin(model, plain):
+    """A plain model with the quantised model's weights. Made before that first runs: bitsandbytes repacks weights then."""
+    weights = {name: dequantized(weight).float() for name, weight in model.named_parameters()}
+    assert any(not torch.equal(weights[name], weight) for name, weight in plain.named_parameters())
+    copied = copy.deepcopy(plain)
+    copied.load_state_dict(weights, strict=False)
+    return copied
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_quantised_model_is_explained_as_its_weights_say(name, load, plain):
+    model = load(BACKENDS[name])
+    unquantised = twin(model, plain)
+    prompts = padded_prompts()
+    expected_ids = model.generate(**prompts, max_new_tokens=5)
+    out = explain_generate(model, **prompts, max_new_tokens=5)
+    assert torch.equal(out.sequences, expected_ids)
+    mask = torch.cat([prompts["attention_mask"], out.step_mask.long()], dim=1)
+    expected = explain_sequences(unquantised, out.sequences, out.prompt_length, mask)
+    assert_same_heatmaps(out.attributions, expected.attributions, TOLERANCES.get(name, 1e-4))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_both_engines_explain_a_quantised_model_alike_and_leave_it_as_it_was(name, load):
+    model, ids = load(BACKENDS[name]), padded_prompts((9,))["input_ids"]
+    with torch.no_grad():
+        before = model(ids).logits
+    assert verify(model) < TOLERANCES.get(name, 1e-4)
+    paper = explain_sequences(model, ids, 5, explain_config=GradELLMConfig.paper())
+    assert paper.attributions.abs().max() > 0
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, before, rtol=0, atol=0.02 * before.abs().max().item())
+
+
+def test_kernels_without_a_backward_pass_are_refused_with_what_to_do(load, caplog):
+    caplog.set_level(logging.CRITICAL)
+    model, prompts = load(TorchAoConfig(Int8DynamicActivationInt8WeightConfig())), padded_prompts()
+    with (
+        pytest.warns(UserWarning, match="stepwise engine"),
+        pytest.raises(
+            UnsupportedArchitectureError, match=r"No gradient reaches the attention layers.*Load the model without it"
+        ) as caught,
+    ):
+        explain_generate(model, **prompts, max_new_tokens=3)
+    assert torch.equal(caught.value.generated.sequences, model.generate(**prompts, max_new_tokens=3))
+
+
+def test_gguf_is_explained_as_the_dequantised_weights_that_transformers_makes_of_it(smollm2):
+    """The real model of the tests is such a file, once loaded and kept as plain weights."""
+    from gradellm_hf.demo_model import _gguf_file
+
+    gguf = _gguf_file()
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
+    ids = smollm2[1]("Gold is a", return_tensors="pt")["input_ids"]
+    out, expected = (explain_generate(m, ids, max_new_tokens=3, do_sample=False) for m in (model, smollm2[0]))
+    assert torch.equal(out.sequences, expected.sequences)
+    assert_same_heatmaps(out.attributions, expected.attributions)
