@@ -1,19 +1,19 @@
 """What an explained generation returns, and its file format: one safetensors file, no pickle."""
 
-import json
 import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from transformers.utils import ModelOutput
 
 from .configuration import GradELLMConfig
-from .errors import InvalidInputError
+from .files import read_tensors, write_tensors
 
+if TYPE_CHECKING:
+    from .explanation import Explanation
+
+FORMAT = "gradellm_hf"
 FORMAT_VERSION = 1
 _TENSORS = (
     "sequences",
@@ -83,6 +83,22 @@ class ExplainGenerateOutput(ModelOutput):
     sequences_scores: torch.Tensor | None = None
     beam_indices: torch.Tensor | None = None
 
+    def explanations(self, tokenizer: Any = None) -> "list[Explanation]":
+        """The rows as readable sequences, without padding and without steps after a row's end.
+
+        Args:
+            tokenizer: The tokenizer, or processor, that the prompts were made with. None: the tokens that a loaded file
+                holds, as they are written in the vocabulary.
+
+        Raises:
+            InvalidInputError: There is no tokenizer where one is needed, or the prompts were given as embeddings, which have
+                no text.
+        """
+        from .explanation import Explanation
+
+        rows = range(len(self.attributions))  # type: ignore[arg-type]
+        return [Explanation.from_output(self, row, tokenizer) for row in rows]
+
     def save(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
         """Writes the explanation (not what `generate` returned besides `sequences`) to one `.safetensors` file, atomically.
 
@@ -90,12 +106,12 @@ class ExplainGenerateOutput(ModelOutput):
             path: File to write.
             tokenizer: If given, the tokens are stored too, so that the file can be read without it.
         """
-        tensors = {name: self[name].contiguous().cpu() for name in _TENSORS if self.get(name) is not None}
+        tensors = {name: self[name] for name in _TENSORS if self.get(name) is not None}
         tokens = self.tokens
         if tokenizer is not None:
             tokens = [tokenizer.convert_ids_to_tokens(row) for row in self.sequences.tolist()]  # type: ignore[union-attr]
         metadata = {
-            "format": "gradellm_hf",
+            "format": FORMAT,
             "format_version": FORMAT_VERSION,
             "prompt_length": self.prompt_length,
             "layers": self.layers,
@@ -104,13 +120,7 @@ class ExplainGenerateOutput(ModelOutput):
             "config": None if self.explain_config is None else self.explain_config.to_dict(),
             "tokens": tokens,
         }
-        path = Path(path)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            partial.write_bytes(save(tensors, {name: json.dumps(value) for name, value in metadata.items()}))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_tensors(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ExplainGenerateOutput":
@@ -120,23 +130,7 @@ class ExplainGenerateOutput(ModelOutput):
             FileNotFoundError: There is no such file.
             InvalidInputError: It is not such a file, or of a format version that this release does not know.
         """
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"There is no file {str(path)!r}.")
-        try:
-            with safe_open(path, "pt") as file:
-                metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (SafetensorError, json.JSONDecodeError) as error:
-            raise InvalidInputError(f"{str(path)!r} is not a file that `ExplainGenerateOutput.save` wrote: {error}") from error
-        if metadata.get("format") != "gradellm_hf":
-            raise InvalidInputError(
-                f"{str(path)!r} is a safetensors file, but not one that `ExplainGenerateOutput.save` wrote."
-            )
-        if metadata["format_version"] > FORMAT_VERSION:
-            raise InvalidInputError(
-                f"{str(path)!r} has format version {metadata['format_version']}; this release of gradellm_hf reads versions up "
-                f"to {FORMAT_VERSION}. Upgrade gradellm-hf."
-            )
+        tensors, metadata = read_tensors(path, FORMAT, FORMAT_VERSION, "ExplainGenerateOutput.save")
         config = metadata["config"]
         if config is not None and str(config["target"]).startswith("callable:"):
             config = None
