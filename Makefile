@@ -9,7 +9,7 @@ BIN := $(VENV)/bin/python
 READY := $(VENV)/ready
 INSTALL := $(BIN) -m pip --disable-pip-version-check install -qq
 
-.PHONY: demo test lint bench architectures environment
+.PHONY: demo test lint docs bench architectures environment
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -22,6 +22,10 @@ lint: $(READY)
 	@$(BIN) -m ruff check .
 	@$(BIN) -m ruff format --check .
 	@$(BIN) -m mypy
+
+# The site, in site/.
+docs: $(READY)
+	@$(BIN) -m mkdocs build --strict --quiet
 
 bench: $(READY)
 	@$(BIN) -m benchmarks.run
