@@ -1,0 +1,262 @@
+"""`GradELLM`: a model and its tokenizer, from text to explanations."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .architecture import unwrap, vocabulary_size
+from .configuration import GradELLMConfig
+from .errors import InvalidInputError
+from .generation import explain_generate, explain_sequences
+from .outputs import ExplainGenerateOutput
+from .token_text import token_texts
+
+Chat = Sequence[Mapping[str, Any]]
+_FILE_OPTIONS = (  # of `from_pretrained`, which the tokenizer needs too
+    "cache_dir",
+    "force_download",
+    "gguf_file",
+    "local_files_only",
+    "proxies",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
+
+
+class GradELLM:
+    """Wraps a model so that it explains what it writes. Every attribute but these is the wrapped model's.
+
+    Args:
+        model: A decoder-only Transformers model in evaluation mode; also wrapped by PEFT, dispatched by accelerate, compiled.
+        tokenizer: Its tokenizer, or processor; needed by `explain` only.
+        config: What to explain and how, unless a call says otherwise.
+
+    Attributes:
+        model, tokenizer: As given.
+        explain_config: As given as `config`; `config` itself is the wrapped model's.
+
+    Raises:
+        InvalidInputError: `config` is not a GradELLMConfig.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any = None, config: GradELLMConfig | None = None):
+        _check_config(config)
+        self.model, self.tokenizer, self.explain_config = model, tokenizer, config
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        device_map: Any = "auto",
+        dtype: Any = "auto",
+        tokenizer: Any = None,
+        config: GradELLMConfig | None = None,
+        **kwargs: Any,
+    ) -> "GradELLM":
+        """Loads a model, in evaluation mode, and its tokenizer, which pads on the left.
+
+        Args:
+            name: A folder, or the name of a model on the Hub.
+            device_map: Where its layers go; `"auto"` fills the devices, then the memory of the host, then the disk. None: no
+                accelerate, the host's memory.
+            dtype: As in the file, unless given.
+            tokenizer: A tokenizer to take instead of the one that lies with the model.
+            config: What to explain and how.
+            **kwargs: For `AutoModelForCausalLM.from_pretrained`: `max_memory`, `offload_folder`, `quantization_config`,
+                `attn_implementation`, `gguf_file`, `revision`, ...
+
+        Raises:
+            InvalidInputError: `config` is not a GradELLMConfig.
+            OSError: There is no such model.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        _check_config(config)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, device_map=device_map, dtype=dtype, **kwargs)
+        if tokenizer is None:
+            files = {option: kwargs[option] for option in _FILE_OPTIONS if option in kwargs}
+            tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", **files)
+        return cls(model.eval(), tokenizer, config)
+
+    def generate(
+        self, inputs: torch.Tensor | None = None, *, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
+    ) -> ExplainGenerateOutput:
+        """As `explain_generate`, with this object's configuration where none is given."""
+        config = explain_config or self.explain_config
+        return explain_generate(self.model, inputs, explain_config=config, **generate_kwargs)
+
+    def explain(
+        self,
+        text: str | Chat | Sequence[str | Chat],
+        target: str | Sequence[str] | None = None,
+        *,
+        explain_config: GradELLMConfig | None = None,
+        **generate_kwargs: Any,
+    ) -> Any:
+        """Explains what the model writes, or why it would write a given text.
+
+        Args:
+            text: A prompt; a chat, which is a list of messages `{"role": ..., "content": ...}` and goes through the tokenizer's
+                chat template; or a list of prompts or chats.
+            target: A text that the model shall write after the prompt, one for each prompt (teacher forcing); it follows
+                the prompt directly, so where a space belongs between them it begins with one. None: the model writes.
+            explain_config: What to explain and how; this object's configuration where none is given.
+            **generate_kwargs: For `model.generate`: `max_new_tokens`, `do_sample`, ... Not together with `target`.
+
+        Returns:
+            An `Explanation`; a list of them for a list of prompts, or where `num_return_sequences` asks for several.
+
+        Raises:
+            InvalidInputError: There is no tokenizer, no text, or no chat template; the tokenizer is not the model's; or an
+                argument is not usable.
+            UnsupportedArchitectureError: The model cannot be explained exactly.
+        """
+        prompts, is_single = _prompts(text)
+        tokenizer = self._checked_tokenizer()
+        encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+        config = explain_config or self.explain_config
+        if target is None:
+            input_ids, attention_mask = self._batch(tokenizer, [ids for _, _, ids in encoded])
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+            out = explain_generate(self.model, **inputs, explain_config=config, **generate_kwargs)
+        else:
+            if generate_kwargs:
+                raise InvalidInputError(
+                    f"With `target` nothing is generated, so {sorted(generate_kwargs)} mean nothing. Leave them out."
+                )
+            texts = _targets(target, len(prompts))
+            targets = [_encode_target(tokenizer, *prompt, text) for prompt, text in zip(encoded, texts)]
+            out = self._explain_targets(tokenizer, [ids for _, _, ids in encoded], targets, config)
+        explanations = out.explanations(tokenizer)
+        return explanations[0] if is_single and len(explanations) == 1 else explanations
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":  # not set yet, while it is copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+    def __repr__(self) -> str:
+        return f"GradELLM({type(self.model).__name__}, config={self.explain_config!r})"
+
+    def _explain_targets(
+        self, tokenizer: Any, prompts: list[list[int]], targets: list[list[int]], config: GradELLMConfig | None
+    ) -> ExplainGenerateOutput:
+        prompt_ids, prompt_mask = self._batch(tokenizer, prompts)
+        target_ids, target_mask = (x.flip(1) for x in self._batch(tokenizer, [ids[::-1] for ids in targets]))
+        return explain_sequences(
+            self.model,
+            torch.cat([prompt_ids, target_ids], dim=1),
+            prompt_ids.shape[1],
+            torch.cat([prompt_mask, target_mask], dim=1),
+            explain_config=config,
+        )
+
+    def _batch(self, tokenizer: Any, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask `[R, P]`, padded on the left, where the model reads them."""
+        model = unwrap(self.model)
+        highest, size = max(map(max, rows)), vocabulary_size(model)
+        if highest >= size:
+            raise InvalidInputError(
+                f"The tokenizer gave the token id {highest}, but the model knows {size} tokens. Use the model's own tokenizer."
+            )
+        padding, width = tokenizer.pad_token_id or 0, max(map(len, rows))
+        ids = torch.tensor([[padding] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        device = _input_device(model)
+        return ids.to(device), mask.to(device)
+
+    def _checked_tokenizer(self) -> Any:
+        tokenizer = getattr(self.tokenizer, "tokenizer", self.tokenizer)  # of a processor
+        if tokenizer is None:
+            raise InvalidInputError(
+                "There is no tokenizer to read text with. Give one, GradELLM(model, tokenizer), or token ids to `generate`."
+            )
+        return tokenizer
+
+
+def _check_config(config: Any) -> None:
+    if config is not None and not isinstance(config, GradELLMConfig):
+        raise InvalidInputError(
+            f"`config` must be a GradELLMConfig, got {type(config).__name__}. It says what to explain and how; the model's own "
+            "configuration comes with the model."
+        )
+
+
+def _is_chat(value: Any) -> bool:
+    return isinstance(value, Sequence) and len(value) > 0 and all(isinstance(message, Mapping) for message in value)
+
+
+def _prompts(text: Any) -> tuple[list[str | Chat], bool]:
+    """The prompts, and whether only one was given, not in a list."""
+    is_single = isinstance(text, str) or _is_chat(text)
+    prompts = [text] if is_single else list(text) if isinstance(text, Sequence) else []
+    if not prompts or not all(isinstance(prompt, str) or _is_chat(prompt) for prompt in prompts):
+        raise InvalidInputError(
+            'Give a text, a chat [{"role": "user", "content": ...}, ...], or a list of texts or chats with at least one in it; '
+            f"got {text!r}."
+        )
+    return prompts, is_single
+
+
+def _targets(target: Any, expected: int) -> list[str]:
+    targets = [target] if isinstance(target, str) else list(target) if isinstance(target, Sequence) else []
+    if len(targets) != expected or not all(isinstance(text, str) and text for text in targets):
+        raise InvalidInputError(f"`target` must be a non-empty text for each of the {expected} prompts, got {target!r}.")
+    return targets
+
+
+def _encode(tokenizer: Any, prompt: str | Chat) -> tuple[str, bool, list[int]]:
+    """The text that the model reads, whether special tokens are still added to it, and its token ids."""
+    add_special_tokens = isinstance(prompt, str)
+    if not isinstance(prompt, str):
+        if not getattr(tokenizer, "chat_template", None):
+            raise InvalidInputError(
+                "The tokenizer has no chat template, so it cannot write a chat. Give the prompt as one text, or set "
+                "`tokenizer.chat_template`."
+            )
+        prompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]
+    if not prompt or not ids:
+        raise InvalidInputError("The prompt is empty: there is nothing that the model could rest on. Give at least one token.")
+    return str(prompt), add_special_tokens, list(ids)
+
+
+def _encode_target(tokenizer: Any, prompt: str, add_special_tokens: bool, prompt_ids: list[int], target: str) -> list[int]:
+    """Token ids that, after those of the prompt, read as `target`.
+
+    A tokenizer may merge the end of the prompt with the beginning of the target, or put a space before a text that stands
+    alone. So the ids are those of the whole text where it begins with the prompt's ids, else those of the target after a line
+    break, else those of the target alone; the first whose text is right.
+    """
+
+    def encode(text: str, special: bool = False) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    candidates = []
+    for before, ids in ((prompt, prompt_ids), ("\n", encode("\n"))):
+        whole = encode(before + target, add_special_tokens and before is prompt)
+        if whole[: len(ids)] == ids:
+            candidates.append(whole[len(ids) :])
+    candidates.append(encode(target))
+    for candidate in candidates:
+        if candidate and "".join(token_texts(tokenizer, [*prompt_ids, *candidate])[len(prompt_ids) :]) == target:
+            return candidate
+    if not candidates[-1]:
+        raise InvalidInputError(f"The tokenizer has no tokens for `target` = {target!r}.")
+    return candidates[-1]
+
+
+def _input_device(model: Any) -> torch.device:
+    """The device where a model reads token ids, also where accelerate keeps its weights elsewhere."""
+    embedding = model.get_input_embeddings()
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    device = torch.device(embedding.weight.device if device is None else device)
+    return torch.device("cpu") if device.type == "meta" else device
