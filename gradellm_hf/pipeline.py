@@ -1,0 +1,89 @@
+"""`ExplainedTextGenerationPipeline`: Transformers' text generation pipeline, with an explanation in each result."""
+
+import copy
+from typing import Any
+
+from transformers import AutoModelForCausalLM, TextGenerationPipeline
+from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
+from transformers.pipelines import PIPELINE_REGISTRY
+from transformers.utils import ModelOutput
+
+from .architecture import unwrap
+from .configuration import GradELLMConfig
+from .generation import explain_generate
+from .outputs import ExplainGenerateOutput
+from .prompt import GenerateCall
+
+TASK = "explained-text-generation"
+
+
+class ExplainedTextGenerationPipeline(TextGenerationPipeline):
+    """A `TextGenerationPipeline` that adds an `Explanation` to each result, under the name `"explanation"`.
+
+    It takes what that pipeline takes, and everything else in its results is the same. `explain_config=GradELLMConfig(...)`,
+    given when it is made or when it is called, says what to explain and how.
+
+    Raises:
+        UnsupportedArchitectureError: The model cannot be explained exactly.
+        InvalidInputError: An argument or the state of the model is not usable.
+
+    Example:
+        >>> generator = ExplainedTextGenerationPipeline(model=model, tokenizer=tokenizer)
+        >>> result = generator("The capital of Italy is", max_new_tokens=8)[0]
+        >>> result["generated_text"], result["explanation"].attributions.shape
+    """
+
+    def _sanitize_parameters(self, explain_config: GradELLMConfig | None = None, **kwargs: Any) -> tuple[dict, dict, dict]:
+        preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
+        if explain_config is not None:
+            forward_params["explain_config"] = explain_config
+        return preprocess_params, forward_params, postprocess_params
+
+    def _forward(
+        self, model_inputs: Any, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
+    ) -> dict[str, Any]:
+        model = _ExplainingModel(self.model, explain_config)
+        explaining: Any = copy.copy(self)  # this pipeline keeps its model: other threads may be using it
+        explaining.model = model
+        model_outputs = super(ExplainedTextGenerationPipeline, explaining)._forward(model_inputs, **generate_kwargs)
+        prompts, returned = model_outputs["generated_sequence"].shape[:2]
+        rows = model.output.explanations(self.tokenizer)
+        model_outputs["explanations"] = [rows[i * returned : (i + 1) * returned] for i in range(prompts)]
+        return model_outputs
+
+    def postprocess(  # type: ignore[override]
+        self, model_outputs: dict[str, Any], **postprocess_params: Any
+    ) -> list[dict[str, Any]]:
+        explanations = model_outputs.pop("explanations")
+        if isinstance(explanations[0], list):  # not taken out of a batch
+            explanations = explanations[0]
+        records = super().postprocess(model_outputs, **postprocess_params)
+        return [{**record, "explanation": explanation} for record, explanation in zip(records, explanations, strict=True)]
+
+
+class _ExplainingModel:
+    """A model whose `generate` returns what it returned before, and keeps the explained output."""
+
+    def __init__(self, model: Any, explain_config: GradELLMConfig | None):
+        self._model, self._explain_config = model, explain_config
+        self.output: ExplainGenerateOutput
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def generate(self, **kwargs: Any) -> Any:
+        out: Any = explain_generate(self._model, explain_config=self._explain_config, **kwargs)
+        self.output = out
+        if not GenerateCall(unwrap(self._model), None, kwargs).returns_dict:
+            return out.sequences
+        names = GenerateBeamDecoderOnlyOutput.__dataclass_fields__  # a superset of what other strategies return
+        return ModelOutput({name: out[name] for name in names if out.get(name) is not None})
+
+
+def register_pipeline() -> None:
+    """Makes `transformers.pipeline("explained-text-generation", model=...)` known; calling it again changes nothing."""
+    registered = PIPELINE_REGISTRY.supported_tasks.get(TASK)
+    if registered is None or registered["impl"] is not ExplainedTextGenerationPipeline:
+        PIPELINE_REGISTRY.register_pipeline(
+            TASK, pipeline_class=ExplainedTextGenerationPipeline, pt_model=AutoModelForCausalLM, type="text"
+        )
