@@ -45,16 +45,16 @@ def evaluate_target(
         InvalidInputError: A callable target returned something other than a differentiable `[R, N]` tensor.
     """
     with torch.enable_grad():
-        leaf = logits.detach().to(torch.promote_types(logits.dtype, torch.float32), copy=True).requires_grad_()
+        leaf = logits.detach().to(torch.promote_types(logits.dtype, torch.float32)).requires_grad_()
         scores = _target_function(config, contrast_token_ids)(leaf, token_ids)
         _check_scores(scores, token_ids)
         (gradient,) = torch.autograd.grad(scores.sum(), leaf)
     scores = scores.detach().masked_fill(~step_mask, 0)
     leaf = leaf.detach()
     probabilities = (_gather(leaf, token_ids) - leaf.logsumexp(-1)).exp().masked_fill(~step_mask, 0)
-    largest = gradient.abs().amax(-1)
+    largest = torch.maximum(gradient.amax(-1), -gradient.amin(-1))
     scale = torch.where(largest == 0, 1, largest).masked_fill(~step_mask, 0)
-    gradient = gradient / torch.where(step_mask, scale, torch.inf)[..., None]
+    gradient = gradient.div_(torch.where(step_mask, scale, torch.inf)[..., None])  # in place: it may be the largest tensor here
     return TargetValues(scores, probabilities, gradient, scale)
 
 
