@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers.utils import logging
 
+from .configuration import GradELLMConfig
 from .demo_model import load_smollm2
 from .errors import GradELLMError
 from .generation import explain_generate
-from .visualization import heatmap_page, strongest_tokens
 
 CONTEXT = (
     "Marta keeps the lighthouse on the island of Tarn. Every morning she takes her red boat to the harbour and buys fresh "
@@ -41,38 +40,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chat = [{"role": "user", "content": f"{CONTEXT}\n\n{QUESTION}"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     generate_kwargs = {**inputs, "max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False}
+    config = GradELLMConfig(output_layer_attributions=True)
     explain_generate(model, **{**generate_kwargs, "max_new_tokens": 4})  # warms up, so that the times compare
     start = time.perf_counter()
     generated = model.generate(**generate_kwargs)
     generation_time = time.perf_counter() - start
     start = time.perf_counter()
-    out: Any = explain_generate(model, **generate_kwargs)
+    out: Any = explain_generate(model, **generate_kwargs, explain_config=config)
     both_time = time.perf_counter() - start
 
-    token_ids, prompt_length = out.sequences[0], out.prompt_length
-    tokens = [tokenizer.decode([i]) for i in token_ids.tolist()]
-    special = torch.isin(token_ids, torch.tensor(tokenizer.all_special_ids))
-    left_out = set(special.nonzero().flatten().tolist())
-    attributions = out.attributions[0]
-    special_share = (attributions[:, special].sum() / attributions.sum()).item()
+    explanation = out.explanations(tokenizer)[0]
+    special_share = (explanation.attributions[:, explanation.special].sum() / explanation.attributions.sum()).item()
     print(f"\nContext:  {CONTEXT}\nQuestion: {QUESTION}")
-    print(f"Answer:   {tokenizer.decode(token_ids[prompt_length:], skip_special_tokens=True)}\n")
+    print(f"Answer:   {tokenizer.decode(out.sequences[0, out.prompt_length :], skip_special_tokens=True)}\n")
     print("Each generated token, and the earlier tokens that contributed most to it, strongest first.")
     print(f"Special tokens are left out; they hold {special_share:.0%} of the scores.\n")
     color = options.color or (sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-    print(strongest_tokens(tokens, attributions, prompt_length, leave_out=left_out, color=color))
+    print(explanation.render(color=color))
 
     options.output.mkdir(parents=True, exist_ok=True)
     tensors, page = options.output / "explanation.safetensors", options.output / "explanation.html"
     out.save(tensors, tokenizer)
-    probabilities = out.token_probabilities[0].tolist()
-    html = heatmap_page(
-        tokens, attributions, prompt_length, token_probabilities=probabilities, leave_out=left_out, title=QUESTION
-    )
-    page.write_text(html, encoding="utf-8")
+    explanation.to_html(page, title=QUESTION)
     print(f"\nGeneration alone took {generation_time:.2f} s, generation and explanation {both_time:.2f} s.")
     print(f"The token ids are {'the same' if generated.equal(out.sequences) else 'DIFFERENT'}.")
-    print(f"Scores:   {tensors}\nHeatmaps: {page} (open it in a browser)")
+    print(f"Scores:   {tensors}\nReport:   {page} (open it in a browser)")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Pictures of explanations: a web page, and lines for a terminal."""
+"""Pictures of explanations: a web page, a figure, and lines for a terminal."""
 
-from .html import heatmap_page
-from .terminal import strongest_tokens
+from .html import report, snippet
+from .plot import plot_heatmap
+from .terminal import render
 
-__all__ = ["heatmap_page", "strongest_tokens"]
+__all__ = ["plot_heatmap", "render", "report", "snippet"]

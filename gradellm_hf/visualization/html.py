@@ -1,107 +1,129 @@
-"""A heatmap page: one file that needs nothing else, neither network nor library."""
+"""An explanation as a web page: one file that needs nothing else, neither network nor library."""
 
+import base64
+import hashlib
 import json
-from collections.abc import Collection, Sequence
+import zlib
 from html import escape
+from importlib.resources import files
+from string import Template
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from ..explanation import Explanation
 
-def heatmap_page(
-    tokens: Sequence[str],
-    attributions: Tensor,
-    prompt_length: int,
-    *,
-    token_probabilities: Sequence[float] | None = None,
-    leave_out: Collection[int] = (),
-    title: str = "Grad-ELLM explanation",
-) -> str:
-    """An HTML page with the text; pointing at, or moving the focus to, a generated token shades the tokens it rests on.
+_LEVELS = ("token", "word", "sentence")
+_FINE, _COARSE = 127, 7  # steps of quantised scores: of the heatmap, and of each layer's
+_DEFAULT_TITLE = "Grad-ELLM explanation"
+
+
+def report(explanation: "Explanation", *, title: str | None = None) -> str:
+    """A self-contained, interactive page, ASCII only.
+
+    Pointing at a generated token, or moving the focus to it, shades the text before it by contribution; a click pins it.
+    A click on a prompt token shows which generated tokens it fed, a range of generated tokens their sum. Units, shading,
+    layers (where recorded) and special tokens are chosen on the page. All text of the explanation is data there, never
+    markup, and the page's content security policy lets nothing else run and nothing load.
+
+    Scores are quantised for display (see `_packed`); the exact ones are in the explanation.
 
     Args:
-        tokens: Text of each token, `S` of them. Escaped here.
-        attributions: `a[n, i]`, `[N, S]`.
-        prompt_length: `P`.
-        token_probabilities: Probability of each generated token, `N` of them.
-        leave_out: Positions that are shown but neither shaded nor counted in the scale (special tokens, say).
+        explanation: What to show.
         title: Of the page.
     """
-    steps = []
-    for step, row in enumerate(attributions.float().tolist()):
-        scores = {i: score for i, score in enumerate(row[: prompt_length + step]) if score > 0 and i not in leave_out}
-        highest = max(scores.values(), default=1.0)
-        steps.append({i: round(score / highest, 3) for i, score in scores.items()})
-    spans = []
-    for i, token in enumerate(tokens):
-        text = escape(token).replace("\n", "⏎\n")
-        if i < prompt_length:
-            spans.append(f'<span class="{"special" if i in leave_out else "token"}">{text}</span>')
-        else:
-            probability = (
-                "" if token_probabilities is None else f' title="probability {token_probabilities[i - prompt_length]:.3f}"'
-            )
-            spans.append(
-                f'<span class="{"special" if i in leave_out else "token"} new" tabindex="0"{probability}>{text}</span>'
-            )
-    data = json.dumps(steps).replace("<", "\\u003c")
-    return _PAGE.format(title=escape(title), style=_STYLE, text="".join(spans), data=data, script=_SCRIPT)
+    return _page(explanation, title or _DEFAULT_TITLE, form="report")
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>{title}</title>
-<style>{style}</style>
-<h1>{title}</h1>
-<p>Point at a generated token (underlined), or reach it with Tab or the arrow keys: the tokens before it are shaded by how
-much they contributed to it. Grey tokens are special ones, left out.</p>
-<p class="scale" aria-hidden="true">none <span></span> the highest of this step</p>
-<pre>{text}</pre>
-<p id="status" role="status"></p>
-<script type="application/json" id="steps">{data}</script>
-<script>{script}</script>
-</html>
-"""
+def snippet(explanation: "Explanation") -> str:
+    """The page of `report`, small and without single layers, in a sandboxed frame for a notebook's output."""
+    lines = sum(1 + len(line) // 80 for line in explanation.text.split("\n"))
+    height = min(max(220 + 26 * lines, 420), 640)
+    page = _page(explanation, _DEFAULT_TITLE, form="snippet")
+    return (
+        f'<iframe sandbox="allow-scripts" title="{_DEFAULT_TITLE}" width="100%" height="{height}" '
+        f'style="border: 0; display: block" srcdoc="{escape(page)}"></iframe>'
+    )
 
-_STYLE = """
-:root { color-scheme: light dark; --page: #fff; --ink: #1a1a1a; --faint: #6b6b6b; --heat: #5aa9f0; }
-@media (prefers-color-scheme: dark) { :root { --page: #16181b; --ink: #f0f0f0; --faint: #9a9a9a; --heat: #1f62b5; } }
-body { max-width: 46rem; margin: 2rem auto; padding: 0 1rem; font: 1rem/1.6 system-ui, sans-serif;
-  background: var(--page); color: var(--ink); }
-h1 { font-size: 1.3rem; }
-pre { font: inherit; line-height: 2; white-space: pre-wrap; overflow-wrap: anywhere; }
-pre span { border-radius: 3px; padding: 2px 0; }
-.token { background: color-mix(in srgb, var(--heat) calc(var(--score, 0) * 100%), transparent); }
-.special { color: var(--faint); }
-.new { text-decoration: underline; text-decoration-color: var(--faint); text-underline-offset: 5px; cursor: pointer; }
-.chosen { outline: 2px solid var(--ink); }
-.scale span { display: inline-block; width: 8rem; height: .8em; background: linear-gradient(90deg, transparent, var(--heat)); }
-"""
 
-_SCRIPT = """
-const steps = JSON.parse(document.getElementById("steps").textContent);
-const all = [...document.querySelectorAll("pre span")];
-const generated = all.filter(e => e.classList.contains("new"));
-const first = all.length - generated.length;
-function choose(n) {
-  all.forEach((e, i) => {
-    e.style.setProperty("--score", steps[n][i] ?? 0);
-    e.classList.toggle("chosen", i === first + n);
-    if (!e.classList.contains("new")) e.title = (steps[n][i] ?? 0).toFixed(3);
-  });
-  const best = Object.entries(steps[n]).sort((a, b) => b[1] - a[1]).slice(0, 5);
-  document.getElementById("status").textContent =
-    "“" + generated[n].textContent.trim() + "” rests most on: " + best.map(([i]) => all[i].textContent.trim()).join(", ");
-}
-generated.forEach((e, n) => {
-  e.addEventListener("mouseenter", () => choose(n));
-  e.addEventListener("focus", () => choose(n));
-  e.addEventListener("keydown", event => {
-    const next = generated[n + ({ArrowRight: 1, ArrowLeft: -1}[event.key] ?? 0)];
-    if (next && next !== e) { event.preventDefault(); next.focus(); }
-  });
-});
-if (generated.length) choose(0);
-"""
+def _page(explanation: "Explanation", title: str, form: str) -> str:
+    # Tokens that share a character are shown as one.
+    shown = explanation.aggregate("token") if explanation.level == "token" else explanation
+    style, script = _resource("report.css"), _resource("scores.js") + _resource("report.js")
+    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
+    return Template(_resource("report.html")).substitute(
+        form=form,
+        title=_text(title),
+        facts=_text(_facts(explanation)),
+        policy=policy,
+        style=style,
+        script=script,
+        data=json.dumps(_data(shown, with_layers=form == "report"), separators=(",", ":")).replace("<", "\\u003c"),
+    )
+
+
+def _data(explanation: "Explanation", *, with_layers: bool) -> dict[str, Any]:
+    level = explanation.level
+    levels = _LEVELS[_LEVELS.index(level) :] if level in _LEVELS else (level,)
+    special = torch.tensor(explanation.special, dtype=torch.bool)
+    layers = explanation.layer_attributions if with_layers else None
+    indices = explanation.layers or range(0 if layers is None else len(layers))
+    return {
+        "tokens": explanation.tokens,
+        "names": explanation.unit_names,
+        "special": special.int().tolist(),
+        "promptLength": explanation.prompt_length,
+        "probabilities": [float(f"{p:.4g}") for p in explanation.token_probabilities.tolist()],
+        "levels": [{"name": level, "sizes": None}]
+        + [{"name": name, "sizes": [end - start for start, end in explanation.units(name)]} for name in levels[1:]],
+        "signed": bool((explanation.attributions < 0).any()),
+        "summed": _packed(explanation.attributions, special, _FINE),
+        "layers": []
+        if layers is None
+        else [{"name": str(index), **_packed(scores, special, _COARSE)} for index, scores in zip(indices, layers)],
+    }
+
+
+def _packed(scores: Tensor, special: Tensor, levels: int) -> dict[str, Any]:
+    """Scores `[N, S]` in about a byte each: the signed root of each, relative to the largest of its step, in `levels` steps.
+
+    The root keeps weak sources apart. Special tokens have a largest of their own: they often hold most of the weight and
+    would leave the others no resolution. Only what is before a step is kept, step after step, deflated, as base64.
+    """
+    num_steps, length = scores.shape
+    before = torch.ones(num_steps, length, dtype=torch.bool).tril(length - num_steps - 1)
+    size = scores.abs().masked_fill(~before, 0)
+    scale = torch.stack([size.masked_fill(of_other, 0).amax(-1) for of_other in (special, ~special)], dim=-1)
+    relative = size / scale[:, special.long()].clamp_min(torch.finfo(size.dtype).tiny)
+    quantised = (relative.sqrt() * levels).round() * scores.sign()
+    packed = zlib.compress(quantised[before].to(torch.int8).numpy().tobytes())
+    return {
+        "scores": base64.b64encode(packed).decode(),
+        "scale": [[float(f"{x:.4g}") for x in row] for row in scale.tolist()],
+        "levels": levels,
+    }
+
+
+def _facts(explanation: "Explanation") -> str:
+    num_steps = len(explanation.attributions)
+    facts = [f"{explanation.prompt_length:,} prompt and {num_steps:,} generated {explanation.level}s"]
+    if explanation.model_name:
+        facts.insert(0, explanation.model_name)
+    if explanation.layers:
+        facts.append(f"{len(explanation.layers)} layer{'s' if len(explanation.layers) > 1 else ''}")
+    return " \u00b7 ".join(facts)
+
+
+def _resource(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+def _text(text: str) -> str:
+    """Markup for a text, in ASCII."""
+    return escape(text).encode("ascii", "xmlcharrefreplace").decode()

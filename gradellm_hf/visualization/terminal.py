@@ -1,53 +1,61 @@
-"""The strongest earlier tokens of each generated token, as lines of text."""
+"""The strongest sources of each generated unit, as lines of text."""
 
-from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from ..explanation import Explanation
 
 # Backgrounds of one hue from faint to strong (xterm's 256 colours), each with a foreground that stands out against it.
 _SHADES = ((16, 195), (16, 153), (16, 117), (16, 75), (231, 25), (231, 18))
+_AGAINST = ((16, 230), (16, 223), (16, 216), (16, 209), (231, 130), (231, 94))
 _BOLD, _RESET = "\x1b[1m", "\x1b[0m"
 
 
-def strongest_tokens(
-    tokens: Sequence[str],
-    attributions: Tensor,
-    prompt_length: int,
-    *,
-    top: int = 6,
-    leave_out: Collection[int] = (),
-    color: bool = False,
-) -> str:
-    """One line a generated token: the token, then the earlier tokens with the highest scores, highest first.
+def render(explanation: "Explanation", *, top: int = 6, color: bool = False, include_special: bool = False) -> str:
+    """One line a generated unit: the unit, then the earlier ones with the highest scores, highest first.
+
+    No control character of the text is printed: line breaks, escape sequences and marks that reorder text appear as their
+    escapes.
 
     Args:
-        tokens: Text of each token, `S` of them.
-        attributions: `a[n, i]`, `[N, S]`.
-        prompt_length: `P`.
-        top: How many earlier tokens to name. Those that score 0 are not named.
-        leave_out: Positions not to name.
-        color: Shade each by its score relative to the line's highest, and write no numbers; otherwise write those numbers.
+        explanation: What to show.
+        top: How many sources to name. Those that score 0 are not named.
+        color: Shade each by its score relative to the line's highest, for terminals with 256 colours; otherwise write
+            that number.
+        include_special: Whether special tokens count as sources.
     """
-    shown = [_visible(token) for token in tokens]
-    width = max((len(token) for token in shown[prompt_length:]), default=0)
+    border = explanation.prompt_length
+    heads = [visible(token) for token in explanation.tokens[border:]]
+    width = max(map(cell_width, heads), default=0)
     lines = []
-    for step, scores in enumerate(attributions.float().tolist()):
-        candidates = (i for i in range(prompt_length + step) if scores[i] > 0 and i not in leave_out)
-        strongest = sorted(candidates, key=lambda i: -scores[i])[:top]
-        parts = [_shaded(shown[i], scores[i] / scores[strongest[0]], color) for i in strongest]
-        token = shown[prompt_length + step].ljust(width)
-        lines.append(f"{_BOLD + token + _RESET if color else token}  {(' ' if color else '  ').join(parts)}".rstrip())
+    for step, head in enumerate(heads):
+        sources = explanation.top(step, len(explanation.tokens), include_special=include_special)
+        strongest = [source for source in sources if source.position < border + step][:top]
+        highest = max((abs(source.score) for source in strongest), default=1.0)
+        parts = [_part(visible(source.token), source.score / highest, color) for source in strongest]
+        head = head + " " * (width - cell_width(head))
+        lines.append(f"{_BOLD + head + _RESET if color else head}  {(' ' if color else '  ').join(parts)}".rstrip())
     return "\n".join(lines)
 
 
-def _shaded(token: str, strength: float, color: bool) -> str:
+def visible(text: str) -> str:
+    """Without the space before a word; what does not print (line breaks, control characters) as its escape."""
+    text = text.strip(" ") or "\u2423"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def cell_width(text: str) -> int:
+    """Columns that a text takes in a terminal: Chinese characters and emoji take two, combining marks none."""
+    try:
+        from rich.cells import cell_len
+    except ImportError:
+        return len(text)
+    return cell_len(text)
+
+
+def _part(token: str, strength: float, color: bool) -> str:
     if not color:
         return f"{token} {strength:.2f}"
-    foreground, background = _SHADES[min(int(strength * len(_SHADES)), len(_SHADES) - 1)]
+    shades = _SHADES if strength > 0 else _AGAINST
+    foreground, background = shades[min(int(abs(strength) * len(shades)), len(shades) - 1)]
     return f"\x1b[38;5;{foreground};48;5;{background}m {token} {_RESET}"
-
-
-def _visible(token: str) -> str:
-    """Without the space before a word; what does not print (line breaks, control characters) as its escape."""
-    text = token.strip(" ") or "␣"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

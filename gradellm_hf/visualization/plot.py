@@ -1,0 +1,105 @@
+"""An explanation as a picture: generated units down, the text before them across."""
+
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+from ..errors import GradELLMError, InvalidInputError
+from .terminal import visible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ..explanation import Explanation
+
+_LARGEST = 16.0  # inches, either way
+_LABEL_ROOM = 0.17  # inches that a tick label needs
+_LONGEST_LABEL = 18
+
+
+def plot_heatmap(
+    explanation: "Explanation",
+    path: str | os.PathLike[str] | None = None,
+    *,
+    include_special: bool = False,
+    title: str | None = None,
+    cmap: str | None = None,
+    dpi: int = 150,
+) -> "Figure":
+    """A heatmap, one row a generated unit and one column a source; each row is relative to its own highest score.
+
+    The figure grows with the text up to 16 inches; where there is no room for every label, evenly spaced ones are
+    written. It does not touch `pyplot`: nothing is left open, and no backend is chosen.
+
+    Args:
+        explanation: What to show.
+        path: Where to write it; the suffix says the format (`.png`, `.svg`, `.pdf`, ...).
+        include_special: Whether special tokens get rows and columns.
+        title: Of the figure.
+        cmap: matplotlib's name of a colour map. By default one hue, or two where scores are negative.
+        dpi: Resolution of pixel formats.
+
+    Raises:
+        GradELLMError: matplotlib is not installed.
+        InvalidInputError: There is nothing to show.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise GradELLMError('Plots need matplotlib, which is not installed: pip install "gradellm-hf[plots]"') from error
+
+    border, length = explanation.prompt_length, len(explanation.tokens)
+    shown = [i for i in range(length) if include_special or not explanation.special[i]]
+    rows, columns = [i for i in shown if i >= border], [i for i in shown if i < length - 1]
+    if not rows or not columns:
+        raise InvalidInputError(
+            f"Nothing to plot: {len(rows)} generated units and {len(columns)} before them are shown. Explain generated text, or "
+            "plot special tokens too with `include_special=True`."
+        )
+    # What a unit got from itself and from special tokens left out is not shown, and not counted in the scale.
+    scores = explanation.attributions.tril(border - 1)[[i - border for i in rows]][:, columns]
+    highest = scores.abs().amax(1, keepdim=True)
+    scores = scores / highest.masked_fill(highest == 0, 1)
+    signed = bool((scores < 0).any())
+
+    width = min(_LARGEST, max(5.0, 2.2 + _LABEL_ROOM * len(columns)))
+    height = min(_LARGEST, max(2.4, 1.6 + _LABEL_ROOM * len(rows)))
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        scores.numpy(),
+        aspect="auto",
+        interpolation="nearest",
+        vmin=-1 if signed else 0,
+        vmax=1,
+        cmap=cmap or ("PuOr" if signed else "Blues"),
+    )
+    for axis, units, room in ((axes.xaxis, columns, width - 2.2), (axes.yaxis, rows, height - 1.6)):
+        every = -(-len(units) // max(1, round(room / _LABEL_ROOM)))
+        axis.set_ticks(range(0, len(units), every), [_label(explanation.tokens[i]) for i in units[::every]], fontsize=7)
+    axes.tick_params(axis="x", rotation=90, length=2)
+    axes.tick_params(axis="y", length=2)
+    axes.set_ylabel(f"generated {explanation.level}")
+    axes.set_xlabel(f"source {explanation.level}")
+    prompt_columns = sum(i < border for i in columns)
+    if 0 < prompt_columns < len(columns):
+        axes.axvline(prompt_columns - 0.5, color="0.35", linewidth=0.8, linestyle=":")
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    figure.colorbar(image, ax=axes, label="relative to the row's highest", pad=0.01, shrink=min(1.0, 2.4 / height), aspect=15)
+    if title:
+        axes.set_title(title, loc="left", fontsize=10, parse_math=False)
+    if path is not None:
+        with warnings.catch_warnings():
+            # Fonts lack some scripts; a box in a label needs no warning for each character.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            figure.savefig(path)
+    return figure
+
+
+def _label(token: str) -> str:
+    text = visible(token)
+    text = text if len(text) <= _LONGEST_LABEL else text[: _LONGEST_LABEL - 1] + "\u2026"
+    return text.replace("$", r"\$")
