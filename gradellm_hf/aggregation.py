@@ -115,9 +115,9 @@ def _ranges(explanation: "Explanation", first: int, last: int, level: "Level") -
         stretch = tokens[first:end]
         offsets = accumulate(map(len, stretch), initial=0)
         text_begins = begins_of("".join(stretch))
-        # A token without text of its own shares a character with the one before.
+        # A token without text of its own belongs to the one before; at the very beginning, to the one that follows.
         begins += [
-            first + k for k, (piece, offset) in enumerate(zip(stretch, offsets)) if k == 0 or (piece and offset in text_begins)
+            first + k for k, (piece, at) in enumerate(zip(stretch, offsets)) if k == 0 or (piece and at and at in text_begins)
         ]
         first = end
     return list(pairwise([*begins, last])) if begins else []
