@@ -33,13 +33,15 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
         >>> result["generated_text"], result["explanation"].attributions.shape
     """
 
-    def _sanitize_parameters(self, explain_config: GradELLMConfig | None = None, **kwargs: Any) -> tuple[dict, dict, dict]:
+    def _sanitize_parameters(  # type: ignore[override]
+        self, explain_config: GradELLMConfig | None = None, **kwargs: Any
+    ) -> tuple[dict, dict, dict]:
         preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
         if explain_config is not None:
             forward_params["explain_config"] = explain_config
         return preprocess_params, forward_params, postprocess_params
 
-    def _forward(
+    def _forward(  # type: ignore[override]
         self, model_inputs: Any, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
     ) -> dict[str, Any]:
         model = _ExplainingModel(self.model, explain_config)

@@ -1,0 +1,95 @@
+"""The command line: `gradellm COMMAND ...`, or `python -m gradellm_hf COMMAND ...`.
+
+Results go to standard output, progress and messages to standard error. Exit codes: 0 done, 1 failed, 2 called wrongly,
+130 interrupted.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+# A command's module has `add_arguments(parser)` and `run(options) -> exit code`. Only that of the command given is imported.
+COMMANDS = {
+    "explain": ("gradellm_hf.commands.explain", "explain what a model writes, or why it would write a given text"),
+    "show": ("gradellm_hf.commands.show", "show an explanation that was saved, or write it as a page or a picture"),
+    "verify": ("gradellm_hf.commands.verify", "check that explanations are exact for a model"),
+    "demo": ("gradellm_hf.commands.demo", "ask a small real model a question and explain its answer"),
+}
+_EXAMPLES = """
+examples:
+  gradellm explain HuggingFaceTB/SmolLM2-135M-Instruct --chat --prompt "Name a colour." --html colour.html
+  gradellm explain ./my-model --prompt "The capital of Italy is" --target " Rome" --json
+  gradellm show explanation.safetensors --top 3
+  gradellm verify ./my-model
+
+`gradellm COMMAND --help` describes a command.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code. Bad usage and `--help` exit as argparse does."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        prog="gradellm",
+        description="Grad-ELLM explanations of what decoder-only language models write.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    debug = {"action": "store_true", "help": "show the traceback of an error"}
+    parser.add_argument("--debug", **debug)  # type: ignore[arg-type]
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, (module, summary) in COMMANDS.items():
+        command = subparsers.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add_argument("--debug", default=argparse.SUPPRESS, **debug)  # type: ignore[arg-type]
+        if name == chosen:
+            implementation = importlib.import_module(module)
+            implementation.add_arguments(command)
+            command.set_defaults(run=implementation.run, parser=command)
+    options = parser.parse_args(arguments)
+    try:
+        code = options.run(options)
+        sys.stdout.flush()
+        return int(code)
+    except argparse.ArgumentError as error:  # options that do not go together
+        options.parser.error(str(error))
+        raise  # not reached: argparse has left with exit code 2
+    except KeyboardInterrupt:
+        print("gradellm: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read the output has stopped reading, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"gradellm: error: {_message(error)}", file=sys.stderr)
+        return 1
+
+
+def _message(error: Exception) -> str:
+    from .errors import GradELLMError
+    from .memory import is_out_of_memory
+
+    if isinstance(error, GradELLMError | OSError | ImportError):
+        return str(error)
+    if is_out_of_memory(error):
+        return (
+            "There is not enough memory. Try --dtype bfloat16, --device-map auto, fewer --layers, a shorter prompt or a "
+            "smaller --max-new-tokens."
+        )
+    lines = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {lines[0]} (--debug shows where)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

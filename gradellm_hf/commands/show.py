@@ -1,0 +1,48 @@
+"""`gradellm show`."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .results import add_result_arguments, write_results
+
+if TYPE_CHECKING:
+    from ..explanation import Explanation
+
+_EXAMPLES = """
+examples:
+  gradellm show explanation.safetensors --top 3
+  gradellm show explanation.safetensors --html page.html --png heatmap.png
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _EXAMPLES
+    parser.add_argument(
+        "file",
+        type=Path,
+        metavar="FILE",
+        help="a file that `gradellm explain --save`, `Explanation.save` or `explain_generate`'s `save` wrote",
+    )
+    parser.add_argument("--row", type=int, default=0, metavar="N", help="of a file with several sequences, which (default: 0)")
+    add_result_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    write_results(_load(options.file, options.row), options)
+    return 0
+
+
+def _load(path: Path, row: int) -> "Explanation":
+    from ..errors import InvalidInputError
+    from ..explanation import Explanation
+    from ..outputs import ExplainGenerateOutput
+
+    try:
+        return Explanation.load(path)
+    except InvalidInputError as error:
+        try:
+            output = ExplainGenerateOutput.load(path)
+        except InvalidInputError:
+            raise error from None
+    return Explanation.from_output(output, row, None)
