@@ -1,4 +1,4 @@
-"""The demo, its model, and the page and the list that it makes."""
+"""The demo and its model."""
 
 import json
 import shutil
@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
 
 from gradellm_hf import ExplainGenerateOutput, GradELLMError, demo_model
 from gradellm_hf.demo_model import load_smollm2, smollm2_folder
-from gradellm_hf.visualization import heatmap_page, strongest_tokens
 
 
 @pytest.fixture(scope="module")
@@ -59,49 +57,15 @@ def test_the_demo_finds_the_words_of_the_context_that_the_answer_repeats(demo):
         assert max(words, key=lambda i: heatmap[i]) == in_context
 
 
-def test_the_page_of_the_demo_holds_the_heatmaps_that_it_saved(demo):
+def test_the_report_of_the_demo_holds_the_text_and_every_layer(demo):
     out = ExplainGenerateOutput.load(demo[1] / "explanation.safetensors")
-    page = _Page((demo[1] / "explanation.html").read_text(encoding="utf-8"))
-    assert len(page.tokens) == out.sequences.shape[1]
-    special = [token.startswith("<|") for token in out.tokens[0]]
-    for step, scores in enumerate(page.steps):
-        heatmap = out.attributions[0, step].masked_fill(torch.tensor(special), 0)
-        drawn = torch.zeros_like(heatmap)
-        for i, score in scores.items():
-            drawn[int(i)] = score
-        torch.testing.assert_close(drawn, heatmap / heatmap.max(), atol=5e-4, rtol=0)
-
-
-def test_the_page_escapes_hostile_tokens_and_loads_nothing():
-    hostile = ['<img src="https://example.org/x">', "</script><script>alert(1)</script>", "</pre>&amp;", '" onload="x', "ok"]
-    text = heatmap_page(hostile, torch.rand(2, 5), 3, title="</title><b>")
-    page = _Page(text)
-    assert page.tokens == hostile
-    assert page.elements.count("script") == 2
-    assert {"img", "b", "link", "iframe"}.isdisjoint(page.elements)
-    assert "src" not in page.attributes
-    assert "href" not in page.attributes
-    assert "onload" not in page.attributes
-    assert "default-src 'none'" in text
-
-
-def test_the_list_names_the_strongest_first_and_leaves_out_what_it_is_told_to():
-    scores = torch.tensor([[9.0, 1.0, 4.0, 0.0, 0.0], [9.0, 0.0, 2.0, 3.0, 0.0]])
-    lines = strongest_tokens(["<s>", " a", "\n", " b", "c"], scores, 3, leave_out={0}, top=2).split("\n")
-    assert lines == [r"b  \n 1.00  a 0.25", r"c  b 1.00  \n 0.67"]
-
-
-def test_the_list_prints_no_control_characters_of_the_text_it_shows():
-    scores = torch.tensor([[1.0, 0.5, 0.0]])
-    text = strongest_tokens(["\x1b[2J", " ", "\r"], scores, 2)
-    assert text == r"\r  \x1b[2J 1.00  ␣ 0.50"
-
-
-def test_the_coloured_list_shades_by_relative_score():
-    scores = torch.tensor([[4.0, 0.1, 0.0]])
-    strong, weak = strongest_tokens(["a", "b", "c"], scores, 2, color=True).split("48;5;")[1:]
-    assert strong.startswith("18m a ")
-    assert weak.startswith("195m b ")
+    page = (demo[1] / "explanation.html").read_text(encoding="utf-8")
+    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    assert data["promptLength"] == out.prompt_length
+    assert "".join(data["tokens"]).count("Marta buys fresh bread") == 1
+    assert len(data["tokens"]) == len(data["special"]) == out.sequences.shape[1]
+    assert data["special"] == [int(token.startswith("<|")) for token in out.tokens[0]]
+    assert [layer["name"] for layer in data["layers"]] == [str(layer) for layer in out.layers]
 
 
 @pytest.mark.parametrize("model_class", [MistralForCausalLM, Qwen2ForCausalLM])
@@ -156,31 +120,3 @@ def test_an_interrupted_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         smollm2_folder()
     assert list(tmp_path.iterdir()) == []
-
-
-class _Page(HTMLParser):
-    """The elements, the attributes' names, the tokens and the heatmaps of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.attributes, self.tokens, self.steps = [], [], [], []
-        self._in_text = self._in_data = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.elements.append(tag)
-        self.attributes += attributes
-        self._in_text = self._in_text or tag == "pre"
-        self._in_data = attributes.get("id") == "steps"
-        if self._in_text and tag == "span":
-            self.tokens.append("")
-
-    def handle_endtag(self, tag):
-        self._in_text = self._in_text and tag != "pre"
-
-    def handle_data(self, data):
-        if self._in_data:
-            self.steps, self._in_data = json.loads(data), False
-        elif self._in_text and self.tokens:
-            self.tokens[-1] += data

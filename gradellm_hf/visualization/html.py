@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ..explanation import Explanation
+    from ..explanation import Explanation, Level
 
-_LEVELS = ("token", "word", "sentence")
+_LEVELS: tuple["Level", ...] = ("token", "word", "sentence")
 _FINE, _COARSE = 127, 7  # steps of quantised scores: of the heatmap, and of each layer's
 _DEFAULT_TITLE = "Grad-ELLM explanation"
 
@@ -65,8 +65,10 @@ def _page(explanation: "Explanation", title: str, form: str) -> str:
 
 
 def _data(explanation: "Explanation", *, with_layers: bool) -> dict[str, Any]:
-    level = explanation.level
-    levels = _LEVELS[_LEVELS.index(level) :] if level in _LEVELS else (level,)
+    levels: list[dict[str, Any]] = [{"name": explanation.level, "sizes": None}]
+    if explanation.level in _LEVELS:
+        for level in _LEVELS[_LEVELS.index(explanation.level) + 1 :]:
+            levels.append({"name": level, "sizes": [end - start for start, end in explanation.units(level)]})
     special = torch.tensor(explanation.special, dtype=torch.bool)
     layers = explanation.layer_attributions if with_layers else None
     indices = explanation.layers or range(0 if layers is None else len(layers))
@@ -76,8 +78,7 @@ def _data(explanation: "Explanation", *, with_layers: bool) -> dict[str, Any]:
         "special": special.int().tolist(),
         "promptLength": explanation.prompt_length,
         "probabilities": [float(f"{p:.4g}") for p in explanation.token_probabilities.tolist()],
-        "levels": [{"name": level, "sizes": None}]
-        + [{"name": name, "sizes": [end - start for start, end in explanation.units(name)]} for name in levels[1:]],
+        "levels": levels,
         "signed": bool((explanation.attributions < 0).any()),
         "summed": _packed(explanation.attributions, special, _FINE),
         "layers": []

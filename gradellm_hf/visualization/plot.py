@@ -15,6 +15,16 @@ if TYPE_CHECKING:
 _LARGEST = 16.0  # inches, either way
 _LABEL_ROOM = 0.17  # inches that a tick label needs
 _LONGEST_LABEL = 18
+# Those of these that are installed; together they cover most scripts. The first comes with matplotlib.
+_FONTS = (
+    "DejaVu Sans",
+    "Noto Sans",
+    "Noto Sans CJK SC",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "Noto Sans Devanagari",
+    "Arial Unicode MS",
+)
 
 
 def plot_heatmap(
@@ -46,6 +56,7 @@ def plot_heatmap(
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.font_manager import get_font_names
     except ImportError as error:
         raise GradELLMError('Plots need matplotlib, which is not installed: pip install "gradellm-hf[plots]"') from error
 
@@ -54,8 +65,8 @@ def plot_heatmap(
     rows, columns = [i for i in shown if i >= border], [i for i in shown if i < length - 1]
     if not rows or not columns:
         raise InvalidInputError(
-            f"Nothing to plot: {len(rows)} generated units and {len(columns)} before them are shown. Explain generated text, or "
-            "plot special tokens too with `include_special=True`."
+            f"Nothing to plot: {len(rows)} generated units and {len(columns)} before them are shown. Explain generated text, "
+            "or plot special tokens too with `include_special=True`."
         )
     # What a unit got from itself and from special tokens left out is not shown, and not counted in the scale.
     scores = explanation.attributions.tril(border - 1)[[i - border for i in rows]][:, columns]
@@ -63,6 +74,10 @@ def plot_heatmap(
     scores = scores / highest.masked_fill(highest == 0, 1)
     signed = bool((scores < 0).any())
 
+    names = explanation.unit_names or [None] * length
+    texts = [name or token for name, token in zip(names, explanation.tokens)]
+    installed = set(get_font_names())
+    fonts = [font for font in _FONTS if font in installed]
     width = min(_LARGEST, max(5.0, 2.2 + _LABEL_ROOM * len(columns)))
     height = min(_LARGEST, max(2.4, 1.6 + _LABEL_ROOM * len(rows)))
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
@@ -78,17 +93,19 @@ def plot_heatmap(
     )
     for axis, units, room in ((axes.xaxis, columns, width - 2.2), (axes.yaxis, rows, height - 1.6)):
         every = -(-len(units) // max(1, round(room / _LABEL_ROOM)))
-        axis.set_ticks(range(0, len(units), every), [_label(explanation.tokens[i]) for i in units[::every]], fontsize=7)
+        axis.set_ticks(range(0, len(units), every), [_label(texts[i]) for i in units[::every]], fontsize=7, family=fonts)
     axes.tick_params(axis="x", rotation=90, length=2)
     axes.tick_params(axis="y", length=2)
-    axes.set_ylabel(f"generated {explanation.level}")
-    axes.set_xlabel(f"source {explanation.level}")
+    axes.set_ylabel(f"generated {explanation.level}", fontsize=8)
+    axes.set_xlabel(f"source {explanation.level}", fontsize=8)
     prompt_columns = sum(i < border for i in columns)
     if 0 < prompt_columns < len(columns):
         axes.axvline(prompt_columns - 0.5, color="0.35", linewidth=0.8, linestyle=":")
     for spine in axes.spines.values():
         spine.set_visible(False)
-    figure.colorbar(image, ax=axes, label="relative to the row's highest", pad=0.01, shrink=min(1.0, 2.4 / height), aspect=15)
+    bar = figure.colorbar(image, ax=axes, pad=0.01, shrink=min(1.0, 2.4 / height), aspect=15)
+    bar.set_label("relative to the row's highest", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     if title:
         axes.set_title(title, loc="left", fontsize=10, parse_math=False)
     if path is not None:

@@ -11,7 +11,7 @@ const shown = text => text.replace(/[\u0000-\u0008\u000b-\u001f]/g, c => String.
   .replace(/[\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]/g,
     c => `[U+${c.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}]`);
 const oneLine = text => shown(text).replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5");
-const brief = text => oneLine(text).trim() || (text.trim() ? oneLine(text) : "\u2423");
+const brief = text => oneLine(text).trim() || "\u2423";
 const percent = x => x === 0 ? "0 %" : Math.abs(x) < 0.001 ? "< 0.1 %" : `${(100 * x).toFixed(Math.abs(x) < 0.1 ? 1 : 0)} %`;
 
 function build() {
@@ -26,17 +26,18 @@ function build() {
       for (let i = unit.first; i < unit.last; i++) unitOfToken[i] = u;
       unit.text.split("\n").forEach((text, k, pieces) => {
         const ends = k < pieces.length - 1;
+        if (!text && !ends) return;
         if (!line) {
           line = lines.appendChild(document.createElement("p"));
           line.dir = "auto";
+          line.className = "boilerplate";  // until something else than special tokens is in it
         }
-        if (text || ends) {
-          const span = line.appendChild(document.createElement("span"));
-          span.textContent = shown(text);
-          span.dataset.unit = u;
-          span.className = (ends ? "newline " : "") + (unit.special ? "special" : "");
-          unit.parts.push(span);
-        }
+        const span = line.appendChild(document.createElement("span"));
+        span.textContent = shown(text);
+        span.dataset.unit = u;
+        span.className = (ends ? "newline " : "") + (unit.special ? "special" : "");
+        unit.parts.push(span);
+        if (!unit.special) line.className = "";
         if (ends) line = null;
       });
       const [head] = unit.parts;
@@ -164,7 +165,7 @@ function describe(hidden) {
     const around = (from, to) => oneLine(units.slice(from, to).filter(v => !v.special).map(v => v.text).join(""));
     row.button.dataset.source = u;
     row.before.data = around(Math.max(0, u - 4), u).slice(-10);
-    row.token.textContent = units[u].name ?? (units[u].text.trim() ? oneLine(units[u].text) : "\u2423" + oneLine(units[u].text));
+    row.token.textContent = units[u].name ?? (oneLine(units[u].text).trim() ? oneLine(units[u].text) : "\u2423");
     row.after.data = around(u + 1, u + 5).slice(0, 14);
     row.share.textContent = percent(scores[u]);
     row.bar.style.transform = `scaleX(${Math.abs(scores[u]) / highest})`;
@@ -284,6 +285,7 @@ $("text").addEventListener("click", event => {
   if (!getSelection().isCollapsed) return;  // text is being selected to be copied
   rove(u, true);
   pin(u, event.shiftKey);
+  tip(u, event.target);
 });
 // A drag ends where no click comes: its two ends differ.
 document.addEventListener("pointerup", () => {
@@ -417,4 +419,5 @@ function controls() {
   state.values = await layers.get("all");
   update();
   document.body.dataset.ready = "";
+  performance.mark("ready");
 })();
