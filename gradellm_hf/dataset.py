@@ -1,0 +1,228 @@
+"""Many prompts: `explain_dataset` and `accelerate launch -m gradellm_hf.dataset`.
+
+The prompts are sorted by their number of tokens and cut into batches; some batches make a shard. All of that follows from
+the input alone, so a shard holds the same whoever computes it and when. Each process computes its share of the shards that are
+not there yet and writes each to a file of its own, which appears as a whole or not at all: a job that is stopped, however
+hard, loses at most the shard that each process was working on, and goes on with that one when it is started again.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .architecture import explained_layers, unwrap
+from .batches import SortedPrompts
+from .configuration import GradELLMConfig, is_index
+from .dataset_explanations import DatasetExplanations, load_dataset_explanations
+from .errors import GradELLMError, InvalidInputError
+from .manifest import check_same_job, describe_job, read_manifest, write_manifest
+from .model import GradELLM
+from .prompts_input import PromptReader
+from .shards import remove_partial_files, shard_path, shard_paths, write_shard
+
+__all__ = ["DatasetExplanations", "explain_dataset", "load_dataset_explanations"]
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_SHARDS, _BATCHES_PER_SHARD = 64, 32
+
+
+def explain_dataset(
+    model: Any,
+    prompts: Any,
+    output_dir: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    explain_config: GradELLMConfig | None = None,
+    column: str | None = None,
+    batch_size: int = 8,
+    shard_size: int | None = None,
+    seed: int = 0,
+    dtype: str = "float32",
+    **generate_kwargs: Any,
+) -> DatasetExplanations:
+    """Explains what a model writes after each of many prompts, into a folder; continues where it was stopped.
+
+    In a process that `accelerate launch` or `torchrun` started, each process explains its share, with the model on its own
+    device. The results depend neither on the number of processes nor on interruptions. With another batch size, or where a
+    batch did not fit in memory and was halved, they may differ in the last bits, and samples are others. One job at a time may
+    write to a folder.
+
+    A prompt that cannot be explained is recorded with its error (see `DatasetExplanations.errors`), and the others go on.
+
+    Args:
+        model: As for `explain_generate`; or a `GradELLM`, which brings its tokenizer and configuration.
+        prompts: A `.jsonl` or `.parquet` file, a folder of `Dataset.save_to_disk`, a `datasets.Dataset`, or any iterable.
+            A record is a text, a chat (a list of messages), or a mapping with one of these under `prompt`, `messages` or
+            `chat`, and possibly an `id`.
+        output_dir: The folder to write to, or to continue. It is made where it is missing.
+        tokenizer: The model's.
+        explain_config: What to explain and how.
+        column: The field of a record with the prompt.
+        batch_size: Number of prompts that are explained together, of similar length.
+        shard_size: Number of prompts a file; rounded up to whole batches. None: a 64th of the prompts, 32 batches at most.
+        seed: Of sampling. A batch is sampled from this seed and its place in the job.
+        dtype: `"float32"` or `"float16"`: how the heatmaps are stored.
+        **generate_kwargs: For `model.generate`: `max_new_tokens`, `do_sample`, ...
+
+    Returns:
+        The explanations, in the order of the prompts; as `load_dataset_explanations(output_dir)`.
+
+    Raises:
+        InvalidInputError: An argument is not usable; the folder holds another job, with what differs; or no prompt can
+            be explained with these arguments.
+        UnsupportedArchitectureError: The model cannot be explained exactly.
+    """
+    if not isinstance(model, GradELLM):
+        model = GradELLM(model)
+    tokenizer, config = tokenizer or model.tokenizer, explain_config or model.explain_config or GradELLMConfig()
+    _check_arguments(tokenizer, batch_size, shard_size, seed, dtype)
+    explainer = GradELLM(model.model, tokenizer, config)
+    explained_layers(unwrap(model.model), config)
+    ordered = SortedPrompts(explainer, PromptReader(prompts, column), batch_size, seed, _DTYPES[dtype], generate_kwargs)
+    shard_size = shard_size or min(-(-len(ordered) // _SHARDS), _BATCHES_PER_SHARD * batch_size)
+    shard_size = -(-shard_size // batch_size) * batch_size
+    options = {"batch_size": batch_size, "shard_size": shard_size, "seed": seed, "dtype": dtype}
+    job = describe_job(model.model, tokenizer, config, generate_kwargs, ordered.fingerprint, len(ordered), **options)
+    _run(ordered, job, Path(output_dir))
+    return load_dataset_explanations(output_dir)
+
+
+def _run(prompts: SortedPrompts, job: dict[str, Any], folder: Path) -> None:
+    from tqdm.auto import tqdm
+
+    state = _processes()
+    _check_folder(folder, job)
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_partial_files(folder)
+        if read_manifest(folder) is None:
+            write_manifest(folder, job)
+    state.wait_for_everyone()
+    _check_folder(folder, job)  # now of the main process, which may have been given something else
+    size = job["shard_size"]
+    shards = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
+    missing = [number for number in range(len(shards)) if not shard_path(folder, number).exists()]
+    state.wait_for_everyone()  # all have seen the same files
+    share = missing[state.process_index :: state.num_processes]
+    total = sum(len(shards[number]) for number in share)
+    disable = None if state.is_main_process else True  # None: where it is no terminal
+    options: Any = {"total": total, "desc": "Explaining", "unit": "prompt", "disable": disable}
+    progress: Any = tqdm(**options)
+    with progress:
+        for number in share:
+            write_shard(shard_path(folder, number), prompts.explain(shards[number], progress), _DTYPES[job["dtype"]])
+    state.wait_for_everyone()
+
+
+def _processes() -> Any:
+    """The processes of the job, which may come to their ends far apart."""
+    from accelerate import PartialState
+
+    return PartialState(timeout=datetime.timedelta(days=365))
+
+
+def _check_arguments(tokenizer: Any, batch_size: Any, shard_size: Any, seed: Any, dtype: Any) -> None:
+    if tokenizer is None:
+        raise InvalidInputError("There is no tokenizer to read the prompts with. Give the model's: `tokenizer=...`.")
+    if dtype not in _DTYPES:
+        raise InvalidInputError(f"`dtype` must be one of {sorted(_DTYPES)}, got {dtype!r}.")
+    if not is_index(seed):
+        raise InvalidInputError(f"`seed` must be an int, got {seed!r}.")
+    for name, size in (("batch_size", batch_size), ("shard_size", shard_size)):
+        if not (size is None and name == "shard_size") and (not is_index(size) or size < 1):
+            raise InvalidInputError(f"`{name}` must be an int of at least 1, got {size!r}.")
+
+
+def _check_folder(folder: Path, job: dict[str, Any]) -> None:
+    found = read_manifest(folder)
+    if found is not None:
+        check_same_job(folder, found, job)
+    elif shard_paths(folder):
+        raise InvalidInputError(f"{str(folder)!r} holds explanations without a manifest. Write to another folder.")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument("--model", required=True, help="a folder, or the name of a model on the Hub")
+    parser.add_argument("--input", required=True, help="a .jsonl or .parquet file, or a folder of Dataset.save_to_disk")
+    parser.add_argument("--output", required=True, help="the folder to write to, or to continue")
+    parser.add_argument("--column", help="the field with the prompt (default: prompt, messages or chat)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="tokens to write a prompt (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=8, help="prompts explained together (default: %(default)s)")
+    parser.add_argument("--shard-size", type=int, help="prompts a file (default: a 64th of them, at most 32 batches)")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
+    parser.add_argument("--scores", choices=sorted(_DTYPES), default="float32", help="how the heatmaps are stored")
+    parser.add_argument("--dtype", default="auto", help="of the model: auto, float32, bfloat16, ... (default: as in its file)")
+    parser.add_argument("--device-map", help="for accelerate, to spread one model over devices; else each process has its own")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    json_object: dict[str, Any] = {"type": _json_object, "default": {}, "metavar": "JSON"}
+    parser.add_argument("--generate", help="more options of generate, e.g. '{\"do_sample\": true}'", **json_object)
+    parser.add_argument("--config", help="options of GradELLMConfig, e.g. '{\"layers\": 4}'", **json_object)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit status, 1 where not a single prompt could be explained.
+
+    Raises:
+        As `explain_dataset`; and OSError, where the model or the input cannot be read.
+    """
+    state = _processes()
+    explainer = GradELLM.from_pretrained(
+        options.model,
+        device_map=options.device_map or {"": state.device},
+        dtype=options.dtype,
+        trust_remote_code=options.trust_remote_code,
+        config=GradELLMConfig.from_dict(options.config),
+    )
+    explanations = explain_dataset(
+        explainer,
+        options.input,
+        options.output,
+        column=options.column,
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+        seed=options.seed,
+        dtype=options.scores,
+        **{"max_new_tokens": options.max_new_tokens, **options.generate},
+    )
+    failed = len(explanations.errors)
+    if state.is_main_process:
+        print(f"{len(explanations) - failed} of {len(explanations)} prompts explained in {options.output}", file=sys.stderr)
+    state.destroy_process_group()
+    return int(failed == len(explanations))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command by itself. Exit status 2 after an error, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gradellm_hf.dataset", description="Explain what a model writes after each of many prompts."
+    )
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args(arguments))
+    except KeyboardInterrupt:
+        print("Stopped. Run the same command again to continue.", file=sys.stderr)
+        return 130
+    except (GradELLMError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"a JSON object is expected, got {text}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

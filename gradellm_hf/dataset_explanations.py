@@ -1,0 +1,89 @@
+"""What `explain_dataset` wrote, read lazily and in the order of the prompts."""
+
+import functools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from .configuration import GradELLMConfig
+from .errors import InvalidInputError
+from .explanation import Explanation
+from .manifest import read_manifest
+from .shards import Shard, shard_paths
+
+_OPEN_SHARDS = 16
+
+
+class DatasetExplanations(Sequence[Any]):
+    """The explanations of many prompts, in their order. They stay in their files until they are asked for.
+
+    `explanations[i]` is the `Explanation` of prompt `i`; a list of them, where several sequences were returned for each prompt;
+    None, where the prompt failed (see `errors`).
+
+    Attributes:
+        manifest: How they were made.
+        ids: The `id` of each prompt's record; None where it has none.
+        errors: By the position of the prompt, class and message of what went wrong with those that failed.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no job was started in it.
+        InvalidInputError: The folder is damaged, or the job is not finished.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        manifest = read_manifest(Path(folder))
+        if manifest is None:
+            raise FileNotFoundError(f"There is no manifest in {str(folder)!r}: no job was started there.")
+        self.manifest = manifest
+        config = manifest["explain_config"]
+        is_callable = str(config["target"]).startswith("callable:")
+        self._config = None if is_callable else GradELLMConfig.from_dict(config)
+        self._shards = functools.lru_cache(_OPEN_SHARDS)(Shard)
+        self._paths: dict[int, Path] = {}
+        self.errors: dict[int, str] = {}
+        ids: dict[int, Any] = {}
+        self._are_several = False
+        for path in shard_paths(Path(folder)):
+            for index, record in Shard(path).prompts.items():
+                if index in self._paths:
+                    raise InvalidInputError(f"Prompt {index} is in {path.name!r} and in {self._paths[index].name!r}.")
+                self._paths[index], ids[index] = path, record["id"]
+                self._are_several |= len(record["prompt_lengths"]) > 1
+                if record["error"] is not None:
+                    self.errors[index] = record["error"]
+        if self._paths.keys() != set(range(len(self))):
+            raise InvalidInputError(
+                f"The job in {str(folder)!r} is not finished: {len(self._paths)} of {len(self)} prompts are done. Run it again "
+                "with the same arguments to continue it."
+            )
+        self.errors = dict(sorted(self.errors.items()))
+        self.ids: list[Any] = [ids[index] for index in range(len(self))]
+
+    def __len__(self) -> int:
+        return self.manifest["num_prompts"]
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        explanations = self._shards(self._paths[index]).explanations(index, explain_config=self._config)
+        if not explanations:
+            return None
+        return explanations if self._are_several else explanations[0]
+
+    def __iter__(self) -> Iterator[Explanation | list[Explanation] | None]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"DatasetExplanations({len(self)} prompts, {len(self.errors)} failed, model={self.manifest['model']['name']!r})"
+
+
+def load_dataset_explanations(output_dir: str | os.PathLike[str]) -> DatasetExplanations:
+    """What `explain_dataset` wrote to a folder. Needs neither the model nor its tokenizer.
+
+    Example:
+        >>> for explanation in load_dataset_explanations("out"):
+        ...     print(explanation)
+    """
+    return DatasetExplanations(output_dir)

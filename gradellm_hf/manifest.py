@@ -1,0 +1,174 @@
+"""What a job over many prompts is, written down, so that it goes on as the same job or not at all."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from .architecture import unwrap
+from .configuration import GradELLMConfig
+from .errors import InvalidInputError
+from .offloading import offload_hook
+from .shards import write_atomically
+
+FORMAT = "gradellm_hf.dataset"
+FORMAT_VERSION = 1
+_FILE = "manifest.json"
+_SAMPLE = 64  # values of each weight that its fingerprint looks at
+_VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "_attn_implementation")
+
+
+def describe_job(
+    model: Any,
+    tokenizer: Any,
+    config: GradELLMConfig,
+    generate_kwargs: dict[str, Any],
+    inputs: str,
+    num_prompts: int,
+    **options: Any,
+) -> dict[str, Any]:
+    """What the results depend on, as JSON-ready values.
+
+    Args:
+        inputs: Fingerprint of the prompts.
+        options: Further ones, such as the batch size.
+    """
+    inner = unwrap(model)
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": {
+            "name": inner.config.name_or_path,
+            "class": type(inner).__name__,
+            "config": fingerprint(_stable(inner.config.to_dict())),
+            "generation_config": fingerprint(_stable(inner.generation_config.to_dict())),
+            "weights": weights_fingerprint(inner),
+        },
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "explain_config": config.to_dict(),
+        "generate_kwargs": described(generate_kwargs),
+        "input": inputs,
+        "num_prompts": num_prompts,
+        **options,
+        "versions": _versions(),
+    }
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a job; None where the folder has none.
+
+    Raises:
+        InvalidInputError: It is not a manifest, or of a later version.
+    """
+    path = folder / _FILE
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise InvalidInputError(f"{str(path)!r} is not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InvalidInputError(f"{str(path)!r} is not a manifest that `explain_dataset` wrote. Choose another folder.")
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise InvalidInputError(
+            f"{str(path)!r} has format version {manifest['format_version']}; this release of gradellm_hf reads versions up to "
+            f"{FORMAT_VERSION}. Upgrade gradellm-hf."
+        )
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    write_atomically(folder / _FILE, (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+def check_same_job(folder: Path, found: dict[str, Any], job: dict[str, Any]) -> None:
+    """Raises InvalidInputError where a folder holds the results of another job, and says in what it differs.
+
+    A model that has moved, and other versions of the libraries, do not count.
+    """
+    found, job = _flat(json.loads(json.dumps(found))), _flat(json.loads(json.dumps(job)))
+    ignored = ("model.name", "versions.")
+    names = [name for name in sorted(found.keys() | job.keys()) if not name.startswith(ignored)]
+    differences = [
+        f"  {name}: there {found.get(name)!r}, here {job.get(name)!r}" for name in names if found.get(name) != job.get(name)
+    ]
+    if differences:
+        raise InvalidInputError(
+            f"{str(folder)!r} holds explanations made by another job, which this one cannot continue. It differs in\n"
+            + "\n".join(differences)
+            + "\nRepeat the arguments of that job, or write to another folder."
+        )
+
+
+def fingerprint(value: Any) -> str:
+    """A hash of JSON-ready values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """A hash of the names, shapes and dtypes of all weights, and of some values of each, wherever accelerate keeps them."""
+    weights = []
+    for module_name, module in model.named_modules():
+        for name, weight in module.named_parameters(recurse=False):
+            hook: Any = offload_hook(module)
+            value: Tensor = hook.weights_map[name] if weight.device.type == "meta" and hook is not None else weight
+            weights.append([f"{module_name}.{name}", list(value.shape), str(value.dtype), _sample(value.detach())])
+    return fingerprint(sorted(weights, key=lambda weight: weight[0]))
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """A hash of all that a tokenizer does to a text or a chat; padding and truncation do not count."""
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    state = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
+    if isinstance(state, dict):
+        state = {name: value for name, value in state.items() if name not in ("padding", "truncation")}
+    special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+    return fingerprint([state, special, getattr(tokenizer, "chat_template", None)])
+
+
+def described(value: Any) -> Any:
+    """A value as JSON shows it: equal for equal arguments, also in another process; an object by its class and values."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, dict):
+        return {str(name): described(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(x) for x in value]
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, transformers.GenerationConfig):
+        return _stable(value.to_dict())
+    if isinstance(value, torch.dtype | torch.device):
+        return str(value)
+    name = getattr(value, "__qualname__", None)
+    return name if name is not None else {type(value).__qualname__: described(getattr(value, "__dict__", {}))}
+
+
+def _stable(config: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in _VOLATILE}
+
+
+def _sample(weight: Tensor) -> list[Any]:
+    if type(weight) not in (Tensor, nn.Parameter) or not weight.numel() or weight.device.type == "meta":
+        return []  # a quantised weight of a class of its own, say
+    positions = torch.linspace(0, weight.numel() - 1, min(_SAMPLE, weight.numel()), dtype=torch.float64).long()
+    index = torch.unravel_index(positions.to(weight.device), weight.shape)
+    return weight[index].cpu().double().tolist() if weight.ndim else [weight.item()]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    from . import __version__
+
+    return {"gradellm_hf": __version__, "torch": torch.__version__, "transformers": transformers.__version__}

@@ -1,0 +1,133 @@
+"""Prompts from files, from `datasets` and from lists, read one at a time."""
+
+import json
+import os
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .errors import InvalidInputError
+
+COLUMNS = ("prompt", "messages", "chat")
+_ID = "id"
+
+
+class Prompt(NamedTuple):
+    """A text or a chat, and the name that its record gives it, if any."""
+
+    content: Any
+    id: Any = None
+
+
+class PromptReader:
+    """Prompts by position.
+
+    Args:
+        source: A `.jsonl` or `.parquet` file; a folder that `Dataset.save_to_disk` wrote; a `datasets.Dataset`; or any
+            iterable. Its records are texts, chats (lists of messages), or mappings that hold one of these.
+        column: The field of a record with the prompt. None: `prompt`, `messages` or `chat`, the first that it has. A field
+            `id` names the record.
+
+    Raises:
+        InvalidInputError: The source cannot be read, or is empty.
+        FileNotFoundError: There is no such file.
+    """
+
+    def __init__(self, source: Any, column: str | None = None):
+        self._column = column
+        self._records = _records(source, column)
+        if not len(self._records):
+            raise InvalidInputError("There are no prompts to explain: the input is empty.")
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Prompt:
+        """The prompt at a position.
+
+        Raises:
+            InvalidInputError: The record there holds none.
+        """
+        record = self._records[index]
+        if not isinstance(record, Mapping):
+            return Prompt(record)
+        columns = COLUMNS if self._column is None else (self._column,)
+        for column in columns:
+            if record.get(column) is not None:
+                return Prompt(record[column], record.get(_ID))
+        raise InvalidInputError(
+            f"The record has no prompt in {' or '.join(map(repr, columns))}; its fields are {sorted(record)}. Name the field "
+            "with `column`."
+        )
+
+
+class JsonLines(Sequence[Any]):
+    """The records of a JSONL file, of which only the positions of the lines are kept in memory."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file = path.open("rb")
+        self._offsets = array("Q")
+        offset = 0
+        for line in self._file:
+            if line.strip():
+                self._offsets.append(offset)
+            offset += len(line)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: Any) -> Any:
+        self._file.seek(self._offsets[index])
+        try:
+            return json.loads(self._file.readline())
+        except ValueError as error:
+            raise InvalidInputError(f"Record {index} of {str(self._path)!r} is not a line of JSON: {error}") from error
+
+
+class ParquetRows(Sequence[Any]):
+    """The rows of a Parquet file, of which only the columns that may hold prompts are read."""
+
+    def __init__(self, path: Path, column: str | None):
+        try:
+            import pyarrow.parquet as parquet
+        except ImportError as error:
+            raise InvalidInputError('Parquet files need pyarrow: pip install "gradellm-hf[datasets]"') from error
+        names = parquet.read_schema(path).names
+        wanted = [name for name in names if name in ((*COLUMNS, _ID) if column is None else (column, _ID))]
+        self._table = parquet.read_table(path, columns=wanted or names)
+
+    def __len__(self) -> int:
+        return self._table.num_rows
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._table.slice(index, 1).to_pylist()[0]
+
+
+def _records(source: Any, column: str | None) -> Sequence[Any]:
+    if isinstance(source, str | os.PathLike):
+        return _from_path(Path(source), column)
+    if isinstance(source, Mapping):
+        raise InvalidInputError(f"Prompts must be a list, a dataset or a file, got a mapping of {sorted(source)}. Choose one.")
+    if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
+        return source
+    if isinstance(source, Iterable):
+        return list(source)
+    raise InvalidInputError(f"Prompts must be an iterable or the path of a file, got {type(source).__name__}.")
+
+
+def _from_path(path: Path, column: str | None) -> Sequence[Any]:
+    if path.is_dir():
+        try:
+            from datasets import load_from_disk
+        except ImportError as error:
+            raise InvalidInputError('Dataset folders need datasets: pip install "gradellm-hf[datasets]"') from error
+        return _records(load_from_disk(path), column)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r} with prompts.")
+    if path.suffix in (".jsonl", ".ndjson"):
+        return JsonLines(path)
+    if path.suffix == ".parquet":
+        return ParquetRows(path, column)
+    raise InvalidInputError(f"Prompts are read from .jsonl and .parquet files and from dataset folders, not {path.name!r}.")
