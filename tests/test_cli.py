@@ -81,7 +81,7 @@ def test_help_is_shown_without_loading_torch() -> None:
     stub = "import sys, types; p = types.ModuleType('gradellm_hf'); p.__path__ = [{!r}]; sys.modules['gradellm_hf'] = p\n"
     code = stub.format(str(Path(gradellm_hf.__file__).parent)) + (
         "from gradellm_hf.cli import main, COMMANDS\n"
-        "for arguments in [['--help']] + [[name, '--help'] for name in COMMANDS]:\n"
+        "for arguments in [['--help']] + [[name, '--help'] for name, (m, _) in COMMANDS.items() if '.commands.' in m]:\n"
         "    try: main(arguments)\n"
         "    except SystemExit as e: assert e.code == 0\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
@@ -89,8 +89,18 @@ def test_help_is_shown_without_loading_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     for name in COMMANDS:
+        assert f"\n    {name} " in done.stdout
+    for name in ("explain", "show", "verify", "demo"):
         assert f"usage: gradellm {name}" in done.stdout
-    assert done.stdout.count("example") >= len(COMMANDS) - 1
+    assert done.stdout.count("\nexample") == 4
+
+
+def test_every_command_describes_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, (_, summary) in COMMANDS.items():
+        with pytest.raises(SystemExit) as exit_:
+            main([name, "--help"])
+        assert exit_.value.code == 0
+        assert summary[1:] in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_the_installed_command_is_this_one() -> None:
