@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _INSEQ_DATA = "inseq.data.attribution"
-_MULTIDIMENSIONAL = "MultiDimensionalFeatureAttributionSequenceOutput"
+_GRANULAR = "GranularFeatureAttributionSequenceOutput"
 
 
 def load_explanations(path: str | os.PathLike[str], tokenizer: Any = None) -> list[Explanation]:
@@ -119,8 +119,8 @@ def save_inseq(explanations: Explanation | Sequence[Explanation], path: str | os
 def load_inseq(path: str | os.PathLike[str], tokenizer: Any = None) -> list[Explanation]:
     """Reads attributions of a decoder-only model that Inseq (or `save_inseq`) saved; needs no Inseq.
 
-    Scores with a dimension for the embedding are reduced by its L2 norm, those with dimensions for layers and heads by
-    their mean, as Inseq does before it shows them (it also normalises them, which is not done here). NaN becomes 0.
+    Scores with a dimension for the embedding are reduced by its L2 norm, as Inseq does before it shows them (it also
+    normalises them, which is not done here). NaN becomes 0.
 
     Args:
         path: A JSON file, not compressed.
@@ -129,8 +129,8 @@ def load_inseq(path: str | os.PathLike[str], tokenizer: Any = None) -> list[Expl
 
     Raises:
         FileNotFoundError: There is no such file.
-        InvalidInputError: It is not such a file, was made with an encoder-decoder model, or without the step score
-            `probability`.
+        InvalidInputError: It is not such a file, was made with an encoder-decoder model or without the step score
+            `probability`, or holds scores for every layer or head.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
@@ -218,8 +218,9 @@ def _from_inseq(sequence: dict[str, Any], known: dict[str, Any], model_name: str
         )
     scores = _from_base64(values["target_attributions"]).nan_to_num()
     if scores.ndim > 2:
-        extra = tuple(range(2, scores.ndim))
-        scores = scores.mean(extra) if kind == _MULTIDIMENSIONAL else scores.norm(dim=extra)
+        if kind != _GRANULAR:
+            raise InvalidInputError("The file holds scores for every layer or head. Aggregate them in Inseq and save again.")
+        scores = scores.norm(dim=tuple(range(2, scores.ndim)))
     end = values["attr_pos_end"]
     tokens = [token["attributes"] for token in values["target"][:end]]
     ids = None if any(token["id"] < 0 for token in tokens) else [token["id"] for token in tokens]

@@ -1,8 +1,11 @@
 """The text of each token: pieces that join to the decoded text, whatever the tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
+
+from .errors import InvalidInputError
 
 _CHUNK = 24  # tokens decoded together
 _LONGEST = 96  # a run of bytes that are no text is cut after so many tokens
@@ -30,15 +33,15 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
     context = begin = 0  # the last token before `begin` that starts with a whole character, so that `begin` is not first
     while begin < len(ids):
         known = decode(ids[context:begin]) if context < begin else ""
-        partial: list[str] = []
+        texts: list[str] = []
         end = begin
-        while end < len(ids) and (len(partial) < _CHUNK or partial[-1].endswith(_INCOMPLETE)) and len(partial) < _LONGEST:
+        while end < len(ids) and (len(texts) < _CHUNK or texts[-1].endswith(_INCOMPLETE)) and len(texts) < _LONGEST:
             end += 1
-            partial.append(decode(ids[context:end]))
-        text = partial[-1]
-        bounds, whole = _boundaries(partial, min(len(known), len(text)))
+            texts.append(decode(ids[context:end]))
+        text = texts[-1]
+        bounds, whole = _boundaries(texts, min(len(known), len(text)))
         pieces += [text[a:b] for a, b in pairwise(bounds)]
-        context = begin + max((i for i in range(len(partial)) if whole[i]), default=0)
+        context = begin + max((i for i in range(len(texts)) if whole[i]), default=0)
         begin = end
     return pieces
 
@@ -52,25 +55,24 @@ def special_tokens(tokenizer: Any, token_ids: Sequence[int]) -> list[bool]:
     return [i in special for i in token_ids]
 
 
-def _boundaries(partial: list[str], start: int) -> tuple[list[int], list[bool]]:
+def _boundaries(texts: list[str], start: int) -> tuple[list[int], list[bool]]:
     """Where tokens begin and end in the last of these texts, and which of them begin with a whole character.
-
-    Args:
-        partial: The text after each token.
-        start: The length of the text before the first of them.
 
     A text that is not the beginning of the last one ends in a character that later tokens complete or change. That
     character belongs to the token that opened it.
+
+    Args:
+        texts: The text after each token.
+        start: The length of the text before the first of them.
     """
-    text = partial[-1]
     bounds, begins_whole = [start], []
     complete, is_open = start, False
-    for so_far in partial:
+    for text in texts:
         begins_whole.append(not is_open)
-        common = _common_prefix(so_far, text)
+        common = _common_prefix(text, texts[-1])
         complete = max(complete, common)
-        is_open = common < len(so_far)
-        bounds.append(max(bounds[-1], min(len(text), complete + is_open)))
+        is_open = common < len(text)
+        bounds.append(max(bounds[-1], min(len(texts[-1]), complete + is_open)))
     return bounds, begins_whole
 
 
@@ -80,13 +82,11 @@ def _common_prefix(a: str, b: str) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), len(b))
 
 
-def _decoder(tokenizer: Any) -> Any:
-    tokenizer = _unwrap(tokenizer)
-
-    def decode(ids: list[int]) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    return decode
+def _decoder(tokenizer: Any) -> Callable[[list[int]], str]:
+    decode = getattr(_unwrap(tokenizer), "decode", None)
+    if decode is None:
+        raise InvalidInputError(f"A tokenizer is needed to write the tokens as text, got {type(tokenizer).__name__}.")
+    return partial(decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def _unwrap(tokenizer: Any) -> Any:
