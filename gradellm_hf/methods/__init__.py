@@ -1,0 +1,47 @@
+"""What Grad-ELLM is compared with, and Grad-ELLM itself, under one protocol: see `Method`."""
+
+from functools import partial
+
+from ..configuration import GradELLMConfig
+from .attention import attention_last, attention_mean, attention_rollout
+from .grad_ellm import grad_ellm
+from .gradients import input_x_gradient, saliency
+from .inseq_adapter import inseq_method
+from .path_methods import deep_lift, integrated_gradients
+from .random import random
+from .registry import Method, get_method, method_names, register_method
+from .removal import lime, occlusion
+
+__all__ = [
+    "Method",
+    "attention_last",
+    "attention_mean",
+    "attention_rollout",
+    "deep_lift",
+    "get_method",
+    "grad_ellm",
+    "input_x_gradient",
+    "inseq_method",
+    "integrated_gradients",
+    "lime",
+    "method_names",
+    "occlusion",
+    "random",
+    "register_method",
+    "saliency",
+]
+
+register_method("grad_ellm", grad_ellm)
+register_method("grad_ellm_loosened", partial(grad_ellm, config=GradELLMConfig(spatial="loosened")))
+register_method("grad_ellm_paper", partial(grad_ellm, config=GradELLMConfig.paper()))
+register_method("attention_last", attention_last)
+register_method("attention_mean", attention_mean)
+register_method("attention_rollout", attention_rollout)
+register_method("saliency", saliency)
+register_method("input_x_gradient", input_x_gradient)
+register_method("integrated_gradients", integrated_gradients)
+register_method("deep_lift", deep_lift)
+register_method("occlusion", occlusion)
+register_method("leave_one_out", partial(occlusion, measure="hellinger"))
+register_method("lime", lime)
+register_method("random", random)

@@ -1,0 +1,68 @@
+"""Methods that take the gradient of a token's target with respect to the input embeddings."""
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..architecture import explainable
+from ..errors import InvalidInputError
+from ..metrics.perturbation import PerturbedText
+from .registry import heatmaps
+
+Target = Literal["logit", "log_probability", "probability"]
+
+
+def saliency(
+    model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, *, target: Target = "logit"
+) -> Tensor:
+    """Norm of the gradient at each position's embedding, `||d f_n / d x_i||_2`.
+
+    Source: Simonyan et al. 2014 (arXiv 1312.6034); for text Li et al. 2016 (NAACL).
+
+    Args:
+        target: `f_n`: the raw logit, log-probability or probability of the generated token.
+
+    The other arguments, return value and errors as for `Method`.
+    """
+    text = PerturbedText(model, sequences, prompt_length, attention_mask)
+    return heatmaps(text, torch.stack([gradient.norm(dim=-1) for _, gradient in _gradients(text, target)], dim=1))
+
+
+def input_x_gradient(
+    model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, *, target: Target = "logit"
+) -> Tensor:
+    """Embedding times gradient, summed: `<x_i, d f_n / d x_i>`, with its sign. Arguments as for `saliency`.
+
+    Source: Denil et al. 2015 (arXiv 1412.6815).
+    """
+    text = PerturbedText(model, sequences, prompt_length, attention_mask)
+    return heatmaps(text, torch.stack([(x * gradient).sum(-1) for x, gradient in _gradients(text, target)], dim=1))
+
+
+def predicted_targets(logits: Tensor, token_ids: Tensor, target: Target) -> Tensor:
+    """`f` of these tokens, `[...]`, from the logits that predict them, `[..., V]`.
+
+    Raises:
+        InvalidInputError: The target is unknown.
+    """
+    if target not in get_args(Target):
+        raise InvalidInputError(f"`target` must be one of {list(get_args(Target))}, got {target!r}.")
+    if target != "logit":
+        logits = logits.log_softmax(-1)
+    chosen = logits.gather(-1, token_ids[..., None])[..., 0]
+    return chosen.exp() if target == "probability" else chosen
+
+
+def _gradients(text: PerturbedText, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
+    """Embeddings and the gradient of each step at them, `[R, S - 1, E]`: one forward pass, one backward pass a step."""
+    length = text.token_ids.shape[1] - 1
+    with explainable(text.model, padded=not bool(text.real.all())):
+        with torch.enable_grad():
+            embeddings = text.embeddings[:, :length].clone().requires_grad_()
+            logits = text.forward(embeddings, text.real[:, :length], text.position_ids[:, :length], text.num_steps)
+            values = predicted_targets(logits, text.token_ids[:, text.prompt_length :], target)
+        for step in range(text.num_steps):
+            (gradient,) = torch.autograd.grad(values[:, step].sum(), embeddings, retain_graph=True)
+            yield embeddings.detach(), gradient

@@ -1,0 +1,135 @@
+"""Integrated gradients and DeepLift by captum: from a baseline of zero embeddings to the text."""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..architecture import explainable
+from ..errors import GradELLMError
+from ..metrics.perturbation import PerturbedText
+from .gradients import Target, predicted_targets
+from .registry import heatmaps
+
+_ACTIVATIONS = (nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.ReLU6)  # element by element, as those that captum knows
+
+
+def integrated_gradients(
+    model: Any,
+    sequences: Tensor,
+    prompt_length: int,
+    attention_mask: Tensor | None = None,
+    *,
+    target: Target = "logit",
+    num_points: int = 50,
+    batch_size: int = 16,
+) -> Tensor:
+    """Integrated gradients from zero embeddings, with their sign; a step's scores add up to `f_n(X) - f_n(0)`.
+
+    Source: Sundararajan et al. 2017 (arXiv 1703.01365), by captum.
+
+    Args:
+        target: `f_n`: the raw logit, log-probability or probability of the generated token.
+        num_points: Points on the path (Gauss-Legendre).
+        batch_size: Texts a forward and backward pass.
+
+    The other arguments, and the return value, as for `Method`.
+
+    Raises:
+        GradELLMError: captum is not installed.
+        InvalidInputError, UnsupportedArchitectureError: As for `Method`.
+    """
+    captum = _captum("integrated_gradients")
+    text = PerturbedText(model, sequences, prompt_length, attention_mask)
+
+    def attribute(target_module: nn.Module, embeddings: Tensor, *arguments: Tensor) -> Tensor:
+        return captum.IntegratedGradients(target_module).attribute(
+            embeddings,
+            torch.zeros_like(embeddings),
+            additional_forward_args=arguments,
+            n_steps=num_points,
+            internal_batch_size=max(batch_size, len(embeddings)),
+        )
+
+    return _each_step(text, target, attribute)
+
+
+def deep_lift(
+    model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, *, target: Target = "logit"
+) -> Tensor:
+    """DeepLift (rescale rule) against zero embeddings, with its sign.
+
+    The rule is applied to activation functions that are modules, as they are in the feed-forward parts of most models. Softmax
+    and products inside attention, gates and norms are functions, not modules, and pass their ordinary gradient; so scores do
+    not add up exactly.
+
+    Source: Shrikumar et al. 2017 (arXiv 1704.02685), by captum. Arguments, return value and errors as for
+    `integrated_gradients`.
+    """
+    captum = _captum("deep_lift")
+    text = PerturbedText(model, sequences, prompt_length, attention_mask)
+
+    def attribute(target_module: nn.Module, embeddings: Tensor, *arguments: Tensor) -> Tensor:
+        with _rescaled_activations(text.model), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Setting forward, backward hooks", category=UserWarning)
+            return captum.DeepLift(target_module).attribute(
+                embeddings, torch.zeros_like(embeddings), additional_forward_args=arguments
+            )
+
+    return _each_step(text, target, attribute)
+
+
+class _StepTarget(nn.Module):
+    """`f_n` as a function of the embeddings of the positions before token `n`."""
+
+    def __init__(self, text: PerturbedText, target: Target):
+        super().__init__()
+        self.model, self._text, self._target = text.model, text, target
+
+    def forward(self, embeddings: Tensor, real: Tensor, positions: Tensor, token_ids: Tensor) -> Tensor:
+        logits = self._text.forward(embeddings, real, positions, 1)[:, 0]
+        return predicted_targets(logits, token_ids, self._target)
+
+
+def _each_step(text: PerturbedText, target: Target, attribute: Callable[..., Tensor]) -> Tensor:
+    scores = text.embeddings.new_zeros(text.num_rows, text.num_steps, text.token_ids.shape[1])
+    module = _StepTarget(text, target).eval()
+    with explainable(text.model, padded=not bool(text.real.all())), torch.enable_grad():
+        for step in range(text.num_steps):
+            length = text.prompt_length + step
+            arguments = (text.real[:, :length], text.position_ids[:, :length], text.token_ids[:, length])
+            scores[:, step, :length] = (
+                attribute(module, text.embeddings[:, :length].clone().requires_grad_(), *arguments).detach().sum(-1)
+            )
+    return heatmaps(text, scores)
+
+
+@contextlib.contextmanager
+def _rescaled_activations(model: nn.Module) -> Iterator[None]:
+    """Teaches captum, for as long as it runs, activation functions that its table of rules lacks."""
+    from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
+    from transformers.activations import ACT2CLS
+
+    known = {cls for entry in ACT2CLS.values() if isinstance(cls := entry[0] if isinstance(entry, tuple) else entry, type)}
+    known.update(_ACTIVATIONS)
+    added = {type(m) for m in model.modules() if type(m) in known and type(m) not in SUPPORTED_NON_LINEAR}
+    try:
+        SUPPORTED_NON_LINEAR.update(dict.fromkeys(added, SUPPORTED_NON_LINEAR[nn.ReLU]))
+        yield
+    finally:
+        for cls in added:
+            SUPPORTED_NON_LINEAR.pop(cls, None)
+
+
+def _captum(name: str) -> ModuleType:
+    try:
+        import captum.attr
+    except ImportError as error:
+        raise GradELLMError(
+            f'`{name}` is computed by captum, which is not installed: pip install "gradellm-hf[methods]"'
+        ) from error
+    return captum.attr

@@ -1,0 +1,122 @@
+"""Methods that take positions out and look at what changes: occlusion, LIME."""
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..metrics.perturbation import PerturbedText, Window, hellinger
+from ..metrics.soft import checked_generator
+from .gradients import predicted_targets
+from .registry import heatmaps
+
+Measure = Literal["log_probability", "probability", "hellinger"]
+
+
+def occlusion(
+    model: Any,
+    sequences: Tensor,
+    prompt_length: int,
+    attention_mask: Tensor | None = None,
+    *,
+    measure: Measure = "log_probability",
+    batch_size: int = 16,
+) -> Tensor:
+    """Leave one out: what changes for each generated token when the embedding of one position is set to 0.
+
+    One forward pass a position serves all tokens generated after it.
+
+    Source: Zeiler & Fergus 2014 (arXiv 1311.2901); for text Li et al. 2016 (arXiv 1612.08220).
+
+    Args:
+        measure: The drop of the generated token's `"log_probability"` or `"probability"`, with its sign, or the
+            `"hellinger"` distance between the next-token distributions (what `rank_correlation` compares with).
+        batch_size: Texts a forward pass.
+
+    The other arguments, return value and errors as for `Method`.
+    """
+    _check_measure(measure, get_args(Measure))
+    text = PerturbedText(model, sequences, prompt_length, attention_mask, batch_size=batch_size)
+    window, targets = Window(0, text.num_steps), text.token_ids[:, prompt_length:]
+    length = text.token_ids.shape[1] - 1
+    reference, columns = text.reference(window), torch.arange(length, device=targets.device)
+    row, position = text.real[:, :length].nonzero(as_tuple=True)
+
+    def change(r: Tensor, log_probabilities: Tensor) -> Tensor:
+        if measure == "hellinger":
+            return hellinger(reference[r], log_probabilities)
+        return predicted_targets(reference[r], targets[r], measure) - predicted_targets(log_probabilities, targets[r], measure)
+
+    scores = text.embeddings.new_zeros(text.num_rows, length, text.num_steps, dtype=reference.dtype)
+    scores[row, position] = text.measure(row, window, lambda items: columns != position[items, None], change)
+    return heatmaps(text, scores.transpose(1, 2))
+
+
+def lime(
+    model: Any,
+    sequences: Tensor,
+    prompt_length: int,
+    attention_mask: Tensor | None = None,
+    *,
+    measure: Literal["log_probability", "probability"] = "log_probability",
+    num_samples: int = 256,
+    ridge: float = 1.0,
+    kernel_width: float = 0.25,
+    generator: torch.Generator | None = None,
+    batch_size: int = 16,
+) -> Tensor:
+    """LIME: coefficients of a linear model of the token's probability, fitted to texts with random positions taken out.
+
+    Every position is kept with probability 1/2, else its embedding is 0. The fit is ridge regression with an intercept,
+    weighted by `exp(-d^2 / kernel_width^2)` with `d` the cosine distance of what is kept from all. Each perturbed text serves
+    every generated token, fitted to the positions before it.
+
+    Source: Ribeiro et al. 2016 (arXiv 1602.04938).
+
+    Args:
+        measure: What is fitted: the `"log_probability"` or `"probability"` of the generated token.
+        num_samples: Perturbed texts a row, beside the text itself.
+        ridge: Weight of the penalty.
+        kernel_width: Width of the kernel.
+        generator: Source of randomness, on the CPU; None: one with seed 0.
+        batch_size: Texts a forward pass.
+
+    The other arguments, return value and errors as for `Method`.
+    """
+    _check_measure(measure, ("log_probability", "probability"))
+    source = checked_generator(generator, num_samples)
+    text = PerturbedText(model, sequences, prompt_length, attention_mask, batch_size=batch_size)
+    window, targets = Window(0, text.num_steps), text.token_ids[:, prompt_length:]
+    length = text.token_ids.shape[1] - 1
+    kept = torch.cat([torch.ones(1, length), torch.rand(num_samples, length, generator=source).lt(0.5).float()])
+    kept = kept.to(targets.device)  # [K, S - 1]
+    row = torch.arange(text.num_rows, device=targets.device).repeat_interleave(len(kept))
+    values = text.measure(
+        row,
+        window,
+        lambda items: kept[items % len(kept)],
+        lambda r, log_probabilities: predicted_targets(log_probabilities, targets[r], measure),
+    ).reshape(text.num_rows, len(kept), -1)
+    scores = values.new_zeros(text.num_rows, text.num_steps, length)
+    for step in range(text.num_steps):
+        before = prompt_length + step
+        features = kept[None, :, :before] * text.real[:, None, :before]
+        scores[:, step, :before] = _fit(features.double(), values[..., step].double(), ridge, kernel_width).to(scores)
+    return heatmaps(text, scores)
+
+
+def _fit(features: Tensor, values: Tensor, ridge: float, kernel_width: float) -> Tensor:
+    """Weighted ridge regression of `values [R, K]` on `features [R, K, F]`, the first of them the text's: `[R, F]`."""
+    cosine = torch.nn.functional.cosine_similarity(features, features[:, :1], dim=-1)
+    weights = torch.exp(-((1 - cosine) ** 2) / kernel_width**2)[..., None]
+    weights = weights / weights.sum(1, keepdim=True) * features.shape[1]
+    x = features - (weights * features).sum(1, keepdim=True) / features.shape[1]
+    y = values[..., None] - (weights * values[..., None]).sum(1, keepdim=True) / features.shape[1]
+    penalty = ridge * torch.eye(features.shape[-1], dtype=x.dtype, device=x.device)
+    return torch.linalg.solve(x.mT @ (weights * x) + penalty, x.mT @ (weights * y))[..., 0]
+
+
+def _check_measure(measure: str, known: tuple[str, ...]) -> None:
+    if measure not in known:
+        raise InvalidInputError(f"`measure` must be one of {list(known)}, got {measure!r}.")

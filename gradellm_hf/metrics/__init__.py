@@ -1,0 +1,31 @@
+"""How faithful explanations are: metrics of heatmaps, for any method that makes them."""
+
+from .agreement import auc, average_precision, rank_correlation, token_labels
+from .bootstrap import Interval, bootstrap
+from .calibration import calibrate
+from .insertion_deletion import deletion, insertion
+from .perturbation import hellinger, joint_hellinger
+from .pi_soft import PIS, normalised_area, pi_soft_nc, pi_soft_ns
+from .ranks import spearman
+from .soft import soft_nc, soft_ns
+
+__all__ = [
+    "PIS",
+    "Interval",
+    "auc",
+    "average_precision",
+    "bootstrap",
+    "calibrate",
+    "deletion",
+    "hellinger",
+    "insertion",
+    "joint_hellinger",
+    "normalised_area",
+    "pi_soft_nc",
+    "pi_soft_ns",
+    "rank_correlation",
+    "soft_nc",
+    "soft_ns",
+    "spearman",
+    "token_labels",
+]

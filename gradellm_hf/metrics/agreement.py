@@ -1,0 +1,142 @@
+"""Agreement of scores with what people marked, and with the effect of leaving tokens out."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from .perturbation import Level, PerturbedText, Window
+from .ranks import average_ranks, spearman
+
+
+def token_labels(tokens: Sequence[str], spans: Sequence[tuple[int, int]]) -> Tensor:
+    """Which tokens a human rationale marks.
+
+    A token is marked where a span covers at least one of its characters that is no white space (any character, if it has no
+    others). An empty piece, of a character that several tokens make up, is marked as the piece before it.
+
+    Args:
+        tokens: `S` pieces of the text, such as `Explanation.tokens`; joined, they are the text.
+        spans: Half-open ranges of characters of that text.
+
+    Returns:
+        `[S]` bool.
+
+    Raises:
+        InvalidInputError: A span is empty or does not lie in the text.
+    """
+    length = sum(map(len, tokens))
+    for start, end in spans:
+        if not 0 <= start < end <= length:
+            raise InvalidInputError(
+                f"The span ({start}, {end}) is empty or outside of the text, which has {length} characters."
+            )
+    labels: list[bool] = []
+    begin = 0
+    for token in tokens:
+        end = begin + len(token)
+        inner = token.strip() or token
+        first = begin + token.index(inner)
+        marked = any(start < first + len(inner) and first < stop for start, stop in spans)
+        labels.append(labels[-1] if labels and not token else marked and bool(token))
+        begin = end
+    return torch.tensor(labels, dtype=torch.bool)
+
+
+def auc(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Area under the ROC curve: how often a marked token scores above an unmarked one, ties counting half. Range [0, 1].
+
+    1/2 for scores without information; NaN where all tokens, or none, are marked. Source: Mann & Whitney 1947, by ranks.
+
+    Args:
+        scores: `[..., S]`.
+        labels: True for marked tokens, broadcast to `[..., S]`.
+        mask: Which tokens count, broadcast to `[..., S]`; None: all.
+    """
+    labels, mask = _labels(scores, labels, mask)
+    num_marked, num_others = labels.sum(-1).double(), (mask & ~labels).sum(-1).double()
+    ranks = average_ranks(scores, mask).masked_fill(~labels, 0).sum(-1)
+    return (ranks - num_marked * (num_marked + 1) / 2) / (num_marked * num_others)
+
+
+def average_precision(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Mean over the marked tokens of the precision among all tokens that score at least as high. Range (0, 1].
+
+    About the share of marked tokens for scores without information; NaN where none are marked. It is the sum of precisions
+    times steps of recall, without interpolation. Arguments as for `auc`.
+    """
+    labels, mask = _labels(scores, labels, mask)
+    x = scores.double()
+
+    def at_least(which: Tensor) -> Tensor:
+        ascending = x.masked_fill(~which, -torch.inf).sort(-1).values.contiguous()
+        return x.shape[-1] - torch.searchsorted(ascending, x.contiguous())
+
+    precision = at_least(labels) / at_least(mask)
+    return precision.masked_fill(~labels, 0).sum(-1) / labels.sum(-1)
+
+
+def leave_one_out(text: PerturbedText, window: Window, rows: Tensor) -> Tensor:
+    """`Hd(p(X), p(X'))` with the embedding of one prompt position zeroed, for each of them, `[r, P]`; 0 where not removable."""
+    row, position = text.removable[rows].nonzero(as_tuple=True)
+    columns = torch.arange(text.prompt_length, device=rows.device)
+    changes = torch.zeros(len(rows), text.prompt_length, dtype=torch.float64, device=rows.device)
+    changes[row, position] = text.distances(rows[row], window, lambda items: columns != position[items, None]).double()
+    return changes
+
+
+def rank_correlation(
+    model: Any,
+    sequences: Tensor,
+    prompt_length: int,
+    attributions: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    level: Level = "step",
+    fixed: Tensor | None = None,
+    batch_size: int = 16,
+) -> Tensor:
+    """Spearman correlation of scores with the effect of leaving one token out. Range [-1, 1], higher is better.
+
+    The effect of a prompt token is the Hellinger distance between the next-token distributions with and without its embedding
+    (zeroed). Source: leave-one-out as the reference follows Jain & Wallace 2019 (NAACL, "Attention is not Explanation").
+
+    Args:
+        model: A decoder-only Transformers model in evaluation mode.
+        sequences: Token ids of prompts, padded on the left, and continuations, `[R, S]`.
+        prompt_length: `P`.
+        attributions: Heatmaps `[R, N, S]`, or of several methods `[M, R, N, S]`. Scores of the prompt count.
+        attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
+        level: `"step"`: every generated token by itself, then the mean; `"sequence"`: their joint distribution (see
+            `joint_hellinger`), with the mean of their scores.
+        fixed: True for prompt positions that are left out of the comparison, `[P]` or `[R, P]`.
+        batch_size: Texts a forward pass.
+
+    Returns:
+        `[R]`, or `[M, R]`; NaN where a row's scores, or effects, are all equal.
+
+    Raises:
+        InvalidInputError: An argument is not usable.
+        UnsupportedArchitectureError: The model is not a decoder-only model.
+    """
+    text = PerturbedText(model, sequences, prompt_length, attention_mask, fixed=fixed, batch_size=batch_size)
+    text.check_attributions(attributions)
+
+    def measure(window: Window, rows: Tensor) -> Tensor:
+        changes = leave_one_out(text, window, rows)
+        return spearman(text.scores(attributions, window, rows), changes, text.removable[rows])
+
+    return text.mean_over_windows(level, measure)
+
+
+def _labels(scores: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    try:
+        labels = labels.bool().broadcast_to(scores.shape)
+        mask = torch.ones_like(labels) if mask is None else mask.bool().broadcast_to(scores.shape)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"`labels` and `mask` must broadcast to the shape of `scores`, {list(scores.shape)}: {error}"
+        ) from error
+    return labels & mask, mask

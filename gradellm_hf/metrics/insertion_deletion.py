@@ -1,0 +1,152 @@
+"""Deletion and insertion: the target's probability while prompt tokens go, or come back, in order of their scores."""
+
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from .perturbation import Level, PerturbedText, Removal, Window
+from .soft import checked_generator
+
+
+def deletion(
+    model: Any,
+    sequences: Tensor,
+    prompt_length: int,
+    attributions: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    removal: Removal = "zero",
+    num_steps: int | None = None,
+    generator: torch.Generator | None = None,
+    level: Level = "step",
+    fixed: Tensor | None = None,
+    batch_size: int = 16,
+) -> Tensor:
+    """Area under the generated token's probability while the prompt's tokens are removed, highest score first.
+
+    The curve runs over the share of removed tokens, from none to all that may be removed; its area is the mean probability.
+    Range [0, 1]; lower is better: what scores high was needed.
+
+    Source: Petsiuk et al. 2018 (BMVC, "RISE"), with tokens for pixels.
+
+    Args:
+        model: A decoder-only Transformers model in evaluation mode.
+        sequences: Token ids of prompts, padded on the left, and continuations, `[R, S]`.
+        prompt_length: `P`.
+        attributions: Heatmaps `[R, N, S]`, or of several methods `[M, R, N, S]`. Scores of the prompt count; the generated
+            prefix stays.
+        attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
+        removal: `"zero"` sets a token's embedding to 0, `"mask"` hides it from attention, `"drop"` takes it out of the text.
+            The last two never remove the prompt's last token, from which the first generated one is predicted.
+        num_steps: Number of equal portions in which tokens are removed; None: one token at a time.
+        generator: Orders tokens with equal scores, the same for all methods, on the CPU; None: one with seed 0.
+        level: `"step"`: every generated token by itself, then the mean; `"sequence"`: the geometric mean of their probabilities
+            (their joint probability, per token), with the mean of their scores.
+        fixed: True for prompt positions that are never removed (special tokens, say), `[P]` or `[R, P]`.
+        batch_size: Texts a forward pass.
+
+    Returns:
+        `[R]`, or `[M, R]`.
+
+    Raises:
+        InvalidInputError: An argument is not usable.
+        UnsupportedArchitectureError: The model is not a decoder-only model.
+    """
+    text = _text(model, sequences, prompt_length, attention_mask, removal, fixed, batch_size)
+    return _area(text, attributions, removal, num_steps, generator, level, inserts=False)
+
+
+def insertion(
+    model: Any,
+    sequences: Tensor,
+    prompt_length: int,
+    attributions: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    removal: Removal = "zero",
+    num_steps: int | None = None,
+    generator: torch.Generator | None = None,
+    level: Level = "step",
+    fixed: Tensor | None = None,
+    batch_size: int = 16,
+) -> Tensor:
+    """Area under the generated token's probability while removed tokens come back, highest score first.
+
+    As `deletion`, from the prompt without any removable token to the whole one. Range [0, 1]; higher is better: what scores
+    high suffices. Source, arguments, return value and errors as for `deletion`.
+    """
+    text = _text(model, sequences, prompt_length, attention_mask, removal, fixed, batch_size)
+    return _area(text, attributions, removal, num_steps, generator, level, inserts=True)
+
+
+def _text(
+    model: Any,
+    sequences: Tensor,
+    prompt_length: int,
+    attention_mask: Tensor | None,
+    removal: Removal,
+    fixed: Tensor | None,
+    batch_size: int,
+) -> PerturbedText:
+    if removal not in get_args(Removal):
+        raise InvalidInputError(f"`removal` must be one of {list(get_args(Removal))}, got {removal!r}.")
+    keep_last = removal != "zero"
+    return PerturbedText(
+        model, sequences, prompt_length, attention_mask, fixed=fixed, keep_last=keep_last, batch_size=batch_size
+    )
+
+
+def _area(
+    text: PerturbedText,
+    attributions: Tensor,
+    removal: Removal,
+    num_steps: int | None,
+    generator: torch.Generator | None,
+    level: Level,
+    inserts: bool,
+) -> Tensor:
+    text.check_attributions(attributions)
+    if num_steps is not None and num_steps < 1:
+        raise InvalidInputError(f"`num_steps` must be None (one token at a time) or at least 1, got {num_steps}.")
+    source = checked_generator(generator)
+
+    def measure(window: Window, rows: Tensor) -> Tensor:
+        ties = torch.rand(text.num_rows, text.prompt_length, generator=source).to(rows.device)[rows]
+        ranks = _descending_ranks(text.scores(attributions, window, rows), text.removable[rows], ties)
+        counts, last = _counts(text.removable[rows].sum(-1), num_steps)
+        flat = ranks.reshape(-1, text.prompt_length)
+        heatmap, point = (
+            torch.arange(counts.shape[1], device=rows.device) <= last.repeat(len(flat) // len(rows))[:, None]
+        ).nonzero(as_tuple=True)
+        row = heatmap % len(rows)
+
+        def keep(items: Tensor) -> Tensor:
+            first = flat[heatmap[items]] < counts[row[items], point[items], None]
+            return (first if inserts else ~first) | ~text.removable[rows[row[items]]]
+
+        curve = torch.zeros(len(flat), counts.shape[1], dtype=torch.float64, device=rows.device)
+        curve[heatmap, point] = text.target_probabilities(rows[row], window, keep, removal).double()
+        share = counts / counts[:, -1:]
+        return torch.trapezoid(curve.reshape(*ranks.shape[:-1], -1), share.broadcast_to(*ranks.shape[:-1], -1))
+
+    return text.mean_over_windows(level, measure)
+
+
+def _descending_ranks(scores: Tensor, removable: Tensor, ties: Tensor) -> Tensor:
+    """0 for the removable position with the highest score, and so on, `[..., r, P]`; equal scores in the order of `ties`."""
+    shuffled = ties.argsort(-1).expand(scores.shape)
+    candidates = scores.masked_fill(~removable, -torch.inf).gather(-1, shuffled)
+    order = shuffled.gather(-1, candidates.argsort(dim=-1, descending=True, stable=True))
+    return order.argsort(-1)
+
+
+def _counts(num_removable: Tensor, num_steps: int | None) -> tuple[Tensor, Tensor]:
+    """How many tokens are gone at each point of the curves, `[r, points]`, and the index of each row's last point.
+
+    Behind its last point a row repeats it, so that this adds nothing to the area.
+    """
+    last = num_removable if num_steps is None else num_removable.clamp(max=num_steps)
+    points = torch.arange(int(last.max()) + 1, device=num_removable.device).minimum(last[:, None])
+    return (points * num_removable[:, None] / last[:, None]).round().long(), last

@@ -1,0 +1,269 @@
+"""Runs a model on its own text with parts of it taken out, in batches over rows, random draws and methods."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from ..architecture import check_model, forward_parameters, input_device, unwrap
+from ..errors import InvalidInputError
+from ..prompt import given_sequences
+
+Level = Literal["step", "sequence"]
+Removal = Literal["zero", "mask", "drop"]
+
+
+class Window(NamedTuple):
+    """Generated tokens `first:last` that are predicted together. What is before them is their context."""
+
+    first: int
+    last: int
+
+
+class PerturbedText:
+    """Teacher-forced text whose prompt is taken out in parts, while the generated tokens stay as they are.
+
+    `R` rows, `P` prompt length, `N` generated tokens, `S = P + N`, `E` model width, `V` vocabulary.
+
+    Args:
+        model: A decoder-only Transformers model in evaluation mode.
+        sequences: Token ids of prompts, padded on the left, and continuations, `[R, S]`.
+        prompt_length: `P`.
+        attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
+        fixed: True for prompt positions that are never taken out (special tokens, say), `[P]` or `[R, P]`.
+        keep_last: Never take out the last position of the prompt, from which the first token is predicted.
+        batch_size: Texts a forward pass.
+
+    Attributes:
+        embeddings: Of all tokens, `[R, S, E]`.
+        real: False for padding, `[R, S]`.
+        removable: Prompt positions that may be taken out: real and not fixed, `[R, P]`.
+        step_mask: False for steps after a row's end, `[R, N]`.
+
+    Raises:
+        InvalidInputError: An argument is not usable, nothing was generated, or a row has no removable position.
+        UnsupportedArchitectureError: The model is not a decoder-only model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        sequences: Tensor,
+        prompt_length: int,
+        attention_mask: Tensor | None = None,
+        *,
+        fixed: Tensor | None = None,
+        keep_last: bool = False,
+        batch_size: int = 16,
+    ):
+        self.model = unwrap(model)
+        check_model(self.model)
+        text = given_sequences(self.model, sequences, prompt_length, attention_mask)
+        if text.num_steps == 0:
+            raise InvalidInputError("`sequences` holds no token after the prompt, so there is nothing whose cause to measure.")
+        if batch_size < 1:
+            raise InvalidInputError(f"`batch_size` must be at least 1, got {batch_size}.")
+        device = input_device(self.model)
+        self.token_ids, self.step_mask = text.token_ids.to(device), text.step_mask.to(device)
+        self.prompt_length, self.num_steps, self.batch_size = prompt_length, text.num_steps, batch_size
+        self.real = torch.ones_like(self.token_ids, dtype=torch.bool)
+        if text.attention_mask is not None:
+            self.real = text.attention_mask.to(device) != 0
+        self.removable = self.real[:, :prompt_length].clone()
+        if fixed is not None:
+            shapes = (self.removable.shape, self.removable.shape[1:])
+            if not isinstance(fixed, Tensor) or fixed.dtype != torch.bool or fixed.shape not in shapes:
+                raise InvalidInputError(
+                    f"`fixed` must be a bool tensor of shape [P] or [R, P], one of {list(map(list, shapes))}."
+                )
+            self.removable &= ~fixed.to(device)
+        if keep_last:
+            self.removable[:, -1] = False
+        if not bool(self.removable.any(dim=1).all()):
+            raise InvalidInputError(
+                "A row has no prompt position that may be taken out: all are padding, `fixed`, or the last."
+            )
+        with torch.inference_mode(False), torch.no_grad():
+            self.embeddings: Tensor = self.model.get_input_embeddings()(self.token_ids)
+        self._reference: dict[Window, Tensor] = {}
+
+    @property
+    def num_rows(self) -> int:
+        return self.token_ids.shape[0]
+
+    def windows(self, level: Level) -> list[Window]:
+        """What is predicted together: each generated token alone, or all of them."""
+        if level not in get_args(Level):
+            raise InvalidInputError(f"`level` must be one of {list(get_args(Level))}, got {level!r}.")
+        if level == "sequence":
+            return [Window(0, self.num_steps)]
+        return [Window(step, step + 1) for step in range(self.num_steps)]
+
+    def rows(self, window: Window) -> Tensor:
+        """The rows that have a token in a window."""
+        return self.step_mask[:, window.first : window.last].any(dim=1).nonzero()[:, 0]
+
+    def log_probabilities(self, rows: Tensor, window: Window, keep: Tensor, removal: Removal = "zero") -> Tensor:
+        """The model's next-token distributions at the tokens of a window.
+
+        Args:
+            rows: The text of each item of the batch, `[B]`.
+            keep: What is left of the first `K` positions, between 0 and 1, `[B, K]`, or of each element of their embeddings,
+                `[B, K, E]`. All other positions stay as they are.
+            removal: How a position is taken out: `"zero"` multiplies its embedding with `keep`; `"mask"` hides it from
+                attention; `"drop"` shortens the text by it. The last two need `keep [B, K]` of zeros and ones.
+
+        Returns:
+            `[B, last - first, V]`, float32 (float64 where the model is).
+        """
+        length, num_predicted = self.prompt_length + window.last - 1, window.last - window.first
+        real, embeddings = self.real[rows, :length], self.embeddings[rows, :length]
+        keep = keep[:, :length]
+        if removal == "zero":
+            kept = keep if keep.ndim == 3 else keep[..., None]
+            embeddings = torch.cat(
+                [embeddings[:, : keep.shape[1]] * kept.to(embeddings), embeddings[:, keep.shape[1] :]], dim=1
+            )
+            positions = _positions(real)
+        else:
+            positions = _positions(real)
+            real = torch.cat([real[:, : keep.shape[1]] & (keep != 0), real[:, keep.shape[1] :]], dim=1)
+            if removal == "drop":  # what is left moves to the right: the rest is padding
+                order = real.int().argsort(dim=1, stable=True)
+                embeddings = embeddings.gather(1, order[..., None].expand_as(embeddings))
+                real = real.gather(1, order)
+                positions = _positions(real)
+        with torch.no_grad():
+            return self.forward(embeddings, real, positions, num_predicted).log_softmax(-1)
+
+    @property
+    def position_ids(self) -> Tensor:
+        """Of the text as it is, `[R, S]`."""
+        return _positions(self.real)
+
+    def forward(self, embeddings: Tensor, real: Tensor, positions: Tensor, num_last: int) -> Tensor:
+        """Raw logits of the last positions, `[B, num_last, V]`, in float32 or wider."""
+        parameters = forward_parameters(self.model)
+        optional = {"position_ids": positions, "use_cache": False, "logits_to_keep": num_last}
+        kwargs = {name: value for name, value in optional.items() if name in parameters}
+        out = self.model(inputs_embeds=embeddings, attention_mask=real.long(), return_dict=True, **kwargs)
+        logits = out.logits[:, -num_last:]
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def measure(
+        self,
+        rows: Tensor,
+        window: Window,
+        keep: Callable[[Tensor], Tensor],
+        value: Callable[[Tensor, Tensor], Tensor],
+        removal: Removal = "zero",
+    ) -> Tensor:
+        """A number, or a tensor, for each of many perturbed texts, computed in batches.
+
+        Args:
+            rows: The text of each, `[B]`.
+            keep: What is left of the texts with these indices; as for `log_probabilities`.
+            value: From rows and log-probabilities of a batch to its values, `[b, ...]`.
+
+        Returns:
+            `[B, ...]`.
+        """
+        return torch.cat(
+            [
+                value(rows[items], self.log_probabilities(rows[items], window, keep(items), removal))
+                for items in torch.arange(len(rows), device=rows.device).split(self.batch_size)
+            ]
+        )
+
+    def reference(self, window: Window) -> Tensor:
+        """Log-probabilities of the text as it is, `[R, last - first, V]`; of one window at a time they are kept."""
+        if window not in self._reference:
+            rows = torch.arange(self.num_rows, device=self.token_ids.device)
+            nothing = rows.new_ones(self.num_rows, 0)
+            parts = [self.log_probabilities(r, window, nothing[r]) for r in rows.split(self.batch_size)]
+            self._reference = {window: torch.cat(parts)}
+        return self._reference[window]
+
+    def distances(self, rows: Tensor, window: Window, keep: Callable[[Tensor], Tensor]) -> Tensor:
+        """`Hd(p(X), p(X'))` for each of many perturbed texts, `[B]`; see `hellinger`. Arguments as for `measure`."""
+        valid, reference = self.step_mask[:, window.first : window.last], self.reference(window)
+
+        def value(r: Tensor, log_probabilities: Tensor) -> Tensor:
+            return joint_hellinger(hellinger(reference[r], log_probabilities), valid[r])
+
+        return self.measure(rows, window, keep, value)
+
+    def target_probabilities(self, rows: Tensor, window: Window, keep: Callable[[Tensor], Tensor], removal: Removal) -> Tensor:
+        """Probability of the generated tokens (geometric mean over a window), `[B]`. Arguments as for `measure`."""
+        steps = slice(window.first, window.last)
+        targets, valid = self.token_ids[:, self.prompt_length :][:, steps], self.step_mask[:, steps]
+
+        def value(r: Tensor, log_probabilities: Tensor) -> Tensor:
+            chosen = log_probabilities.gather(-1, targets[r][..., None])[..., 0]
+            return masked_mean(chosen, valid[r]).exp()
+
+        return self.measure(rows, window, keep, value, removal)
+
+    def scores(self, attributions: Tensor, window: Window, rows: Tensor) -> Tensor:
+        """Scores of the prompt's positions, mean over the steps of a window, `[..., r, P]`, float64; 0 where not removable."""
+        steps = slice(window.first, window.last)
+        a = attributions[..., steps, : self.prompt_length].to(self.token_ids.device, torch.float64)[..., rows, :, :]
+        return masked_mean(a.transpose(-1, -2), self.step_mask[rows, None, steps]).masked_fill(~self.removable[rows], 0)
+
+    def check_attributions(self, attributions: Tensor) -> None:
+        """Raises InvalidInputError unless these are finite heatmaps `[..., R, N, S]` of this text."""
+        expected = (self.num_rows, self.num_steps, self.token_ids.shape[1])
+        if not isinstance(attributions, Tensor) or attributions.shape[-3:] != expected:
+            got = list(attributions.shape) if isinstance(attributions, Tensor) else type(attributions).__name__
+            raise InvalidInputError(
+                f"`attributions` must have shape [..., R, N, S] = [..., {str(list(expected))[1:]}, got {got}."
+            )
+        if not attributions.isfinite().all():
+            raise InvalidInputError("`attributions` holds values that are not finite.")
+
+    def mean_over_windows(self, level: Level, measure: Callable[[Window, Tensor], Tensor]) -> Tensor:
+        """Mean of a metric over the windows of each row.
+
+        Args:
+            measure: From a window and the `r` rows that have it to values `[..., r]`; NaN where undefined.
+
+        Returns:
+            `[..., R]`, float64; NaN for rows without any defined value.
+        """
+        return torch.stack(list(self._by_window(level, measure))).nanmean(dim=0)
+
+    def _by_window(self, level: Level, measure: Callable[[Window, Tensor], Tensor]) -> Iterator[Tensor]:
+        for window in self.windows(level):
+            rows = self.rows(window)
+            if len(rows):
+                values = measure(window, rows).double()
+                full = values.new_full((*values.shape[:-1], self.num_rows), torch.nan)
+                yield full.index_copy(-1, rows, values)
+
+
+def hellinger(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Hellinger distance `||sqrt p - sqrt q||_2 / sqrt 2` of distributions over the last dimension; between 0 and 1."""
+    return ((log_p / 2).exp() - (log_q / 2).exp()).norm(dim=-1).div(2**0.5).clamp(max=1)
+
+
+def joint_hellinger(distances: Tensor, valid: Tensor) -> Tensor:
+    """Hellinger distance of the joint distribution of several tokens, per token; between 0 and 1.
+
+    The affinity `1 - Hd^2` of a product of distributions is the product of their affinities. Its geometric mean over the
+    tokens is taken, so that long texts do not all end up at distance 1. Of one token, it is that token's distance.
+
+    Args:
+        distances: Of each token's distributions, given the tokens before it, `[B, N]`.
+        valid: Which tokens count, `[B, N]`.
+    """
+    return (-torch.expm1(masked_mean(torch.log1p(-distances.double().square()), valid))).clamp(0, 1).sqrt()
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the last dimension of the elements where `mask` is True."""
+    return x.masked_fill(~mask, 0).sum(-1) / mask.sum(-1)
+
+
+def _positions(real: Tensor) -> Tensor:
+    return (real.long().cumsum(1) - 1).clamp_min(0)

@@ -1,0 +1,32 @@
+"""Ranks with ties, and Spearman's correlation."""
+
+import torch
+from torch import Tensor
+
+
+def average_ranks(x: Tensor, mask: Tensor) -> Tensor:
+    """Ranks from 1 up over the last dimension where `mask` is True, ties sharing the mean of theirs; 0 elsewhere. float64."""
+    mask = mask.broadcast_to(x.shape)
+    lowest = x.double().masked_fill(~mask, -torch.inf).contiguous()
+    ascending = lowest.sort(-1).values.contiguous()
+    below = torch.searchsorted(ascending, lowest)
+    up_to = torch.searchsorted(ascending, lowest, right=True)
+    ranks = (below + up_to + 1) / 2 - (~mask).sum(-1, keepdim=True)
+    return ranks.double().masked_fill(~mask, 0)
+
+
+def spearman(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Spearman's rank correlation over the last dimension; between -1 and 1, NaN where either is constant.
+
+    Pearson's correlation of the ranks, ties sharing the mean of theirs.
+
+    Args:
+        x, y: `[..., K]`, broadcast to each other.
+        mask: Which elements count, broadcast to the same shape; None: all.
+    """
+    x, y = torch.broadcast_tensors(x, y)
+    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.broadcast_to(x.shape)
+    count = mask.sum(-1, keepdim=True)
+    ranks = (average_ranks(values, mask) for values in (x, y))
+    u, v = (((r - r.sum(-1, keepdim=True) / count).masked_fill(~mask, 0)) for r in ranks)
+    return ((u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))).clamp(-1, 1)

@@ -1,0 +1,157 @@
+"""Soft-NS and Soft-NC: sufficiency and comprehensiveness under random, element-wise retention of the embeddings."""
+
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from .calibration import minmax
+from .perturbation import Level, PerturbedText, Window
+
+Scaling = Literal["minmax", "none"]
+
+
+def soft_ns(
+    model: Any,
+    sequences: Tensor,
+    prompt_length: int,
+    attributions: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    num_samples: int = 4,
+    level: Level = "step",
+    scaling: Scaling = "minmax",
+    fixed: Tensor | None = None,
+    batch_size: int = 16,
+) -> Tensor:
+    """Soft normalised sufficiency: how much of the prediction what scores high keeps alive. Range [0, 1], higher is better.
+
+        Soft-NS = max(0, S(X'_r=a) - S(Z)) / (1 - S(Z)),    S(X') = 1 - Hd(p(X), p(X'))
+
+    Each element of the embedding of prompt position `i` is kept with probability `r_i`, else set to 0; `Z` has all set to 0.
+    Methods whose scores have a larger mean keep more, and are rewarded for it; `pi_soft_ns` removes that.
+
+    Source: Zhao & Aletras 2023 (ACL, "Incorporating Attribution Importance for Improving Faithfulness Metrics"); for language
+    models Zhao & Shan 2024 (arXiv 2402.00794).
+
+    Args:
+        model: A decoder-only Transformers model in evaluation mode.
+        sequences: Token ids of prompts, padded on the left, and continuations, `[R, S]`.
+        prompt_length: `P`.
+        attributions: Heatmaps `[R, N, S]`, or of several methods `[M, R, N, S]`, for all of which the same random numbers are
+            drawn. Scores of the prompt count; the generated prefix is never perturbed.
+        attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
+        generator: Source of randomness, on the CPU; None: one with seed 0. From the same state, the same numbers are drawn
+            whatever the attributions, the batch size and the device.
+        num_samples: Random draws, over which the metric is averaged.
+        level: `"step"`: every generated token by itself, then the mean; `"sequence"`: their joint distribution (see
+            `joint_hellinger`), with the mean of their scores.
+        scaling: `"minmax"` scales scores to [0, 1] over the prompt; `"none"` takes them as they are, cut off at 0 and 1.
+        fixed: True for prompt positions that are never perturbed (special tokens, say), `[P]` or `[R, P]`.
+        batch_size: Texts a forward pass.
+
+    Returns:
+        `[R]`, or `[M, R]`; NaN for rows whose prediction does not depend on the embeddings (`S(Z) = 1`).
+
+    Raises:
+        InvalidInputError: An argument is not usable.
+        UnsupportedArchitectureError: The model is not a decoder-only model.
+    """
+    text = PerturbedText(model, sequences, prompt_length, attention_mask, fixed=fixed, batch_size=batch_size)
+    text.check_attributions(attributions)
+
+    def measure(window: Window, rows: Tensor) -> Tensor:
+        r = scaled(text.scores(attributions, window, rows), text.removable[rows], scaling)
+        return sufficiency(*soft_distances(text, window, rows, r, num_samples, source))
+
+    source = checked_generator(generator, num_samples)
+    return text.mean_over_windows(level, measure)
+
+
+def soft_nc(
+    model: Any,
+    sequences: Tensor,
+    prompt_length: int,
+    attributions: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    generator: torch.Generator | None = None,
+    num_samples: int = 4,
+    level: Level = "step",
+    scaling: Scaling = "minmax",
+    fixed: Tensor | None = None,
+    batch_size: int = 16,
+) -> Tensor:
+    """Soft normalised comprehensiveness: how much of the prediction is lost without what scores high. Higher is better.
+
+        Soft-NC = (1 - S(X'_r=1-a)) / (1 - S(Z))
+
+    Range: from 0; 1 where it changes as much as without any prompt, and more where it changes more.
+    Source, arguments, return value and errors as for `soft_ns`.
+    """
+    text = PerturbedText(model, sequences, prompt_length, attention_mask, fixed=fixed, batch_size=batch_size)
+    text.check_attributions(attributions)
+
+    def measure(window: Window, rows: Tensor) -> Tensor:
+        r = 1 - scaled(text.scores(attributions, window, rows), text.removable[rows], scaling)
+        return comprehensiveness(*soft_distances(text, window, rows, r, num_samples, source))
+
+    source = checked_generator(generator, num_samples)
+    return text.mean_over_windows(level, measure)
+
+
+def soft_distances(
+    text: PerturbedText, window: Window, rows: Tensor, retention: Tensor, num_samples: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """`Hd(p(X), p(X'))` with elements kept at random, and `Hd(p(X), p(Z))`.
+
+    Args:
+        retention: Probability to keep an element of each position, `[..., r, P]`, for the `r` rows of `rows`.
+
+    Returns:
+        `[num_samples, ..., r]` and `[r]`.
+    """
+    P, E = text.prompt_length, text.embeddings.shape[-1]
+    flat = retention.reshape(-1, P)
+    index = torch.arange(len(rows), device=rows.device).repeat(len(flat) // len(rows))
+    removable = text.removable[rows, :, None]
+    distances = []
+    for _ in range(num_samples):
+        # One number an element of every row's prompt: what is drawn depends on the text alone.
+        drawn = torch.rand(text.num_rows, P, E, generator=generator).to(rows.device)[rows]
+
+        def keep(items: Tensor, drawn: Tensor = drawn) -> Tensor:
+            return (drawn[index[items]] < flat[items, :, None]) | ~removable[index[items]]
+
+        distances.append(text.distances(rows[index], window, keep).reshape(retention.shape[:-1]))
+    return torch.stack(distances), text.distances(rows, window, lambda items: ~text.removable[rows[items]])
+
+
+def sufficiency(distances: Tensor, without_prompt: Tensor) -> Tensor:
+    """`max(0, S(X') - S(Z)) / (1 - S(Z))`, averaged over draws, `[..., r]` from `[num_samples, ..., r]` and `[r]`."""
+    return ((without_prompt - distances).clamp_min(0) / without_prompt).mean(0)
+
+
+def comprehensiveness(distances: Tensor, without_prompt: Tensor) -> Tensor:
+    """`(1 - S(X')) / (1 - S(Z))`, averaged over draws, `[..., r]` from `[num_samples, ..., r]` and `[r]`."""
+    return (distances / without_prompt.masked_fill(without_prompt == 0, torch.nan)).mean(0)
+
+
+def scaled(scores: Tensor, mask: Tensor, scaling: Scaling) -> Tensor:
+    """Scores as probabilities; see `soft_ns`."""
+    if scaling not in get_args(Scaling):
+        raise InvalidInputError(f"`scaling` must be one of {list(get_args(Scaling))}, got {scaling!r}.")
+    return minmax(scores, mask) if scaling == "minmax" else scores.clamp(0, 1)
+
+
+def checked_generator(generator: torch.Generator | None, num_samples: int = 1) -> torch.Generator:
+    """The generator to draw from; raises InvalidInputError where it, or the number of draws, is not usable."""
+    if num_samples < 1:
+        raise InvalidInputError(f"`num_samples` must be at least 1, got {num_samples}.")
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+        raise InvalidInputError("`generator` must be a torch.Generator on the CPU, so that every device sees the same draws.")
+    return generator
