@@ -1,0 +1,85 @@
+"""A small job over many prompts; as a script, one that is killed again and again."""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from small_llama import small_llama
+from tiny_tokenizers import byte_level_bpe
+
+from gradellm_hf.dataset import main
+
+VOCABULARY = 400  # more than the tokenizer has
+WORDS = ("Rome", "Italy", "Paris", "capital", "the", "of", "is", "France")
+
+
+def tiny_llama(**options: Any) -> Any:
+    return small_llama(vocab_size=VOCABULARY, **options)
+
+
+def texts(number: int) -> list[str]:
+    """Prompts of 1 to 9 words, of which none is like another."""
+    draw = random.Random(3)
+    return [f"{i} " + " ".join(draw.choices(WORDS, k=draw.randint(1, 9))) for i in range(number)]
+
+
+def write_job(folder: Path, number: int) -> list[str]:
+    """Writes the model, its tokenizer and prompts to a folder; returns the arguments of the command, but for the output."""
+    tiny_llama().save_pretrained(folder / "model")
+    byte_level_bpe().save_pretrained(folder / "model")
+    lines = [json.dumps({"id": f"text {i}", "prompt": text}) for i, text in enumerate(texts(number))]
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options = ["--batch-size", "2", "--shard-size", "2", "--max-new-tokens", "8", "--generate", '{"do_sample": true}']
+    return ["--model", str(folder / "model"), "--input", str(folder / "prompts.jsonl"), *options]
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """Every file of a folder, hidden ones included; of shards, the header as values, since its order is left open."""
+    return {path.name: _content(path.read_bytes(), path.suffix) for path in sorted(folder.iterdir())}
+
+
+def _content(content: bytes, suffix: str) -> Any:
+    if suffix != ".safetensors":
+        return content
+    start = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:start]), content[start:]
+
+
+def start(arguments: list[str]) -> int:
+    """The command in a forked process, which spares it the imports; returns its id."""
+    process = os.fork()
+    if process == 0:
+        status = 70
+        try:
+            status = main(arguments)
+        finally:
+            os._exit(status)
+    return process
+
+
+def kill_again_and_again(folder: Path, number: int, kills: int) -> dict[str, Any]:
+    """Runs a job undisturbed, and once more with so many kills at random points; says what happened."""
+    arguments = write_job(folder, number)
+    began = time.monotonic()
+    undisturbed = os.waitpid(start([*arguments, "--output", str(folder / "undisturbed")]), 0)[1]
+    duration = time.monotonic() - began
+    output, draw, statuses, done = folder / "killed", random.Random(), [], []
+    while len(statuses) < kills:
+        process = start([*arguments, "--output", str(output)])
+        time.sleep(draw.uniform(0, duration / 5))
+        os.kill(process, signal.SIGKILL)
+        statuses.append(os.waitpid(process, 0)[1])
+        done.append(len(list(output.glob("shard-*"))))
+    last = os.waitpid(start([*arguments, "--output", str(output)]), 0)[1]
+    return {"undisturbed": undisturbed, "statuses": statuses, "done": done, "last": last, "duration": duration}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)  # a process with other threads must not be forked
+    print(json.dumps(kill_again_and_again(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))))
