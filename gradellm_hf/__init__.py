@@ -3,27 +3,27 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from model_patches import ArchitectureAdapter, register_adapter
-
-from .configuration import GradELLMConfig
-from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError
-from .explanation import Explanation
-from .generation import explain_generate, explain_sequences
-from .model import GradELLM
-from .outputs import ExplainGenerateOutput
-from .verification import verify
-
 if TYPE_CHECKING:
+    from model_patches import ArchitectureAdapter, register_adapter
+
+    from .configuration import GradELLMConfig
     from .dataset import explain_dataset
     from .dataset_explanations import load_dataset_explanations
+    from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError
+    from .explanation import Explanation
+    from .generation import explain_generate, explain_sequences
+    from .model import GradELLM
+    from .outputs import ExplainGenerateOutput
     from .pipeline import ExplainedTextGenerationPipeline, register_pipeline
-    from .streaming import explain_stream
+    from .streaming import ExplainedStep, explain_stream
+    from .verification import verify
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ArchitectureAdapter",
     "ExplainGenerateOutput",
+    "ExplainedStep",
     "ExplainedTextGenerationPipeline",
     "Explanation",
     "GradELLM",
@@ -42,20 +42,29 @@ __all__ = [
     "verify",
 ]
 
-#: What is imported when it is first asked for, by module: these need parts of Transformers that take long to import.
-_LAZY = {
-    "dataset": ("explain_dataset",),
-    "dataset_explanations": ("load_dataset_explanations",),
-    "pipeline": ("ExplainedTextGenerationPipeline", "register_pipeline"),
-    "streaming": ("explain_stream",),
+#: Where each name comes from. It is imported when it is first asked for, so that `gradellm --help` need not wait for torch.
+_MODULES = {
+    "model_patches": ("ArchitectureAdapter", "register_adapter"),
+    ".configuration": ("GradELLMConfig",),
+    ".dataset": ("explain_dataset",),
+    ".dataset_explanations": ("load_dataset_explanations",),
+    ".errors": ("GradELLMError", "GradELLMWarning", "InvalidInputError", "UnsupportedArchitectureError"),
+    ".explanation": ("Explanation",),
+    ".generation": ("explain_generate", "explain_sequences"),
+    ".model": ("GradELLM",),
+    ".outputs": ("ExplainGenerateOutput",),
+    ".pipeline": ("ExplainedTextGenerationPipeline", "register_pipeline"),
+    ".streaming": ("ExplainedStep", "explain_stream"),
+    ".verification": ("verify",),
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _LAZY.items():
-        if name in names:
-            return getattr(importlib.import_module(f".{module}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name], __name__), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -157,9 +157,9 @@ def _layout(model: "PreTrainedModel") -> _Layout:
                 )
             return function(module, *args, **kwargs)
 
-        token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
         kwargs = {"use_cache": True} if "use_cache" in forward_parameters(model) else {}
         with explainable(model), torch.enable_grad(), attention_handler(count):
+            token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
             outputs = model(input_ids=token, return_dict=True, **kwargs)
         if not (calls_interface := bool(modules)):
             modules = _declared_attention(model)

@@ -13,6 +13,7 @@ from .errors import InvalidInputError
 from .quantization import is_quantized
 from .replay import replay
 from .sequences import ExplainedSequences
+from .tensor_parallel import first_reason, tensor_parallel_group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +49,8 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
             if cache is None:
                 cache = sequences.prefill(model)
             rows = 1 if cache is None or is_plain(cache) else sequences.token_ids.shape[0]
-            verdicts[key] = _check(model, sequences.head(rows, steps), cache)
+            reason = _check(model, sequences.head(rows, steps), cache)
+            verdicts[key] = first_reason(reason, tensor_parallel_group(model))
         except (InvalidInputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a model does when it sees several tokens at once on a cache; not remembered
@@ -79,9 +81,10 @@ def _check(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) 
     replayed: list[Tensor] = []
 
     def last_logit(logits: Tensor, token_ids: Tensor) -> Tensor:
+        first = sum(chunk.shape[1] for chunk in replayed)  # more than one chunk where the prompt ends in an embedding
         replayed.append(logits.detach())
         chosen = logits.gather(-1, token_ids[..., None])[..., 0]
-        return chosen * (torch.arange(-logits.shape[1], 0, device=logits.device) == -1)
+        return chosen * (torch.arange(first, first + logits.shape[1], device=logits.device) == steps - 1)
 
     config = GradELLMConfig(target=last_logit, positive_only=False, output_layer_attributions=True)
     layers = list(range(len(attention_layers(model))))

@@ -74,13 +74,18 @@ def test_importing_the_package_imports_no_plotting_table_or_terminal_library_and
         """
         import sys, torch, transformers
         before = set(sys.modules)
-        import gradellm_hf
+        from gradellm_hf import ExplainGenerateOutput, Explanation, GradELLM, GradELLMConfig, explain_generate, verify
         print(*sorted(set(sys.modules) - before), sep="\\n")
         """
     ).split("\n")
     assert "gradellm_hf.generation" in imported
     unwanted = ("matplotlib", "pandas", "rich", "IPython", "transformers.modeling_utils", "transformers.models")
     assert [name for name in imported if name.startswith(unwanted)] == []
+
+
+def test_the_package_itself_imports_without_torch():
+    imported = _python("import sys, gradellm_hf; print('torch' in sys.modules, hasattr(gradellm_hf, 'explain_generate'))")
+    assert imported == "False True"
 
 
 def test_importing_the_package_changes_nothing_in_torch_and_transformers():
@@ -105,6 +110,8 @@ def test_importing_the_package_changes_nothing_in_torch_and_transformers():
 
         before = snapshot()
         import gradellm_hf
+        for name in gradellm_hf.__all__:
+            getattr(gradellm_hf, name)
         after = snapshot()
         own = ("__builtins__", "__warningregistry__", "__dict__", "_abc_impl")
         print(len(before) > 10_000)

@@ -147,3 +147,18 @@ def test_a_rotary_embedding_that_depends_on_the_length_of_a_call_is_followed_ste
     written = torch.stack(out.logits, dim=1).gather(-1, out.sequences[:, 10:, None])[..., 0]
     torch.testing.assert_close(out.target_scores, written)
     explain_generate(model, random_ids(1, 5), max_new_tokens=4)  # short enough: replayed without a warning
+
+
+@pytest.mark.filterwarnings("error::gradellm_hf.GradELLMWarning")
+def test_a_model_that_first_sees_embeddings_is_replayed_all_the_same():
+    model, ids = small_llama(), random_ids(1, 7)
+    out = explain_generate(model, inputs_embeds=model.get_input_embeddings()(ids).detach(), max_new_tokens=4)
+    sequences = torch.cat([ids, out.sequences], dim=1)
+    assert_same_heatmaps(out.attributions, explain_sequences(model, sequences, 7).attributions)
+
+
+def test_a_model_may_be_seen_first_inside_of_inference_mode():
+    model, ids = small_llama(), random_ids(1, 7)
+    with torch.inference_mode():
+        out = explain_generate(model, ids, max_new_tokens=4)
+    assert_same_heatmaps(out.attributions, explain_generate(small_llama(), ids, max_new_tokens=4).attributions)
