@@ -31,12 +31,12 @@ _WORD = regex.compile(
     """,
     regex.VERBOSE | regex.VERSION1,
 )
-_CLOSING = r"""["'\p{Pe}\p{Pf}]*"""
+_CLOSING = r"""["'\p{Pe}\p{Pf}]*+"""
 _FULL_STOPS = r"[\u3002\uff01\uff1f\uff61\u061f\u06d4\u0964\u0965]"  # Chinese and Japanese, Arabic and Urdu, Hindi
-_STOP = rf"(?: [.!?…]+ {_CLOSING} (?=\s|\Z) | {_FULL_STOPS}+ {_CLOSING} )"
+_STOP = rf"(?: (?<![.!?…])[.!?…]++ {_CLOSING} (?=\s|\Z) | {_FULL_STOPS}++ {_CLOSING} )"
+_LINE_END = r"(?: (?<![^\S\r\n])[^\S\r\n]*+ [\r\n]+ )"  # runs are tried from their beginning only: linear time
 _SENTENCE = regex.compile(
-    rf"(?: .*? (?: {_STOP} (?: [^\S\r\n]*+ [\r\n]+ )* | (?: [^\S\r\n]*+ [\r\n]+ )+ ) | .+ )",
-    regex.VERBOSE | regex.VERSION1 | regex.DOTALL,
+    rf"(?: .*? (?: {_STOP} {_LINE_END}* | {_LINE_END}+ ) | .+ )", regex.VERBOSE | regex.VERSION1 | regex.DOTALL
 )
 
 
@@ -62,7 +62,14 @@ def span_ranges(explanation: "Explanation", spans: Spans) -> tuple[list[Unit], l
         visible = start + len(prompt[start:end]) - len(prompt[start:end].lstrip())  # a token's leading space counts little
         start = visible if visible < end else start
         owners.append(next((i for i, (a, b, _) in enumerate(places) if a < max(end, start + 1) and start < b), None))
-    begins = [k for k in range(len(owners)) if k == 0 or owners[k] != owners[k - 1]]
+    special = explanation.special
+
+    def begins_unit(k: int) -> bool:
+        if k == 0 or owners[k] != owners[k - 1]:
+            return True
+        return owners[k] is None and (special[k] or special[k - 1])
+
+    begins = list(filter(begins_unit, range(len(owners))))
     units = list(pairwise([*begins, len(owners)]))
     found = [owners[k] for k in begins]
     if missing := [name for i, (*_, name) in enumerate(places) if i not in found]:

@@ -193,7 +193,7 @@ class Explanation:
         Args:
             by: `"word"`, `"sentence"` or `"token"` (see `units`), or spans of the prompt: `{name: span}` or a list of spans,
                 each a pair (start, end) of character offsets in `text` or a substring that occurs once in the prompt.
-                What lies between spans becomes units of its own.
+                What lies between spans becomes units of its own, special tokens apart. See `unit_names`.
             generated: The units of the generated text; the same level, or tokens where `by` are spans.
 
         Raises:

@@ -140,14 +140,22 @@ def test_named_spans_and_the_rest(spans):
     torch.testing.assert_close(explanation.attributions[0, 1], chat().attributions[0, 1:5].sum())
 
 
+def test_special_tokens_between_spans_stay_apart():
+    explanation = chat().aggregate({"question": "What"})
+    assert explanation.tokens[:5] == ["<s>", "System. Be kind.\n", "What", " is it?", "<e>"]
+    assert [token for token, special in zip(explanation.tokens, explanation.special) if special] == ["<s>", "<e>"]
+    assert chat().aggregate({"all": (0, 31)}).tokens[0] == "<s>System. Be kind.\nWhat is it?"
+
+
 def test_a_list_of_spans_is_numbered():
     explanation = chat().aggregate(["Be kind", (3, 9)], generated="sentence")
-    assert explanation.unit_names == [None, "span 2", None, "span 1", None, None, None]
+    assert explanation.unit_names == [None, "span 2", None, "span 1", *[None] * 4]
     assert explanation.tokens[-2:] == ["A dog.", " Yes!"]
 
 
 def test_a_span_may_begin_inside_a_token():
-    assert chat().aggregate({"a": "ind"}).unit_names[:3] == [None, "a", None]
+    explanation = chat().aggregate({"a": "ind"})
+    assert explanation.tokens[explanation.unit_names.index("a")] == " kind"
 
 
 def test_neighbouring_spans_keep_their_spaces_apart():
