@@ -13,7 +13,7 @@ from .errors import InvalidInputError, UnsupportedArchitectureError
 from .explanation import Explanation
 from .manifest import fingerprint
 from .memory import is_out_of_memory, release_memory
-from .model import GradELLM, _encode
+from .model import GradELLM, encode_prompt
 from .prompts_input import PromptReader
 from .shards import Result, check_storable
 
@@ -55,7 +55,7 @@ class SortedPrompts:
             token_ids: list[int] = []
             try:
                 record = prompts[index]
-                token_ids = _encode(tokenizer, record.content)[2]
+                token_ids = encode_prompt(tokenizer, record.content)[2]
             except Exception as error:  # recorded when its turn comes
                 first_error = first_error or error
             lengths.append(len(token_ids))
@@ -80,8 +80,8 @@ class SortedPrompts:
         """One batch. Where it fails, its prompts are explained one by one; where it does not fit in memory, its halves are."""
         try:
             return self._explain_batch(batch)
-        except UnsupportedArchitectureError:
-            raise  # no other prompt can change that
+        except (UnsupportedArchitectureError, torch.AcceleratorError):
+            raise  # nothing else will work either: the model is not supported, or the device is lost until a new start
         except Exception as error:
             if len(batch) == 1:
                 self._check_others(batch.start, error)
@@ -97,7 +97,7 @@ class SortedPrompts:
         for index in indices:
             self._check_length(self._lengths[index])
         prompts = [self._prompts[index] for index in indices]
-        with _seeded(f"{self._seed}-{batch.start}-{batch.stop}"):
+        with _seeded(f"{self._seed}-{batch.start}-{batch.stop}", self._explainer.model):
             explanations: list[Explanation] = self._explainer.explain(
                 [prompt.content for prompt in prompts], **self._generate_kwargs
             )
@@ -141,8 +141,9 @@ class SortedPrompts:
 
 
 @contextmanager
-def _seeded(text: str) -> Iterator[None]:
+def _seeded(text: str, model: Any) -> Iterator[None]:
     """A context with a random state that follows from a text; afterwards the state is what it was."""
-    with torch.random.fork_rng():
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices):
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
         yield

@@ -118,7 +118,7 @@ class GradELLM:
         """
         prompts, is_single = _prompts(text)
         tokenizer = self._checked_tokenizer()
-        encoded = [_encode(tokenizer, prompt) for prompt in prompts]
+        encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
         config = explain_config or self.explain_config
         if target is None:
             input_ids, attention_mask = self._batch(tokenizer, [ids for _, _, ids in encoded])
@@ -213,7 +213,7 @@ def _targets(target: Any, expected: int) -> list[str]:
     return targets
 
 
-def _encode(tokenizer: Any, prompt: str | Chat) -> tuple[str, bool, list[int]]:
+def encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[str, bool, list[int]]:
     """The text that the model reads, whether special tokens are still added to it, and its token ids."""
     add_special_tokens = isinstance(prompt, str)
     if not isinstance(prompt, str):
