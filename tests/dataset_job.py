@@ -64,20 +64,31 @@ def start(arguments: list[str]) -> int:
 
 
 def kill_again_and_again(folder: Path, number: int, kills: int) -> dict[str, Any]:
-    """Runs a job undisturbed, and once more with so many kills at random points; says what happened."""
+    """Runs a job undisturbed, and once more with so many kills at random points; says what happened.
+
+    Each kill comes at a random time after none to two more shards have been written, however fast the machine is.
+    """
     arguments = write_job(folder, number)
+    undisturbed, output = folder / "undisturbed", folder / "killed"
     began = time.monotonic()
-    undisturbed = os.waitpid(start([*arguments, "--output", str(folder / "undisturbed")]), 0)[1]
-    duration = time.monotonic() - began
-    output, draw, statuses, done = folder / "killed", random.Random(), [], []
+    first = os.waitpid(start([*arguments, "--output", str(undisturbed)]), 0)[1]
+    a_shard = (time.monotonic() - began) / shards(undisturbed)
+    draw, statuses, done = random.Random(), [], [0]
     while len(statuses) < kills:
         process = start([*arguments, "--output", str(output)])
-        time.sleep(draw.uniform(0, duration / 5))
+        more = draw.randint(0, 2)
+        while shards(output) < done[-1] + more:
+            time.sleep(0.001)
+        time.sleep(draw.uniform(0, a_shard))
         os.kill(process, signal.SIGKILL)
         statuses.append(os.waitpid(process, 0)[1])
-        done.append(len(list(output.glob("shard-*"))))
+        done.append(shards(output))
     last = os.waitpid(start([*arguments, "--output", str(output)]), 0)[1]
-    return {"undisturbed": undisturbed, "statuses": statuses, "done": done, "last": last, "duration": duration}
+    return {"undisturbed": first, "statuses": statuses, "done": done, "last": last}
+
+
+def shards(folder: Path) -> int:
+    return len(list(folder.glob("shard-*")))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Many prompts: what goes in, what comes out, what is refused, and what happens to prompts that fail."""
 
 import dataclasses
+import functools
 import io
 import json
 import shutil
 import sys
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from dataset_job import contents, texts, tiny_llama, write_job
@@ -15,6 +17,7 @@ from tiny_tokenizers import byte_level_bpe
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate
 from gradellm_hf.dataset import explain_dataset, load_dataset_explanations, main
 from gradellm_hf.explanation import Explanation
+from gradellm_hf.manifest import weights_fingerprint
 from gradellm_hf.model import GradELLM
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -263,6 +266,13 @@ def test_another_job_is_refused_and_changes_nothing(llama, tokenizer, finished, 
     assert contents(finished) == before
 
 
+def test_weights_count_wherever_accelerate_keeps_them(llama):
+    offloaded = accelerate.cpu_offload(tiny_llama(), torch.device("cpu"))
+    assert {parameter.device.type for parameter in offloaded.parameters()} == {"meta"}
+    assert weights_fingerprint(offloaded) == weights_fingerprint(llama)
+    assert weights_fingerprint(accelerate.cpu_offload(tiny_llama(seed=1), torch.device("cpu"))) != weights_fingerprint(llama)
+
+
 def test_another_tokenizer_is_refused(llama, chatting, finished):
     with pytest.raises(InvalidInputError, match="\n  tokenizer: there"):
         explain_dataset(llama, texts(6), finished, tokenizer=chatting, batch_size=2, max_new_tokens=2)
@@ -290,6 +300,7 @@ def test_only_what_is_missing_is_done_and_rubbish_is_cleaned_up(llama, tokenizer
 def test_ctrl_c_leaves_whole_shards_only(llama, tokenizer, finished, tmp_path, monkeypatch):
     calls, forward = [], type(llama).forward
 
+    @functools.wraps(llama.forward)  # `generate` looks at the arguments that it takes
     def interrupted(*args, **kwargs):
         calls.append(1)
         if len(calls) > 7:  # three a batch

@@ -12,7 +12,7 @@ from dataset_job import contents, texts, write_job
 from gradellm_hf.dataset import load_dataset_explanations, main
 
 TESTS = Path(__file__).parent
-PROMPTS, KILLS = 60, 10
+PROMPTS, KILLS = 70, 10
 
 
 def run(command: list[str]) -> str:
