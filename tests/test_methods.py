@@ -176,12 +176,12 @@ def test_saliency_and_input_x_gradient_agree_with_finite_differences(llama, ids,
             torch.testing.assert_close(products[row, step, : P + step], (gradient * x[row]).sum(-1), rtol=1e-5, atol=1e-8)
 
 
-def test_integrated_gradients_add_up_to_the_change_of_the_target(llama, ids):
-    short = ids[:, : P + 2]
-    scores = integrated_gradients(llama, short, P, target="probability", num_points=400, batch_size=64)
-    for step, x, token in targets(llama, short):
-        change = (logits_of(llama, x).softmax(-1) - logits_of(llama, 0 * x).softmax(-1)).gather(1, token[:, None])[:, 0]
-        torch.testing.assert_close(scores[:, step].sum(-1), change, rtol=0, atol=2e-3 * change.abs().max().item() + 2e-4)
+def test_integrated_gradients_add_up_to_the_change_of_the_target(ids):
+    model, short = tiny_model("square_llama", rms_norm_eps=1.0), ids[:, : P + 2]  # smooth where embeddings are small
+    scores = integrated_gradients(model, short, P, target="probability", num_points=60)
+    for step, x, token in targets(model, short):
+        change = (logits_of(model, x).softmax(-1) - logits_of(model, 0 * x).softmax(-1)).gather(1, token[:, None])[:, 0]
+        torch.testing.assert_close(scores[:, step].sum(-1), change, rtol=0, atol=1e-3 * change.abs().max().item())
 
 
 @pytest.mark.parametrize("method", [input_x_gradient, integrated_gradients, deep_lift])

@@ -1,5 +1,7 @@
 """Models so simple that every metric and method has an answer that can be worked out by hand."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -40,7 +42,7 @@ class BagOfEmbeddings(PreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        return_dict: bool = True,
+        **kwargs: Any,
     ) -> CausalLMOutput:
         x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
         if attention_mask is not None:

@@ -64,9 +64,9 @@ def _run(
         ) from error
     logging.getLogger("inseq").setLevel(logging.ERROR)
     try:
-        explainer = inseq.load_model(model, None, tokenizer=_number_reader(vocabulary_size(model)))
+        explainer = inseq.load_model(model, "dummy", tokenizer=_number_reader(vocabulary_size(model)))
         numbers, explainer.tokenizer = explainer.tokenizer, tokenizer or explainer.tokenizer
-        explainer.attribution_method = explainer.get_attribution_method(name, **options)
+        explainer.get_attribution_method(name, override_default_attribution=True, **options)
         explainer.tokenizer = numbers
         prompt, whole = (" ".join(map(str, part)) for part in (ids[:prompt_length], ids))
         out = explainer.attribute(prompt, whole, show_progress=False, pretty_progress=False)

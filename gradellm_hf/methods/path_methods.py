@@ -102,9 +102,8 @@ def _each_step(text: PerturbedText, target: Target, attribute: Callable[..., Ten
         for step in range(text.num_steps):
             length = text.prompt_length + step
             arguments = (text.real[:, :length], text.position_ids[:, :length], text.token_ids[:, length])
-            scores[:, step, :length] = (
-                attribute(module, text.embeddings[:, :length].clone().requires_grad_(), *arguments).detach().sum(-1)
-            )
+            embeddings = text.embeddings[:, :length].clone().requires_grad_()
+            scores[:, step, :length] = attribute(module, embeddings, *arguments).detach().sum(-1)
     return heatmaps(text, scores)
 
 
