@@ -17,7 +17,7 @@ from model_patches import find_adapter
 from .errors import UnsupportedArchitectureError
 from .formula import flattened_layer_heatmap, visible_keys
 from .hooks import thread_hook
-from .tensor_parallel import gather_heads, head_group
+from .tensor_parallel import gather_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -75,7 +75,7 @@ class AttentionOutputChannel:
         try:
             for layer, module in self._modules.items():
                 for projection, by_name in self._projections(module):
-                    hook = thread_hook(self._projection_hook(layer, by_name, head_group(projection)))
+                    hook = thread_hook(self._projection_hook(layer, by_name))
                     self._handles.append(projection.register_forward_hook(hook))
                 self._handles.append(module.register_forward_hook(thread_hook(self._output_hook(layer))))
         except BaseException:
@@ -95,13 +95,12 @@ class AttentionOutputChannel:
                 f'`channel="attention_output"` looks at the query, key and value projections. {error}'
             ) from error
 
-    def _projection_hook(self, layer: int, by_name: Callable[[Tensor], dict[str, Tensor]], group: Any | None) -> Callable:
+    def _projection_hook(self, layer: int, by_name: Callable[[Tensor], dict[str, Tensor]]) -> Callable:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             if not self._watching:
                 return
             states = self._states[layer]
-            for name, projected in by_name(output.detach()).items():
-                projected = gather_heads(projected, group)
+            for name, projected in by_name(gather_heads(output.detach(), module)).items():
                 if name != "query" and name in states:
                     projected = torch.cat([states[name], projected], dim=1)
                 states[name] = projected

@@ -20,7 +20,7 @@ from .memory import is_out_of_memory, out_of_memory, progress_bar, release_memor
 from .offloading import reload_offloaded_weights
 from .sequences import ExplainedSequences
 from .targets import contrast_ids, evaluate_target
-from .tensor_parallel import head_group, sum_over_heads
+from .tensor_parallel import head_group, out_of_memory_in_group, sum_over_heads, tensor_parallel_group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,6 +37,7 @@ class AttentionWatch(ABC):
     Attributes:
         forward_kwargs: What the forward pass is asked for in addition.
         whole_prefix: Whether the forward pass runs from the first position on, without a cache.
+        head_widths: Channels of the head outputs of each explained layer, `H * D` of the heads in this process.
 
     Args:
         model: The model.
@@ -50,6 +51,7 @@ class AttentionWatch(ABC):
 
     def __init__(self, model: "PreTrainedModel", layers: list[int], spatial: str | None, record: Record):
         self.model, self.layers, self.spatial, self.record = model, layers, spatial, record
+        self.head_widths: dict[int, int] = {}
 
     @abstractmethod
     def open(self, cache: Any, num_positions: int) -> AbstractContextManager[Any]:
@@ -114,6 +116,7 @@ class InterfaceWatch(AttentionWatch):
             return AttentionOptions.from_call(module, query, key, attention_mask, scaling, keywords)
 
         self._mask = lambda: options().mask
+        self.head_widths[layer] = query.shape[1] * value.shape[-1]
         if layer == self.layers[0]:
             torch.set_grad_enabled(True)  # undone by the `no_grad` around the forward pass
         return self.attend(layer, own, query, key, value, options)
@@ -174,6 +177,8 @@ def explain_steps(
                     raise
                 if last - first == 1:
                     raise out_of_memory(sequences) from error
+                if run.group is not None:
+                    raise out_of_memory_in_group(last - first) from error
                 chunk_size = (last - first) // 2
                 run.undo(first, last)
             else:
@@ -199,8 +204,8 @@ class _Run:
         self.model, self.sequences, self.config, self.layers = model, sequences, config, layers
         self.watch_type, self.channel = watch_type, channel
         self.heatmaps = Heatmaps.empty(sequences, config, layers, model.dtype)
-        modules = attention_layers(model)
-        self._head_groups = {layer: head_group(modules[layer]) for layer in layers}
+        self._modules = attention_layers(model)
+        self.group = tensor_parallel_group(model)
         self._foils = contrast_ids(config, sequences.generated_ids, vocabulary_size(model))
 
     def watched(self) -> AbstractContextManager[Any]:
@@ -217,7 +222,7 @@ class _Run:
         def record(layer: int, heatmap: Tensor) -> None:
             missing.discard(layer)
             if channel is None:  # which has gathered all heads
-                heatmap = sum_over_heads(heatmap, self._head_groups[layer])
+                heatmap = sum_over_heads(heatmap, head_group(self._modules[layer], watch.head_widths[layer]))
             self.heatmaps.add(layer, first, scale, heatmap)
 
         watch = self.watch_type(self.model, self.layers, None if channel else self.config.spatial, record)

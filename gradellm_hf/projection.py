@@ -71,7 +71,7 @@ class ProjectionWatch(AttentionWatch):
             if layer == self.layers[0]:
                 torch.set_grad_enabled(True)  # undone by the `no_grad` around the forward pass
                 head_output = head_output.detach().requires_grad_()
-            self._head_outputs[layer] = head_output
+            self._head_outputs[layer], self.head_widths[layer] = head_output, head_output.shape[-1]
             return (head_output, *args[1:])
 
         return hook

@@ -14,6 +14,7 @@ from .engine import InterfaceWatch, explain_steps
 from .heatmaps import Heatmaps
 from .memory import chunk_size
 from .sequences import ExplainedSequences
+from .tensor_parallel import smallest, tensor_parallel_group
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,5 +49,8 @@ def replay(
 
     Several chunks, where one would take too much memory. Arguments and errors as for `explain_steps`.
     """
-    size = config.step_chunk_size or chunk_size(model, sequences, len(attention_layers(model)) - layers[0])
+    size = config.step_chunk_size
+    if size is None:
+        free = chunk_size(model, sequences, len(attention_layers(model)) - layers[0])
+        size = smallest(free, tensor_parallel_group(model))
     return explain_steps(model, sequences, config, layers, cache, ReplayWatch, size)
