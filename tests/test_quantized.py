@@ -13,7 +13,7 @@ from torchao.quantization import (
     Int8WeightOnlyConfig,
     IntxWeightOnlyConfig,
 )
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 
 from gradellm_hf import GradELLMConfig, UnsupportedArchitectureError, explain_generate, explain_sequences, verify
 
@@ -26,6 +26,10 @@ BACKENDS = {
     "torchao, int8 weights": TorchAoConfig(Int8WeightOnlyConfig()),
     "torchao, float8 weights": TorchAoConfig(Float8WeightOnlyConfig()),
     "torchao, weights of any width": TorchAoConfig(IntxWeightOnlyConfig()),
+    "quanto, int8": QuantoConfig("int8"),
+    "quanto, int4": QuantoConfig("int4"),
+    "quanto, int2": QuantoConfig("int2"),
+    "quanto, float8": QuantoConfig("float8"),
 }
 #: Of the largest score. bitsandbytes' 8-bit layers quantise activations too, in float16, and which of their columns they
 #: leave alone depends on the tokens of a call; its 4-bit kernels for inference on a CPU keep scales in bfloat16.
@@ -92,6 +96,23 @@ def test_both_engines_explain_a_quantised_model_alike_and_leave_it_as_it_was(nam
     assert paper.attributions.abs().max() > 0
     with torch.no_grad():
         torch.testing.assert_close(model(ids).logits, before, rtol=0, atol=0.02 * before.abs().max().item())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_hqq_by_its_own_library_is_explained_as_its_weights_say(bits, plain):
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+    from hqq.models.hf.base import AutoHQQHFModel
+
+    model, unquantised, ids = copy.deepcopy(plain), copy.deepcopy(plain), padded_prompts((9,))["input_ids"]
+    config = BaseQuantizeConfig(nbits=bits, group_size=64)
+    AutoHQQHFModel.quantize_model(model, quant_config=config, compute_dtype=torch.float32, device="cpu")
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, HQQLinear)}
+    unquantised.load_state_dict({f"{name}.weight": layer.dequantize() for name, layer in layers.items()}, strict=False)
+    out = explain_generate(model, ids, max_new_tokens=5)
+    assert torch.equal(out.sequences, model.generate(ids, max_new_tokens=5))
+    assert_same_heatmaps(out.attributions, explain_sequences(unquantised, out.sequences, 9).attributions)
+    assert out.attributions.sub(explain_sequences(plain, out.sequences, 9).attributions).abs().max() > 1e-3
+    assert verify(model) < 1e-4
 
 
 def test_kernels_without_a_backward_pass_are_refused_with_what_to_do(load, caplog):
