@@ -82,10 +82,11 @@ def explain_dataset(
         model = GradELLM(model)
     tokenizer, config = tokenizer or model.tokenizer, explain_config or model.explain_config or GradELLMConfig()
     _check_arguments(tokenizer, batch_size, shard_size, seed, dtype)
+    batch_size, seed = int(batch_size), int(seed)
     explainer = GradELLM(model.model, tokenizer, config)
     explained_layers(unwrap(model.model), config)
     ordered = SortedPrompts(explainer, PromptReader(prompts, column), batch_size, seed, _DTYPES[dtype], generate_kwargs)
-    shard_size = shard_size or min(-(-len(ordered) // _SHARDS), _BATCHES_PER_SHARD * batch_size)
+    shard_size = int(shard_size or 0) or min(-(-len(ordered) // _SHARDS), _BATCHES_PER_SHARD * batch_size)
     shard_size = -(-shard_size // batch_size) * batch_size
     options = {"batch_size": batch_size, "shard_size": shard_size, "seed": seed, "dtype": dtype}
     job = describe_job(model.model, tokenizer, config, generate_kwargs, ordered.fingerprint, len(ordered), **options)

@@ -132,21 +132,29 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def described(value: Any) -> Any:
-    """A value as JSON shows it: equal for equal arguments, also in another process; an object by its class and values."""
+    """A value as JSON shows it: equal for equal arguments, also in another process; an object by its class and numbers."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, dict):
         return {str(name): described(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
         return [described(x) for x in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(described, value), key=str)
     if isinstance(value, Tensor):
         return value.tolist()
+    if isinstance(value, nn.Module):  # an assistant
+        return weights_fingerprint(value)
     if isinstance(value, transformers.GenerationConfig):
         return _stable(value.to_dict())
     if isinstance(value, torch.dtype | torch.device):
         return str(value)
-    name = getattr(value, "__qualname__", None)
-    return name if name is not None else {type(value).__qualname__: described(getattr(value, "__dict__", {}))}
+    if hasattr(value, "__qualname__"):
+        return value.__qualname__
+    numbers = {
+        name: x for name, x in getattr(value, "__dict__", {}).items() if isinstance(x, bool | int | float | str | Tensor)
+    }
+    return {type(value).__qualname__: described(numbers)}
 
 
 def _stable(config: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from dataset_job import contents, texts, tiny_llama, write_job
 from tiny_tokenizers import byte_level_bpe
+from transformers import LogitsProcessor
 
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate
 from gradellm_hf.dataset import explain_dataset, load_dataset_explanations, main
@@ -264,6 +265,24 @@ def test_another_job_is_refused_and_changes_nothing(llama, tokenizer, finished, 
         explain_dataset(**{**arguments, "model": model}, output_dir=finished)
     assert f"\n  {name}" in str(error.value)
     assert contents(finished) == before
+
+
+class Banned(LogitsProcessor):
+    """A logits processor with a setting and, as some have, a reference to itself."""
+
+    def __init__(self, token: int):
+        self.token, self.me = token, self
+
+    def __call__(self, input_ids, scores):
+        return scores.index_fill(1, torch.tensor([self.token]), -torch.inf)
+
+
+def test_arguments_that_are_objects_count_by_their_settings(llama, tokenizer, tmp_path):
+    job = {"tokenizer": tokenizer, "max_new_tokens": 2, "prompts": ["Rome"], "output_dir": tmp_path / "out"}
+    explain_dataset(llama, logits_processor=[Banned(3)], **job)
+    explain_dataset(llama, logits_processor=[Banned(3)], **job)
+    with pytest.raises(InvalidInputError, match=r"generate_kwargs\.logits_processor"):
+        explain_dataset(llama, logits_processor=[Banned(4)], **job)
 
 
 def test_weights_count_wherever_accelerate_keeps_them(llama):
