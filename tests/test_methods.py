@@ -279,3 +279,28 @@ def test_without_inseq_the_error_names_the_extra(llama, ids, monkeypatch):
     monkeypatch.setitem(sys.modules, "inseq", None)
     with pytest.raises(GradELLMError, match=r"gradellm-hf\[inseq\]"):
         inseq_method("saliency")(llama, ids, P, None)
+
+
+@pytest.mark.parametrize(("name", "own"), [("saliency", saliency), ("input_x_gradient", None)])
+def test_inseq_explains_exactly_the_tokens_it_is_given(name, own):
+    model = small_llama(hidden_size=60)
+    prompts = padded_prompts((7, 4))
+    ids = torch.cat([prompts["input_ids"], torch.tensor([[60, 6, 10], [1, 2, 55]])], dim=1)
+    mask = torch.cat([prompts["attention_mask"], torch.tensor([[1, 1, 1], [1, 1, 0]])], dim=1)
+    scores = inseq_method(name)(model, ids, 7, mask)
+    if own is not None:  # inseq explains probabilities
+        torch.testing.assert_close(scores, own(model, ids, 7, mask, target="probability"), rtol=1e-3, atol=1e-9)
+    assert not scores[1, :, :3].any()
+    assert not scores[1, 2].any()
+    assert scores[1, 1, 3:8].all()
+    assert model.config._attn_implementation == "sdpa"
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_what_fails_in_inseq_says_so_and_leaves_no_hooks():
+    model = small_llama(hidden_size=60)
+    with pytest.raises(GradELLMError, match="inseq's `no_such_method` failed on `llama`"):
+        inseq_method("no_such_method")(model, random_ids(1, 6), 4, None)
+    with pytest.raises(InvalidInputError, match="give `inseq_method` the model's tokenizer"):
+        inseq_method("reagent")(model, random_ids(1, 6), 4, None)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -20,7 +20,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def inseq_method(name: str, *, tokenizer: Any = None, **options: Any) -> Method:
     """A method of inseq by its name there, such as `"saliency"`, `"gradient_shap"` or `"reagent"`.
 
-    inseq reads text. It is given the token ids written as numbers, and a tokenizer that reads numbers, so that exactly these
+    inseq reads text. It is given the token ids as words, `"t12 t7"`, and a tokenizer that reads these, so that exactly these
     ids are explained. Scores with one number an element of an embedding become its norm (as inseq shows them), unless
     the method has one a token; attention weights become their mean over layers and heads.
 
@@ -64,16 +64,18 @@ def _run(
         ) from error
     logging.getLogger("inseq").setLevel(logging.ERROR)
     try:
-        explainer = inseq.load_model(model, "dummy", tokenizer=_number_reader(vocabulary_size(model)))
-        numbers, explainer.tokenizer = explainer.tokenizer, tokenizer or explainer.tokenizer
+        explainer = inseq.load_model(model, "dummy", tokenizer=_id_reader(vocabulary_size(model)))
+        id_reader, explainer.tokenizer = explainer.tokenizer, tokenizer or explainer.tokenizer
         explainer.get_attribution_method(name, override_default_attribution=True, **options)
-        explainer.tokenizer = numbers
-        prompt, whole = (" ".join(map(str, part)) for part in (ids[:prompt_length], ids))
+        explainer.tokenizer = id_reader
+        prompt, whole = (" ".join(f"t{i}" for i in part) for part in (ids[:prompt_length], ids))
         out = explainer.attribute(prompt, whole, show_progress=False, pretty_progress=False)
     except Exception as error:
         raise GradELLMError(
             f"inseq's `{name}` failed on `{model.config.model_type}`: {type(error).__name__}: {error}"
         ) from error
+    if [token.id for token in out.sequence_attributions[0].target] != ids:
+        raise GradELLMError(f"inseq's `{name}` explained other tokens than it was given.")
     scores: Any = out.sequence_attributions[0].target_attributions
     if scores.ndim == 4:  # attention weights of layers and heads
         scores = scores.mean((2, 3))
@@ -82,14 +84,14 @@ def _run(
     return scores.detach().nan_to_num(0)  # NaN: not yet written then
 
 
-def _number_reader(vocabulary: int) -> Any:
-    """A tokenizer that reads `"12 7"` as the token ids 12 and 7."""
+def _id_reader(vocabulary: int) -> Any:
+    """A tokenizer that reads `"t12 t7"` as the token ids 12 and 7."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(vocabulary)}, unk_token="t0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", unk_token="0")
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="t0", unk_token="t0")
 
 
 @contextlib.contextmanager
