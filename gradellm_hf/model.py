@@ -77,6 +77,8 @@ class GradELLM:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         _check_config(config)
+        if kwargs.get("distributed_config") is not None and device_map == "auto":
+            device_map = None  # the processes share the model out
         model: Any = AutoModelForCausalLM.from_pretrained(name, device_map=device_map, dtype=dtype, **kwargs)
         if tokenizer is None:
             files = {option: kwargs[option] for option in _FILE_OPTIONS if option in kwargs}

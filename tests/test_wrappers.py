@@ -106,6 +106,14 @@ def test_a_model_spread_over_cpu_and_disk(llama, config, tmp_path):
     assert_explained_alike(model, llama, config)
 
 
+def test_lora_on_an_offloaded_model_is_explained_as_the_merged_model(llama, config, tmp_path):
+    merged = with_lora(copy.deepcopy(llama)).merge_and_unload()
+    model = with_lora(copy.deepcopy(llama))
+    model.base_model.model = accelerate.disk_offload(model.base_model.model, tmp_path, execution_device=torch.device("cpu"))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    assert_explained_alike(model, merged, config)
+
+
 @pytest.fixture
 def fresh_compiler():
     torch._dynamo.reset()
