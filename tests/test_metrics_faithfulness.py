@@ -185,7 +185,7 @@ def test_the_planted_truth_scores_best_its_reverse_worst_and_random_between(leve
         best, worst, random = values[0].mean(), values[1].mean(), values[2:].mean()
         if name == "deletion":
             best, worst, random = -best, -worst, -random
-        if name not in ("soft_ns", "soft_nc"):  # those reward the reverse for keeping more
+        if name not in ("soft_ns", "soft_nc"):  # not at equal retention, so no order is promised
             assert best > random + 0.05, name
             assert worst < random - 0.02, name
 

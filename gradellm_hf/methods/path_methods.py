@@ -28,7 +28,10 @@ def integrated_gradients(
     num_points: int = 50,
     batch_size: int = 16,
 ) -> Tensor:
-    """Integrated gradients from zero embeddings, with their sign; a step's scores add up to `f_n(X) - f_n(0)`.
+    """Integrated gradients from zero embeddings, with their sign; a step's scores approach `f_n(X) - f_n(0)` in sum.
+
+    Models whose first norm divides by the size of the embedding change abruptly close to zero: there the sum can be far off
+    even with hundreds of points. Compare it with the change of the target before relying on it.
 
     Source: Sundararajan et al. 2017 (arXiv 1703.01365), by captum.
 
