@@ -8,7 +8,7 @@ puts out `z[p, h] = sum_i A[p, h, i] v[i, h]`: attention weights times values. T
 Summed over the heads, that is the heatmap of a layer; the positive parts of the layers' heatmaps add up to the heatmap.
 
 This costs a forward and a backward pass over the whole text for every token. `gradellm_hf` gets the same numbers for all
-tokens from one of each, and for any architecture.
+tokens from one of each, and for many more architectures.
 """
 
 import argparse
