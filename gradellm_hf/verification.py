@@ -21,7 +21,8 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
 
     Args:
         model: As for `explain_generate`.
-        prompt_length, num_steps: Size of the input.
+        prompt_length: `P` of the input.
+        num_steps: `N` of the input.
         seed: Chooses its tokens.
 
     Returns:
