@@ -20,6 +20,7 @@ import gradellm_hf
 from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences
 from gradellm_hf.demo_model import load_smollm2
 
+from .dataset import dataset_row as measured_dataset
 from .per_step_loop import explain_step
 
 _HEADER = """# Results
@@ -62,6 +63,7 @@ def main() -> None:
         "memory": lambda: [memory_row(4096, 64)],
         "offload": lambda: [offload_row(128, 64)],
         "lengths": lambda: long_rows(),
+        "dataset": lambda: [dataset_row()],
         "import": lambda: [import_row()],
     }
     rows = [row for name in options.parts or parts for row in parts[name]()]
@@ -187,10 +189,15 @@ def long_rows(num_steps: int = 64) -> list[Row]:
     return rows
 
 
+def dataset_row() -> Row:
+    return _row(*measured_dataset())
+
+
 def _measured(module: str, *arguments: Any) -> dict[str, float]:
     """What a benchmark prints that runs in a process of its own."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # so that memory that is freed goes back to the system
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1])
     if result.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr}")
     return json.loads(result.stdout.strip().splitlines()[-1])

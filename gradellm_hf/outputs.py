@@ -47,8 +47,8 @@ class ExplainGenerateOutput(ModelOutput):
             The explained scalar `f_n`; by default the raw logit of the chosen token. 0 where `step_mask` is False.
         token_probabilities (`torch.FloatTensor` of shape `(R, N)`):
             Softmax of the raw logits at the chosen token, before any logits processor. 0 where `step_mask` is False.
-        layer_attributions (`torch.FloatTensor` of shape `(R, len(layers), N, S)`, *optional*, returned when
-            `output_layer_attributions=True`): The heatmap of each explained layer.
+        layer_attributions (`torch.FloatTensor` of shape `(R, len(layers), N, S)`, *optional*):
+            The heatmap of each explained layer, with `output_layer_attributions=True`.
         prompt_mask (`torch.BoolTensor` of shape `(R, P)`): False for padding.
         image_mask (`torch.BoolTensor` of shape `(R, P)`, *optional*, for models that read images):
             True where a prompt position holds (a patch of) an image.
