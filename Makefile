@@ -25,7 +25,7 @@ lint: $(READY)
 
 # The site, in site/.
 docs: $(READY)
-	@NO_MKDOCS_2_WARNING=1 $(BIN) -m mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN) -m mkdocs build --strict
 
 bench: $(READY)
 	@$(BIN) -m benchmarks.run
