@@ -11,6 +11,8 @@ from torch import Tensor
 
 from .errors import InvalidInputError
 
+PARTIAL = ".partial"  # how the name of a file ends that is still being written
+
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Writes a safetensors file; metadata values are JSON strings in its header. Never leaves half a file behind.
@@ -18,14 +20,27 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
     Args:
         metadata: JSON-ready values; `format` (a name) and `format_version` (an int) among them.
     """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     tensors = {name: x.detach().contiguous().cpu() for name, x in tensors.items()}
+    write_atomically(Path(path), save(tensors, {name: json.dumps(value) for name, value in metadata.items()}))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file that is either there as a whole or not at all, whenever the process or the machine stops."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
-        partial.write_bytes(save(tensors, {name: json.dumps(value) for name, value in metadata.items()}))
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name is on the disk, too
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def read_metadata(path: str | os.PathLike[str], writer: str) -> dict[str, Any]:

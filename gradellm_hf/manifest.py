@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from .architecture import unwrap
 from .configuration import GradELLMConfig
 from .errors import InvalidInputError
+from .files import write_atomically
 from .offloading import offload_hook
-from .shards import write_atomically
 
 FORMAT = "gradellm_hf.dataset"
 FORMAT_VERSION = 1

@@ -1,7 +1,6 @@
 """The files of a dataset of explanations: shards of several prompts each, and how they are written."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,11 @@ from torch import Tensor
 
 from .errors import InvalidInputError
 from .explanation import Explanation
-from .files import read_metadata
+from .files import PARTIAL, read_metadata, write_atomically
 
 FORMAT = "gradellm_hf.shard"
 FORMAT_VERSION = 1
 _WRITER = "explain_dataset"
-_PARTIAL = ".partial"
 
 
 @dataclass
@@ -39,28 +37,9 @@ class Result:
     error: str | None = None
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that is either there as a whole or not at all, whenever the process or the machine stops."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}{_PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name is on the disk, too
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
 def remove_partial_files(folder: Path) -> None:
     """Removes what processes that were killed while they wrote have left behind."""
-    for partial in folder.glob(f".*{_PARTIAL}"):
+    for partial in folder.glob(f".*{PARTIAL}"):
         partial.unlink(missing_ok=True)
 
 
