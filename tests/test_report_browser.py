@@ -197,12 +197,13 @@ def test_logarithmic_shading_shows_weak_sources(page):
 def test_a_layer_shows_its_own_scores(page, explained):
     unit(page, 12).click()
     page.get_by_label("Layer").select_option("1")
-    scores = explained.layer_attributions[1, 3]
-    page.wait_for_function(f"document.querySelector('#ranking button').dataset.source === '{ranked(scores, [0])[0]}'")
-    page.get_by_label("Layer").select_option("all")
-    page.wait_for_function(
-        f"document.querySelector('#ranking button').dataset.source === '{ranked(explained.attributions[3], [0])[0]}'"
-    )
+    from playwright.sync_api import expect
+
+    strongest_source = page.locator("#ranking button").first
+    for layer, scores in (("1", explained.layer_attributions[1, 3]), ("all", explained.attributions[3])):
+        page.get_by_label("Layer").select_option(layer)
+        # Not `wait_for_function`: it evaluates text once more while it waits, which the page's policy forbids.
+        expect(strongest_source).to_have_attribute("data-source", str(ranked(scores, [0])[0]))
 
 
 def test_the_keyboard_reaches_everything(page):
