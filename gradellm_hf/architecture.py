@@ -229,8 +229,11 @@ def not_finite(model: "PreTrainedModel", config: GradELLMConfig) -> InvalidInput
 
 
 def input_device(model: "PreTrainedModel") -> torch.device:
-    """Where token ids go; hooks move them on where the weights are offloaded."""
-    return torch.device("cpu") if model.device.type == "meta" else model.device
+    """Where a model reads token ids, also where accelerate keeps its weights elsewhere."""
+    embedding: Any = model.get_input_embeddings()
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    device = torch.device(embedding.weight.device if device is None else device)
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def vocabulary_size(model: "PreTrainedModel") -> int:

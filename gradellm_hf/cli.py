@@ -15,6 +15,7 @@ COMMANDS = {
     "explain": ("gradellm_hf.commands.explain", "explain what a model writes, or why it would write a given text"),
     "show": ("gradellm_hf.commands.show", "show an explanation that was saved, or write it as a page or a picture"),
     "dataset": ("gradellm_hf.dataset", "explain the answers to many prompts, in a job that can be stopped and resumed"),
+    "evaluate": ("gradellm_hf.evaluate", "measure how faithful explanations are, method by method"),
     "verify": ("gradellm_hf.commands.verify", "check that explanations are exact for a model"),
     "demo": ("gradellm_hf.commands.demo", "ask a small real model a question and explain its answer"),
 }

@@ -7,7 +7,6 @@ hard, loses at most the shard that each process was working on, and goes on with
 """
 
 import argparse
-import datetime
 import json
 import os
 import sys
@@ -19,10 +18,11 @@ import torch
 from .architecture import explained_layers, unwrap
 from .batches import SortedPrompts
 from .configuration import GradELLMConfig, is_index
-from .dataset_explanations import DatasetExplanations, load_dataset_explanations
+from .dataset_explanations import FORMAT, DatasetExplanations, load_dataset_explanations
 from .errors import GradELLMError, InvalidInputError
 from .manifest import check_same_job, describe_job, read_manifest, write_manifest
 from .model import GradELLM
+from .processes import processes
 from .prompts_input import PromptReader
 from .shards import remove_partial_files, shard_path, shard_paths, write_shard
 
@@ -88,8 +88,14 @@ def explain_dataset(
     ordered = SortedPrompts(explainer, PromptReader(prompts, column), batch_size, seed, _DTYPES[dtype], generate_kwargs)
     shard_size = int(shard_size or 0) or min(-(-len(ordered) // _SHARDS), _BATCHES_PER_SHARD * batch_size)
     shard_size = -(-shard_size // batch_size) * batch_size
-    options = {"batch_size": batch_size, "shard_size": shard_size, "seed": seed, "dtype": dtype}
-    job = describe_job(model.model, tokenizer, config, generate_kwargs, ordered.fingerprint, len(ordered), **options)
+    options = {
+        "explain_config": config.to_dict(),
+        "batch_size": batch_size,
+        "shard_size": shard_size,
+        "seed": seed,
+        "dtype": dtype,
+    }
+    job = describe_job(FORMAT, model.model, tokenizer, generate_kwargs, ordered.fingerprint, len(ordered), **options)
     _run(ordered, job, Path(output_dir))
     return load_dataset_explanations(output_dir)
 
@@ -97,12 +103,12 @@ def explain_dataset(
 def _run(prompts: SortedPrompts, job: dict[str, Any], folder: Path) -> None:
     from tqdm.auto import tqdm
 
-    state = _processes()
+    state = processes()
     _check_folder(folder, job)
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         remove_partial_files(folder)
-        if read_manifest(folder) is None:
+        if read_manifest(folder, FORMAT) is None:
             write_manifest(folder, job)
     state.wait_for_everyone()
     _check_folder(folder, job)  # now of the main process, which may have been given something else
@@ -121,13 +127,6 @@ def _run(prompts: SortedPrompts, job: dict[str, Any], folder: Path) -> None:
     state.wait_for_everyone()
 
 
-def _processes() -> Any:
-    """The processes of the job, which may come to their ends far apart."""
-    from accelerate import PartialState
-
-    return PartialState(timeout=datetime.timedelta(days=365))
-
-
 def _check_arguments(tokenizer: Any, batch_size: Any, shard_size: Any, seed: Any, dtype: Any) -> None:
     if tokenizer is None:
         raise InvalidInputError("There is no tokenizer to read the prompts with. Give the model's: `tokenizer=...`.")
@@ -141,7 +140,7 @@ def _check_arguments(tokenizer: Any, batch_size: Any, shard_size: Any, seed: Any
 
 
 def _check_folder(folder: Path, job: dict[str, Any]) -> None:
-    found = read_manifest(folder)
+    found = read_manifest(folder, FORMAT)
     if found is not None:
         check_same_job(folder, found, job)
     elif shard_paths(folder):
@@ -173,7 +172,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         As `explain_dataset`; and OSError, where the model or the input cannot be read.
     """
-    state = _processes()
+    state = processes()
     explainer = GradELLM.from_pretrained(
         options.model,
         device_map=options.device_map or {"": state.device},

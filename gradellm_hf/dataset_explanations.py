@@ -12,6 +12,7 @@ from .explanation import Explanation
 from .manifest import read_manifest
 from .shards import Shard, shard_paths
 
+FORMAT = "gradellm_hf.dataset"
 _OPEN_SHARDS = 16
 
 
@@ -32,7 +33,7 @@ class DatasetExplanations(Sequence[Any]):
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        manifest = read_manifest(Path(folder))
+        manifest = read_manifest(Path(folder), FORMAT)
         if manifest is None:
             raise FileNotFoundError(f"There is no manifest in {str(folder)!r}: no job was started there.")
         self.manifest = manifest

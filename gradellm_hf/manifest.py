@@ -10,12 +10,10 @@ import transformers
 from torch import Tensor, nn
 
 from .architecture import unwrap
-from .configuration import GradELLMConfig
 from .errors import InvalidInputError
 from .files import write_atomically
 from .offloading import offload_hook
 
-FORMAT = "gradellm_hf.dataset"
 FORMAT_VERSION = 1
 _FILE = "manifest.json"
 _SAMPLE = 64  # values of each weight that its fingerprint looks at
@@ -23,9 +21,9 @@ _VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "_attn_imp
 
 
 def describe_job(
+    format_name: str,
     model: Any,
     tokenizer: Any,
-    config: GradELLMConfig,
     generate_kwargs: dict[str, Any],
     inputs: str,
     num_prompts: int,
@@ -34,12 +32,13 @@ def describe_job(
     """What the results depend on, as JSON-ready values.
 
     Args:
+        format_name: The kind of job.
         inputs: Fingerprint of the prompts.
         options: Further ones, such as the batch size.
     """
     inner = unwrap(model)
     return {
-        "format": FORMAT,
+        "format": format_name,
         "format_version": FORMAT_VERSION,
         "model": {
             "name": inner.config.name_or_path,
@@ -49,7 +48,6 @@ def describe_job(
             "weights": weights_fingerprint(inner),
         },
         "tokenizer": tokenizer_fingerprint(tokenizer),
-        "explain_config": config.to_dict(),
         "generate_kwargs": described(generate_kwargs),
         "input": inputs,
         "num_prompts": num_prompts,
@@ -58,11 +56,11 @@ def describe_job(
     }
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path, format_name: str) -> dict[str, Any] | None:
     """The manifest of a job; None where the folder has none.
 
     Raises:
-        InvalidInputError: It is not a manifest, or of a later version.
+        InvalidInputError: It is not a manifest of this kind of job, or of a later version.
     """
     path = folder / _FILE
     try:
@@ -71,8 +69,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise InvalidInputError(f"{str(path)!r} is not JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise InvalidInputError(f"{str(path)!r} is not a manifest that `explain_dataset` wrote. Choose another folder.")
+    if not isinstance(manifest, dict) or manifest.get("format") != format_name:
+        raise InvalidInputError(f"{str(path)!r} is not the manifest of such a job, {format_name!r}. Choose another folder.")
     if manifest["format_version"] > FORMAT_VERSION:
         raise InvalidInputError(
             f"{str(path)!r} has format version {manifest['format_version']}; this release of gradellm_hf reads versions up to "
@@ -98,7 +96,7 @@ def check_same_job(folder: Path, found: dict[str, Any], job: dict[str, Any]) -> 
     ]
     if differences:
         raise InvalidInputError(
-            f"{str(folder)!r} holds explanations made by another job, which this one cannot continue. It differs in\n"
+            f"{str(folder)!r} holds the results of another job, which this one cannot continue. It differs in\n"
             + "\n".join(differences)
             + "\nRepeat the arguments of that job, or write to another folder."
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .architecture import unwrap, vocabulary_size
+from .architecture import input_device, unwrap, vocabulary_size
 from .configuration import GradELLMConfig
 from .errors import InvalidInputError
 from .generation import explain_generate, explain_sequences
@@ -132,7 +132,7 @@ class GradELLM:
                     f"With `target` nothing is generated, so {sorted(generate_kwargs)} mean nothing. Leave them out."
                 )
             texts = _targets(target, len(prompts))
-            targets = [_encode_target(tokenizer, *prompt, text) for prompt, text in zip(encoded, texts)]
+            targets = [encode_target(tokenizer, *prompt, text) for prompt, text in zip(encoded, texts)]
             out = self._explain_targets(tokenizer, [ids for _, _, ids in encoded], targets, config)
         explanations = out.explanations(tokenizer)
         return explanations[0] if is_single and len(explanations) == 1 else explanations
@@ -172,7 +172,7 @@ class GradELLM:
         padding, width = tokenizer.pad_token_id or 0, max(map(len, rows))
         ids = torch.tensor([[padding] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        device = _input_device(model)
+        device = input_device(model)
         return ids.to(device), mask.to(device)
 
     def _checked_tokenizer(self) -> Any:
@@ -231,7 +231,7 @@ def encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[str, bool, list[i
     return str(prompt), add_special_tokens, list(ids)
 
 
-def _encode_target(tokenizer: Any, prompt: str, add_special_tokens: bool, prompt_ids: list[int], target: str) -> list[int]:
+def encode_target(tokenizer: Any, prompt: str, add_special_tokens: bool, prompt_ids: list[int], target: str) -> list[int]:
     """Token ids that, after those of the prompt, read as `target`.
 
     A tokenizer may merge the end of the prompt with the beginning of the target, or put a space before a text that stands
@@ -254,11 +254,3 @@ def _encode_target(tokenizer: Any, prompt: str, add_special_tokens: bool, prompt
     if not candidates[-1]:
         raise InvalidInputError(f"The tokenizer has no tokens for `target` = {target!r}.")
     return candidates[-1]
-
-
-def _input_device(model: Any) -> torch.device:
-    """The device where a model reads token ids, also where accelerate keeps its weights elsewhere."""
-    embedding = model.get_input_embeddings()
-    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
-    device = torch.device(embedding.weight.device if device is None else device)
-    return torch.device("cpu") if device.type == "meta" else device

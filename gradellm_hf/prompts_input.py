@@ -5,6 +5,7 @@ import os
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .errors import InvalidInputError
@@ -14,10 +15,11 @@ _ID = "id"
 
 
 class Prompt(NamedTuple):
-    """A text or a chat, and the name that its record gives it, if any."""
+    """A text or a chat, and the name and further fields that its record gives it, if any."""
 
     content: Any
     id: Any = None
+    fields: Mapping[str, Any] = MappingProxyType({})
 
 
 class PromptReader:
@@ -28,15 +30,16 @@ class PromptReader:
             iterable. Its records are texts, chats (lists of messages), or mappings that hold one of these.
         column: The field of a record with the prompt. None: `prompt`, `messages` or `chat`, the first that it has. A field
             `id` names the record.
+        fields: Further fields that are read, where a record has them.
 
     Raises:
         InvalidInputError: The source cannot be read, or is empty.
         FileNotFoundError: There is no such file.
     """
 
-    def __init__(self, source: Any, column: str | None = None):
-        self._column = column
-        self._records = _records(source, column)
+    def __init__(self, source: Any, column: str | None = None, fields: Sequence[str] = ()):
+        self._column, self._fields = column, fields
+        self._records = _records(source, (*(COLUMNS if column is None else (column,)), _ID, *fields))
         if not len(self._records):
             raise InvalidInputError("There are no prompts to explain: the input is empty.")
 
@@ -55,7 +58,8 @@ class PromptReader:
         columns = COLUMNS if self._column is None else (self._column,)
         for column in columns:
             if record.get(column) is not None:
-                return Prompt(record[column], record.get(_ID))
+                fields = {name: record[name] for name in self._fields if record.get(name) is not None}
+                return Prompt(record[column], record.get(_ID), fields)
         raise InvalidInputError(
             f"The record has no prompt in {' or '.join(map(repr, columns))}; its fields are {sorted(record)}. Name the field "
             "with `column`."
@@ -87,16 +91,15 @@ class JsonLines(Sequence[Any]):
 
 
 class ParquetRows(Sequence[Any]):
-    """The rows of a Parquet file, of which only the columns that may hold prompts are read."""
+    """The rows of a Parquet file, of which only these columns are read."""
 
-    def __init__(self, path: Path, column: str | None):
+    def __init__(self, path: Path, columns: Sequence[str]):
         try:
             import pyarrow.parquet as parquet
         except ImportError as error:
             raise InvalidInputError('Parquet files need pyarrow: pip install "gradellm-hf[datasets]"') from error
-        names = parquet.read_schema(path).names
-        wanted = [name for name in names if name in ((*COLUMNS, _ID) if column is None else (column, _ID))]
-        self._table = parquet.read_table(path, columns=wanted or names)
+        wanted = [name for name in parquet.read_schema(path).names if name in columns]
+        self._table = parquet.read_table(path, columns=wanted or None)
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -105,9 +108,9 @@ class ParquetRows(Sequence[Any]):
         return self._table.slice(index, 1).to_pylist()[0]
 
 
-def _records(source: Any, column: str | None) -> Sequence[Any]:
+def _records(source: Any, columns: Sequence[str]) -> Sequence[Any]:
     if isinstance(source, str | os.PathLike):
-        return _from_path(Path(source), column)
+        return _from_path(Path(source), columns)
     if isinstance(source, Mapping):
         raise InvalidInputError(f"Prompts must be a list, a dataset or a file, got a mapping of {sorted(source)}. Choose one.")
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
@@ -117,17 +120,17 @@ def _records(source: Any, column: str | None) -> Sequence[Any]:
     raise InvalidInputError(f"Prompts must be an iterable or the path of a file, got {type(source).__name__}.")
 
 
-def _from_path(path: Path, column: str | None) -> Sequence[Any]:
+def _from_path(path: Path, columns: Sequence[str]) -> Sequence[Any]:
     if path.is_dir():
         try:
             from datasets import load_from_disk
         except ImportError as error:
             raise InvalidInputError('Dataset folders need datasets: pip install "gradellm-hf[datasets]"') from error
-        return _records(load_from_disk(path), column)
+        return _records(load_from_disk(path), columns)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r} with prompts.")
     if path.suffix in (".jsonl", ".ndjson"):
         return JsonLines(path)
     if path.suffix == ".parquet":
-        return ParquetRows(path, column)
+        return ParquetRows(path, columns)
     raise InvalidInputError(f"Prompts are read from .jsonl and .parquet files and from dataset folders, not {path.name!r}.")

@@ -341,7 +341,7 @@ def test_folders_of_others_are_refused(llama, tokenizer, finished, tmp_path):
     with pytest.raises(InvalidInputError, match="without a manifest"):
         explain_dataset(llama, texts(6), tmp_path, tokenizer=tokenizer)
     (tmp_path / "manifest.json").write_text('{"short_name": "a web page"}')
-    with pytest.raises(InvalidInputError, match="not a manifest"):
+    with pytest.raises(InvalidInputError, match="not the manifest"):
         explain_dataset(llama, texts(6), tmp_path, tokenizer=tokenizer)
 
 

@@ -15,16 +15,16 @@ TESTS = Path(__file__).parent
 PROMPTS, KILLS = 70, 10
 
 
-def run(command: list[str]) -> str:
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=TESTS.parent)
     assert result.returncode == 0, result.stderr
-    return result.stdout
+    return result
 
 
 def test_a_job_that_was_killed_ten_times_ends_as_an_undisturbed_one(tmp_path):
     script = str(TESTS / "dataset_job.py")
-    report = json.loads(run([sys.executable, script, str(tmp_path), str(PROMPTS), str(KILLS)]).splitlines()[-1])
+    report = json.loads(run([sys.executable, script, str(tmp_path), str(PROMPTS), str(KILLS)]).stdout.splitlines()[-1])
     assert report["undisturbed"] == report["last"] == 0
     assert report["statuses"] == [signal.SIGKILL] * KILLS, "a job came to its end before it was killed"
     assert report["done"] == sorted(report["done"]), "work that was done is gone"
@@ -42,9 +42,9 @@ def test_a_job_that_was_killed_ten_times_ends_as_an_undisturbed_one(tmp_path):
 def test_two_processes_do_what_one_does_and_one_goes_on_where_two_were_stopped(tmp_path):
     arguments = write_job(tmp_path, 12)
     assert main([*arguments, "--output", str(tmp_path / "one")]) == 0
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m", "gradellm_hf.dataset"]
-    run([*launch, *arguments, "--output", str(tmp_path / "two")])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    done = run([*launch, "gradellm_hf.dataset", *arguments, "--output", str(tmp_path / "two")])
+    assert done.stderr.count("12 of 12 prompts explained") == 1, "they did not know of each other"
     expected = contents(tmp_path / "one")
     assert contents(tmp_path / "two") == expected
     for number in (1, 2, 5):

@@ -121,13 +121,13 @@ def _area(
             torch.arange(counts.shape[1], device=rows.device) <= last.repeat(len(flat) // len(rows))[:, None]
         ).nonzero(as_tuple=True)
         row = heatmap % len(rows)
-
-        def keep(items: Tensor) -> Tensor:
-            first = flat[heatmap[items]] < counts[row[items], point[items], None]
-            return (first if inserts else ~first) | ~text.removable[rows[row[items]]]
-
+        first = flat[heatmap] < counts[row, point, None]
+        kept = (first if inserts else ~first) | ~text.removable[rows[row]]
+        # All heatmaps share the ends of their curves, and often more: each text is run once.
+        texts, inverse = torch.cat([row[:, None], kept], dim=1).unique(dim=0, return_inverse=True)
+        probabilities = text.target_probabilities(rows[texts[:, 0]], window, lambda items: texts[items, 1:] != 0, removal)
         curve = torch.zeros(len(flat), counts.shape[1], dtype=torch.float64, device=rows.device)
-        curve[heatmap, point] = text.target_probabilities(rows[row], window, keep, removal).double()
+        curve[heatmap, point] = probabilities.double()[inverse]
         share = counts / counts[:, -1:]
         return torch.trapezoid(curve.reshape(*ranks.shape[:-1], -1), share.broadcast_to(*ranks.shape[:-1], -1))
 

@@ -1,0 +1,162 @@
+"""`gradellm evaluate`, or `python -m gradellm_hf.evaluate`: how faithful are the explanations of a model, method by method?"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .commands.loading import add_model_arguments, load_model
+
+_EXAMPLES = """
+PROMPTS is a .jsonl or .parquet file or a folder of Dataset.save_to_disk. A record has a `prompt`, or a chat in `messages`, and
+where known: `id`; `task`, the group it is reported in; `target`, the continuation to explain; `rationale`, a list of
+[start, end], the characters that a person marked. Run the same command again to continue one that was stopped; in several
+processes with `accelerate launch -m gradellm_hf.evaluate ...`.
+
+FOLDER gets manifest.json and records-*.jsonl while it runs; then results.json, results.md, and pictures.
+
+examples:
+  gradellm evaluate ./my-model --prompts prompts.jsonl --output evaluation
+  gradellm evaluate ./my-model --prompts prompts.jsonl --output evaluation --methods grad_ellm,attention_mean,random \\
+      --metrics pi_soft_ns,pi_soft_nc --max-new-tokens 8 --level sequence
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.epilog = _EXAMPLES
+    add_model_arguments(parser)
+    group = parser.add_argument_group("what is evaluated")
+    group.add_argument("--prompts", required=True, metavar="PROMPTS", help="the file or folder with the prompts")
+    group.add_argument("--output", required=True, metavar="FOLDER", help="the folder to write to, or to continue")
+    group.add_argument("--methods", type=_names, metavar="A,B,...", help="names of methods (default: all; --list shows them)")
+    group.add_argument("--metrics", type=_names, metavar="A,B,...", help="names of metrics (default: all; --list shows them)")
+    group.add_argument("--list", action=_List, nargs=0, help="list the methods and the metrics, and leave")
+    group.add_argument("--column", metavar="NAME", help="the field with the prompt (default: prompt, messages or chat)")
+    group.add_argument("--where", type=_where, action="append", default=[], metavar="FIELD=VALUE", help="only such records")
+    group.add_argument("--max-prompts", type=int, metavar="N", help="only the first N")
+    group.add_argument("--max-new-tokens", type=int, default=1, metavar="N", help="tokens to write (default: %(default)s)")
+    group = parser.add_argument_group("how it is measured")
+    group.add_argument(
+        "--level",
+        choices=("step", "sequence"),
+        default="step",
+        help="every generated token by itself, or all together (default: %(default)s)",
+    )
+    group.add_argument("--samples", type=int, default=1, metavar="N", help="draws of a soft metric (default: %(default)s)")
+    group.add_argument("--portions", type=int, metavar="N", help="in which tokens are deleted or inserted (default: single)")
+    group.add_argument("--perturb-special-tokens", action="store_true", help="perturb template markers and the like, too")
+    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts a forward pass (default: %(default)s)")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of all random draws (default: %(default)s)")
+    group = parser.add_argument_group("how it is reported")
+    group.add_argument("--reference", default="grad_ellm", metavar="METHOD", help="to compare with (default: %(default)s)")
+    group.add_argument("--confidence", type=float, default=0.95, metavar="X", help="of the intervals (default: %(default)s)")
+    group.add_argument("--no-plots", action="store_true", help="draw no pictures (else matplotlib is needed)")
+    group.add_argument("--json", action="store_true", help="print results.json instead of the tables")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit status, 1 where not a single prompt could be evaluated.
+
+    Raises:
+        As `gradellm_hf.evaluation.evaluate`.
+    """
+    from .evaluation import Settings, evaluate
+    from .processes import processes
+
+    state = processes()
+    if state.num_processes > 1 and options.device_map == "auto":
+        options.device_map = {"": state.device}  # each process has the model on its own device
+    settings = Settings(
+        level=options.level,
+        num_samples=options.samples,
+        num_portions=options.portions,
+        perturb_special_tokens=options.perturb_special_tokens,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+    evaluation = evaluate(
+        load_model(options),
+        options.prompts,
+        options.output,
+        methods=options.methods,
+        metrics=options.metrics,
+        settings=settings,
+        column=options.column,
+        where=dict(options.where),
+        max_prompts=options.max_prompts,
+        max_new_tokens=options.max_new_tokens,
+    )
+    if state.is_main_process:
+        report(evaluation, Path(options.output), options)
+    state.destroy_process_group()
+    return 0 if evaluation.done() else 1
+
+
+def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
+    """Writes what a job found, as data, tables and pictures, and prints it."""
+    from .evaluation import summarise
+    from .evaluation.plots import plot_costs, plot_curves
+    from .files import write_atomically
+
+    _print_errors(evaluation)
+    if not evaluation.done():
+        return
+    summary = summarise(evaluation, reference=options.reference, confidence=options.confidence)
+    data = json.dumps({"manifest": evaluation.manifest, "summary": summary.to_dict()}, indent=1) + "\n"
+    tables = "\n".join(_section(summary, evaluation, task) for task in summary.tasks)
+    write_atomically(folder / "results.json", data.encode())
+    write_atomically(folder / "results.md", tables.encode())
+    if not options.no_plots:
+        for task in summary.tasks:
+            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in task)
+            for kind, plot in (("curves", plot_curves), ("costs", plot_costs)):
+                if kind == "costs" or any(row.curve for row in summary.rows):
+                    plot(summary, task).savefig(folder / (f"{kind}_{name}.png" if name else f"{kind}.png"))
+    print(data if options.json else tables, end="")
+
+
+def _section(summary: Any, evaluation: Any, task: str) -> str:
+    from .evaluation.summary import ALL
+
+    count = len(evaluation.done(None if task == ALL and ALL not in evaluation.tasks else task))
+    return f"## {task or 'results'}\n\n{count} {'prompt' if count == 1 else 'prompts'}\n\n{summary.to_markdown(task)}\n"
+
+
+def _print_errors(evaluation: Any) -> None:
+    for index, error in evaluation.errors.items():
+        print(f"Prompt {index} was not evaluated: {error}", file=sys.stderr)
+    for method in evaluation.methods:
+        errors = evaluation.method_errors(method)
+        if errors:
+            print(f"{method} failed on {len(errors)} prompts; the first time: {errors[0]}", file=sys.stderr)
+
+
+class _List(argparse.Action):
+    """Prints the names that there are, and leaves."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from .evaluation import METRICS
+        from .methods import method_names
+
+        print("methods:", *method_names(), sep="\n  ")
+        print("metrics:", *METRICS, sep="\n  ")
+        parser.exit()
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _where(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition("=")
+    if not separator or not name:
+        raise argparse.ArgumentTypeError(f"FIELD=VALUE is expected, got {text!r}")
+    return name, value
+
+
+if __name__ == "__main__":
+    from .cli import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

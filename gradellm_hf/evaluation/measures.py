@@ -1,0 +1,130 @@
+"""The metrics by name, as an evaluation runs them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import metrics
+from ..errors import InvalidInputError
+from ..metrics.calibration import Calibration
+from ..metrics.perturbation import Level, Removal, masked_mean
+from .texts import EvaluatedText
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an evaluation measures.
+
+    Args:
+        level: Every generated token by itself, `"step"`, or all of them together, `"sequence"`.
+        num_samples: Random draws of a soft metric.
+        num_portions: Portions in which `deletion` and `insertion` remove tokens; None: one token at a time.
+        pis: Shares of the pi-Soft curves.
+        calibration: See `gradellm_hf.metrics.calibrate`.
+        perturb_special_tokens: Whether special tokens (template markers, say) are perturbed and compared like others.
+        batch_size: Perturbed texts a forward pass.
+        seed: Of all random draws. Each prompt has draws of its own, which are the same for every method.
+    """
+
+    level: Level = "step"
+    num_samples: int = 1
+    num_portions: int | None = None
+    pis: tuple[float, ...] = metrics.PIS
+    calibration: Calibration = "scale"
+    perturb_special_tokens: bool = False
+    batch_size: int = 32
+    seed: int = 0
+
+    def generator(self, index: int) -> torch.Generator:
+        """The source of randomness of the prompt at a position."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric as an evaluation runs it.
+
+    Args:
+        measure: From the model, a text, heatmaps `[M, 1, N, S]`, settings and a source of randomness to values `[M]`, or
+            `[M, K]` of a curve.
+        higher_is_better: False where a low value speaks for a method.
+        is_curve: Whether it has one value for each of `Settings.pis`.
+        needs_rationale: Whether only texts with a human rationale have it.
+    """
+
+    measure: Callable[[Any, EvaluatedText, Tensor, Settings, torch.Generator], Tensor]
+    higher_is_better: bool = True
+    is_curve: bool = False
+    needs_rationale: bool = False
+
+
+def _perturbing(
+    function: Callable[..., Tensor],
+    options: Callable[[Settings, torch.Generator], dict[str, Any]],
+    model: Any,
+    text: EvaluatedText,
+    heatmaps: Tensor,
+    settings: Settings,
+    generator: torch.Generator,
+) -> Tensor:
+    values = function(
+        model,
+        text.sequences,
+        text.prompt_length,
+        heatmaps,
+        level=settings.level,
+        fixed=text.fixed,
+        batch_size=settings.batch_size,
+        **options(settings, generator),
+    )
+    return values[:, 0]
+
+
+def _agreement(
+    function: Callable[[Tensor, Tensor, Tensor], Tensor],
+    model: Any,
+    text: EvaluatedText,
+    heatmaps: Tensor,
+    settings: Settings,
+    generator: torch.Generator,
+) -> Tensor:
+    if text.rationale is None:
+        raise InvalidInputError("The text has no human rationale to compare with.")
+    scores = heatmaps[:, 0, :, : text.prompt_length]
+    if settings.level == "sequence":
+        scores = scores.mean(1, keepdim=True)
+    values = function(scores, text.rationale.to(scores.device), ~text.fixed.to(scores.device))
+    return masked_mean(values, ~values.isnan())
+
+
+def _soft(settings: Settings, generator: torch.Generator) -> dict[str, Any]:
+    return {"generator": generator, "num_samples": settings.num_samples}
+
+
+def _pi_soft(settings: Settings, generator: torch.Generator) -> dict[str, Any]:
+    return {**_soft(settings, generator), "pis": settings.pis, "calibration": settings.calibration}
+
+
+def _order(removal: Removal, settings: Settings, generator: torch.Generator) -> dict[str, Any]:
+    return {"generator": generator, "removal": removal, "num_steps": settings.num_portions}
+
+
+METRICS: dict[str, Metric] = {
+    "pi_soft_ns": Metric(partial(_perturbing, metrics.pi_soft_ns, _pi_soft), is_curve=True),
+    "pi_soft_nc": Metric(partial(_perturbing, metrics.pi_soft_nc, _pi_soft), is_curve=True),
+    "soft_ns": Metric(partial(_perturbing, metrics.soft_ns, _soft)),
+    "soft_nc": Metric(partial(_perturbing, metrics.soft_nc, _soft)),
+    "insertion": Metric(partial(_perturbing, metrics.insertion, partial(_order, "zero"))),
+    "insertion_mask": Metric(partial(_perturbing, metrics.insertion, partial(_order, "mask"))),
+    "insertion_drop": Metric(partial(_perturbing, metrics.insertion, partial(_order, "drop"))),
+    "deletion": Metric(partial(_perturbing, metrics.deletion, partial(_order, "zero")), higher_is_better=False),
+    "deletion_mask": Metric(partial(_perturbing, metrics.deletion, partial(_order, "mask")), higher_is_better=False),
+    "deletion_drop": Metric(partial(_perturbing, metrics.deletion, partial(_order, "drop")), higher_is_better=False),
+    "rank_correlation": Metric(partial(_perturbing, metrics.rank_correlation, lambda settings, generator: {})),
+    "auc": Metric(partial(_agreement, metrics.auc), needs_rationale=True),
+    "average_precision": Metric(partial(_agreement, metrics.average_precision), needs_rationale=True),
+}

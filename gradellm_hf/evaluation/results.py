@@ -1,0 +1,105 @@
+"""What `evaluate` wrote."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..manifest import read_manifest
+from .measures import METRICS, Settings
+from .records import read_records
+
+FORMAT = "gradellm_hf.evaluation"
+
+
+class Evaluation:
+    """The results of a job, as far as it has got.
+
+    Attributes:
+        manifest: How they were made.
+        records: Of each prompt that is done, by its position.
+        methods, metrics: Names.
+        tasks: Names, in the order of the prompts.
+        settings: How it was measured.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no job was started in it.
+        InvalidInputError: The folder holds something else.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]):
+        manifest = read_manifest(Path(folder), FORMAT)
+        if manifest is None:
+            raise FileNotFoundError(f"There is no manifest in {str(folder)!r}: no job was started there.")
+        self.manifest = manifest
+        self.records: dict[int, dict[str, Any]] = read_records(Path(folder))
+        self.methods: list[str] = manifest["methods"]
+        self.metrics: list[str] = manifest["metrics"]
+        settings = manifest["settings"]
+        self.settings = Settings(**{**settings, "pis": tuple(settings["pis"])})
+        self.tasks = list(dict.fromkeys(record["task"] for record in self.records.values()))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def num_prompts(self) -> int:
+        """How many there are to do."""
+        return int(self.manifest["num_prompts"])
+
+    @property
+    def errors(self) -> dict[int, str]:
+        """Class and message of what went wrong, by the position of the prompts that failed."""
+        return {index: record["error"] for index, record in self.records.items() if "error" in record}
+
+    def method_errors(self, method: str) -> list[str]:
+        """Messages of the prompts on which a method failed."""
+        return [record["errors"][method] for record in self.records.values() if method in record.get("errors", {})]
+
+    def values(self, metric: str, task: str | None = None) -> Tensor:
+        """A metric of all methods on the prompts of a task (None: all), `[M, R]`; a curve, `[M, R, K]`; NaN where undefined.
+
+        Raises:
+            InvalidInputError: The metric was not measured.
+        """
+        if metric not in self.metrics:
+            raise InvalidInputError(f"{metric!r} was not measured; there are {self.metrics}.")
+        undefined: Any = [None] * len(self.settings.pis) if METRICS[metric].is_curve else None
+        rows = [
+            [record["values"].get(metric, {}).get(method, undefined) for method in self.methods] for record in self.done(task)
+        ]
+        shape = (len(rows), len(self.methods), *([len(undefined)] if undefined else []))
+        return torch.tensor(_nan_for_none(rows), dtype=torch.float64).reshape(shape).transpose(0, 1)
+
+    def seconds(self, method: str, task: str | None = None) -> Tensor:
+        """Seconds that explaining took per explained token, of each prompt on which the method did not fail, `[R]`."""
+        records = [record for record in self.done(task) if method in record["seconds"]]
+        return torch.tensor([r["seconds"][method] / r["num_tokens"] for r in records], dtype=torch.float64)
+
+    def relative_seconds(self, method: str, task: str | None = None) -> Tensor:
+        """The time of explaining over that of `generate`, of each prompt whose continuation the model wrote, `[R]`."""
+        records = [record for record in self.done(task) if method in record["seconds"] and record["generate_seconds"]]
+        return torch.tensor([r["seconds"][method] / r["generate_seconds"] for r in records], dtype=torch.float64)
+
+    def done(self, task: str | None = None) -> list[dict[str, Any]]:
+        """Records of the prompts of a task (None: all) that did not fail."""
+        return [r for r in self.records.values() if "error" not in r and task in (None, r["task"])]
+
+    def __repr__(self) -> str:
+        return (
+            f"Evaluation({len(self)} of {self.num_prompts} prompts, {len(self.methods)} methods, {len(self.metrics)} metrics)"
+        )
+
+
+def load_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
+    """The results in a folder that `evaluate` wrote to, finished or not. Errors as for `Evaluation`."""
+    return Evaluation(folder)
+
+
+def _nan_for_none(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_nan_for_none(x) for x in value]
+    return float("nan") if value is None else value

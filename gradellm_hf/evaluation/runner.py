@@ -1,0 +1,212 @@
+"""Runs methods and metrics on prompts, into a folder; continues where it was stopped."""
+
+import inspect
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..architecture import unwrap
+from ..errors import InvalidInputError
+from ..manifest import check_same_job, describe_job, fingerprint, read_manifest, write_manifest
+from ..memory import is_out_of_memory, release_memory
+from ..methods import Method, get_method, method_names
+from ..model import GradELLM
+from ..processes import processes
+from ..prompts_input import Prompt, PromptReader
+from .measures import METRICS, Settings
+from .records import append_record, drop_partial_records, read_records
+from .results import FORMAT, Evaluation, load_evaluation
+from .texts import FIELDS, EvaluatedText, read_text
+
+
+def evaluate(
+    model: Any,
+    prompts: Any,
+    output_dir: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    methods: Sequence[str] | Mapping[str, Method] | None = None,
+    metrics: Sequence[str] | None = None,
+    settings: Settings | None = None,
+    column: str | None = None,
+    where: Mapping[str, Any] | None = None,
+    max_prompts: int | None = None,
+    **generate_kwargs: Any,
+) -> Evaluation:
+    """Explains each prompt's continuation by every method, and measures every explanation by every metric.
+
+    Results are written prompt by prompt; the same call continues where it was stopped. In processes that `accelerate launch`
+    or `torchrun` started, each takes a share of the prompts. A prompt or a method that fails is recorded with its error, and
+    the others go on. How long each method takes is recorded, too, after a first run that does not count.
+
+    Args:
+        model: As for `explain_sequences`; or a `GradELLM`, which brings its tokenizer.
+        prompts: As for `explain_dataset`. Beside its prompt and `id` a record may have `task`, the group it is reported in;
+            `target`, the continuation to explain instead of what the model writes; and `rationale`, a list of
+            `[start, end]`, the characters that a person marked in the prompt or in a chat's last message.
+        output_dir: The folder to write to, or to continue.
+        tokenizer: The model's.
+        methods: Names (see `gradellm_hf.methods.method_names`), or methods by name. None: all that are registered.
+        metrics: Names out of `METRICS`. None: all.
+        settings: How it is measured.
+        column: The field of a record with the prompt.
+        where: Only records whose fields have these values, such as `{"split": "report"}`.
+        max_prompts: Only the first so many.
+        **generate_kwargs: For `model.generate`. By default one token, the most likely one.
+
+    Raises:
+        InvalidInputError: An argument is not usable, or the folder holds another job.
+    """
+    if not isinstance(model, GradELLM):
+        model = GradELLM(model)
+    explainer, settings = GradELLM(model.model, tokenizer or model.tokenizer), settings or Settings()
+    if explainer.tokenizer is None:
+        raise InvalidInputError("There is no tokenizer to read the prompts with. Give the model's: `tokenizer=...`.")
+    by_name = _methods(methods)
+    metrics = _known("metrics", METRICS if metrics is None else metrics, METRICS)
+    generate_kwargs = {"max_new_tokens": 1, "do_sample": False, **generate_kwargs}
+    where = where or {}
+    reader = PromptReader(prompts, column, (*FIELDS, *where))
+    chosen = _chosen(reader, where, max_prompts)
+    job = describe_job(
+        FORMAT,
+        model.model,
+        explainer.tokenizer,
+        generate_kwargs,
+        fingerprint(chosen),
+        len(chosen),
+        methods=list(by_name),
+        metrics=metrics,
+        settings=asdict(settings),
+    )
+    _Run(explainer, by_name, metrics, settings, generate_kwargs).into(Path(output_dir), job, chosen)
+    return load_evaluation(output_dir)
+
+
+class _Run:
+    def __init__(
+        self,
+        explainer: GradELLM,
+        methods: Mapping[str, Method],
+        metrics: Sequence[str],
+        settings: Settings,
+        generate_kwargs: dict[str, Any],
+    ):
+        self._explainer, self._methods, self._metrics = explainer, methods, metrics
+        self._settings, self._generate_kwargs = settings, generate_kwargs
+
+    def into(self, folder: Path, job: dict[str, Any], prompts: list[Prompt]) -> None:
+        from tqdm.auto import tqdm
+
+        state = processes()
+        if state.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            if read_manifest(folder, FORMAT) is None:
+                write_manifest(folder, job)
+            drop_partial_records(folder)
+        state.wait_for_everyone()
+        check_same_job(folder, read_manifest(folder, FORMAT) or {}, job)
+        done = read_records(folder)
+        state.wait_for_everyone()  # all have seen the same records
+        missing = [index for index in range(len(prompts)) if index not in done][state.process_index :: state.num_processes]
+        disable = None if state.is_main_process else True  # None: where it is no terminal
+        options: Any = {"iterable": missing, "desc": "Evaluating", "unit": "prompt", "disable": disable}
+        progress: Any = tqdm(**options)
+        for index in progress:
+            record = self._record(index, prompts[index], is_first=index == missing[0])
+            append_record(folder, state.process_index, record)
+        state.wait_for_everyone()
+
+    def _record(self, index: int, prompt: Prompt, is_first: bool) -> dict[str, Any]:
+        record: dict[str, Any] = {"index": index, "id": prompt.id, "task": str(prompt.fields.get("task", ""))}
+        try:
+            text = read_text(self._explainer, prompt, self._settings.perturb_special_tokens, self._generate_kwargs)
+            if is_first:
+                self._explain(index, text)  # warms up: the next run is timed
+                if text.seconds is not None:
+                    text = read_text(self._explainer, prompt, self._settings.perturb_special_tokens, self._generate_kwargs)
+            heatmaps, seconds, errors = self._explain(index, text)
+            num_tokens = text.sequences.shape[1] - text.prompt_length
+            return {
+                **record,
+                "prompt_length": text.prompt_length,
+                "num_tokens": num_tokens,
+                "continuation": text.continuation,
+                "generate_seconds": text.seconds,
+                "seconds": seconds,
+                "errors": errors,
+                "values": self._measure(index, text, heatmaps) if heatmaps else {},
+            }
+        except torch.AcceleratorError:
+            raise  # the device is lost until a new start
+        except Exception as error:
+            return {**record, "error": f"{type(error).__name__}: {error}"}
+
+    def _explain(self, index: int, text: EvaluatedText) -> tuple[dict[str, Tensor], dict[str, float], dict[str, str]]:
+        """Heatmaps `[1, N, S]`, the seconds they took, and what went wrong, by method."""
+        heatmaps, seconds, errors = {}, {}, {}
+        for name, method in self._methods.items():
+            run: Any = method
+            if "generator" in inspect.signature(method).parameters:  # a method that draws random numbers
+                run = partial(run, generator=self._settings.generator(index))
+            start = time.perf_counter()
+            try:
+                heatmap = run(self._explainer.model, text.sequences, text.prompt_length)
+                if not heatmap.isfinite().all():
+                    raise InvalidInputError("The scores are not all finite.")
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                errors[name] = f"{type(error).__name__}: {error}"
+                if is_out_of_memory(error):
+                    release_memory()
+                continue
+            heatmaps[name] = heatmap.cpu()  # waits for the device
+            seconds[name] = time.perf_counter() - start
+        return heatmaps, seconds, errors
+
+    def _measure(self, index: int, text: EvaluatedText, heatmaps: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+        """Values by metric and method."""
+        stacked = torch.stack(list(heatmaps.values()))
+        values = {}
+        for name in self._metrics:
+            metric = METRICS[name]
+            if metric.needs_rationale and text.rationale is None:
+                continue
+            generator = self._settings.generator(index)
+            result = metric.measure(unwrap(self._explainer.model), text, stacked, self._settings, generator)
+            values[name] = dict(zip(heatmaps, result.tolist()))
+        return values
+
+
+def _methods(methods: Sequence[str] | Mapping[str, Method] | None) -> Mapping[str, Method]:
+    if isinstance(methods, Mapping):
+        if not methods:
+            raise InvalidInputError("`methods` is empty: name at least one.")
+        return methods
+    return {name: get_method(name) for name in _known("methods", methods or method_names(), method_names())}
+
+
+def _known(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
+    names, known = [names] if isinstance(names, str) else list(names), list(known)
+    unknown = [name for name in names if name not in known]
+    if unknown or not names or len(set(names)) < len(names):
+        raise InvalidInputError(f"`{what}` must be different names out of {known}, at least one; got {names}.")
+    return names
+
+
+def _chosen(reader: PromptReader, where: Mapping[str, Any], max_prompts: int | None) -> list[Prompt]:
+    if max_prompts is not None and max_prompts < 1:
+        raise InvalidInputError(f"`max_prompts` must be at least 1, got {max_prompts}.")
+    prompts = (reader[index] for index in range(len(reader)))
+    chosen = [p for p in prompts if all(p.fields.get(name) == value for name, value in where.items())][:max_prompts]
+    if not chosen:
+        raise InvalidInputError(f"No record has {dict(where)}.")
+    return chosen

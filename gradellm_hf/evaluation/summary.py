@@ -1,0 +1,202 @@
+"""Means with intervals, differences to a reference method, and cost, as data and as a table."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..metrics.bootstrap import bootstrap
+from ..metrics.pi_soft import normalised_area
+from .measures import METRICS
+from .records import jsonable
+from .results import Evaluation
+
+ALL = "all"  # the name of all tasks together
+_FEWEST = 10  # prompts from which on an interval says something
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over prompts with its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric of a method on the prompts of a task.
+
+    Attributes:
+        value: Its mean; of a curve, of the normalised area under it.
+        difference: Of the value to the reference method's, prompt by prompt; None for the reference itself, or without one.
+        curve: The mean at each of the evaluation's shares; None for metrics without a curve.
+        num_prompts: On how many prompts it is defined.
+    """
+
+    task: str
+    method: str
+    metric: str
+    value: Mean
+    difference: Mean | None
+    curve: tuple[Mean, ...] | None
+    num_prompts: int
+
+    @property
+    def against_reference(self) -> int:
+        """1 where the method is better than the reference by more than the interval, -1 where it is worse, else 0.
+
+        Always 0 for fewer than ten prompts, of which resampling makes too narrow an interval.
+        """
+        if self.num_prompts < _FEWEST or self.difference is None or self.difference.low <= 0 <= self.difference.high:
+            return 0
+        return 1 if (self.difference.mean > 0) == METRICS[self.metric].higher_is_better else -1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What explaining costs: medians over prompts.
+
+    Attributes:
+        seconds: Per explained token.
+        relative: The time of explaining over that of `generate`; None where the model wrote nothing itself.
+    """
+
+    task: str
+    method: str
+    seconds: float
+    relative: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """An evaluation in numbers.
+
+    Attributes:
+        reference: The method with which the others are compared; None where it is not among them.
+        pis: Shares of the curves.
+        tasks: Names; where there are several, the last is `"all"`: the prompts of all together.
+    """
+
+    reference: str | None
+    confidence: float
+    pis: tuple[float, ...]
+    tasks: tuple[str, ...]
+    methods: tuple[str, ...]
+    metrics: tuple[str, ...]
+    rows: tuple[Row, ...]
+    costs: tuple[Cost, ...]
+
+    def row(self, task: str, method: str, metric: str) -> Row | None:
+        """None where the metric is not defined there."""
+        return self._by_key.get((task, method, metric))
+
+    def cost(self, task: str, method: str) -> Cost | None:
+        """None where the method failed on every prompt."""
+        return next((cost for cost in self.costs if (cost.task, cost.method) == (task, method)), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return jsonable(asdict(self))
+
+    def to_markdown(self, task: str) -> str:
+        """A table of a task: a row a method; mean and half the width of the interval.
+
+        The best of a column is bold; `+` and `-` mark what is better, or worse, than the reference by more than the interval.
+        """
+        metrics = [m for m in self.metrics if any(self.row(task, method, m) for method in self.methods)]
+        arrows = ["\u2191" if METRICS[metric].higher_is_better else "\u2193" for metric in metrics]
+        header = ["method", "x generate", *(f"{metric} {arrow}" for metric, arrow in zip(metrics, arrows))]
+        lines = [header, ["---"] * len(header)]
+        best = {metric: self._best(task, metric) for metric in metrics}
+        for method in self.methods:
+            cost = self.cost(task, method)
+            relative = "" if cost is None or cost.relative is None else f"{cost.relative:.2f}"
+            cells = [_cell(self.row(task, method, metric), best[metric] == method) for metric in metrics]
+            lines.append([f"`{method}`", relative, *cells])
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    @property
+    def _by_key(self) -> dict[tuple[str, str, str], Row]:
+        return {(row.task, row.method, row.metric): row for row in self.rows}
+
+    def _best(self, task: str, metric: str) -> str | None:
+        sign = 1 if METRICS[metric].higher_is_better else -1
+        rows = [row for row in self.rows if (row.task, row.metric) == (task, metric)]
+        return max(rows, key=lambda row: sign * row.value.mean).method if rows else None
+
+
+def summarise(evaluation: Evaluation, *, reference: str | None = "grad_ellm", confidence: float = 0.95) -> Summary:
+    """Means over the prompts of each task, with bootstrap intervals; see `gradellm_hf.metrics.bootstrap`.
+
+    Args:
+        reference: The method with which the others are compared, prompt by prompt; left out where it is not among them.
+        confidence: Coverage of the intervals.
+
+    Raises:
+        InvalidInputError: No prompt is done.
+    """
+    if not evaluation.done():
+        first = next(iter(evaluation.errors.values()), "none was begun")
+        raise InvalidInputError(f"No prompt was evaluated, so there is nothing to summarise: {first}")
+    if reference not in evaluation.methods:
+        reference = None
+    tasks: list[tuple[str, str | None]] = [(task, task) for task in evaluation.tasks if evaluation.done(task)]
+    if len(tasks) != 1:
+        tasks.append((ALL, None))
+    rows: list[Row] = []
+    costs: list[Cost] = []
+    for name, task in tasks:
+        for metric in evaluation.metrics:
+            rows += _rows(name, metric, evaluation.values(metric, task), evaluation, reference, confidence)
+        for method in evaluation.methods:
+            seconds, relative = evaluation.seconds(method, task), evaluation.relative_seconds(method, task)
+            if len(seconds):
+                costs.append(Cost(name, method, float(seconds.median()), float(relative.median()) if len(relative) else None))
+    return Summary(
+        reference,
+        confidence,
+        evaluation.settings.pis,
+        tuple(name for name, _ in tasks),
+        tuple(evaluation.methods),
+        tuple(evaluation.metrics),
+        tuple(rows),
+        tuple(costs),
+    )
+
+
+def _rows(
+    task: str, metric: str, values: Tensor, evaluation: Evaluation, reference: str | None, confidence: float
+) -> Iterator[Row]:
+    curves: Sequence[tuple[Mean, ...] | None] = [None] * len(values)
+    if METRICS[metric].is_curve:
+        pis = evaluation.settings.pis
+        curves = [tuple(_means(values.transpose(1, 2)[m], confidence)) for m in range(len(values))]
+        values = normalised_area(values, pis) if len(pis) > 1 else values[..., 0]
+    means = _means(values, confidence)
+    differences: Sequence[Mean | None] = [None] * len(values)
+    if reference is not None:
+        row = evaluation.methods.index(reference)
+        differences = _means(values - values[row], confidence)
+    for m, method in enumerate(evaluation.methods):
+        num_prompts = int((~values[m].isnan()).sum())
+        if num_prompts:
+            difference = None if method == reference else differences[m]
+            yield Row(task, method, metric, means[m], difference, curves[m], num_prompts)
+
+
+def _means(values: Tensor, confidence: float) -> list[Mean]:
+    """Of each row of `values [M, R]`."""
+    return [Mean(*numbers) for numbers in torch.stack(bootstrap(values, confidence=confidence)).T.tolist()]
+
+
+def _cell(row: Row | None, is_best: bool) -> str:
+    if row is None:
+        return ""
+    text = f"{row.value.mean:.3f}"
+    mark = {1: " +", -1: " -", 0: ""}[row.against_reference]
+    return (f"**{text}**" if is_best else text) + f" ± {(row.value.high - row.value.low) / 2:.3f}{mark}"

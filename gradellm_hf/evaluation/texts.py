@@ -1,0 +1,103 @@
+"""From a record with a prompt to text that is evaluated: tokens, what stays, what people marked."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..architecture import input_device
+from ..errors import InvalidInputError
+from ..metrics.agreement import token_labels
+from ..model import GradELLM, encode_prompt, encode_target
+from ..prompts_input import Prompt
+from ..token_text import special_tokens, token_texts
+
+FIELDS = ("task", "target", "rationale")  # that a record may have beside its prompt and `id`
+
+
+class EvaluatedText(NamedTuple):
+    """A prompt and its continuation, of one row.
+
+    Attributes:
+        sequences: Token ids, `[1, S]`.
+        prompt_length: `P`.
+        fixed: True for prompt positions that are never perturbed, `[P]`.
+        rationale: True for prompt tokens that people marked, `[P]`; None where nothing was marked.
+        task: The group that the record says it belongs to, or "".
+        continuation: The text after the prompt.
+        seconds: That writing it took; None where the record gave it.
+    """
+
+    sequences: Tensor
+    prompt_length: int
+    fixed: Tensor
+    rationale: Tensor | None
+    task: str
+    continuation: str
+    seconds: float | None
+
+
+def read_text(
+    explainer: GradELLM, prompt: Prompt, perturb_special_tokens: bool, generate_kwargs: Mapping[str, Any]
+) -> EvaluatedText:
+    """The text of a record: its prompt, and its `target` or what the model writes.
+
+    Raises:
+        InvalidInputError: The prompt or a field of the record is not usable, or the model wrote nothing.
+    """
+    tokenizer: Any = getattr(explainer.tokenizer, "tokenizer", explainer.tokenizer)  # of a processor
+    rendered, add_special_tokens, ids = encode_prompt(tokenizer, prompt.content)
+    device, seconds = input_device(explainer.model), None
+    target = prompt.fields.get("target")
+    if target is None:
+        input_ids = torch.tensor([ids], device=device)
+        start = time.perf_counter()
+        out = explainer.model.generate(input_ids, attention_mask=torch.ones_like(input_ids), **generate_kwargs)
+        seconds = time.perf_counter() - start
+        sequences = out if isinstance(out, Tensor) else out.sequences
+        if len(sequences) != 1:
+            raise InvalidInputError("An evaluation looks at one continuation of each prompt; leave num_return_sequences out.")
+        continuation_ids = sequences[0, len(ids) :].tolist()
+    else:
+        if not isinstance(target, str) or not target:
+            raise InvalidInputError(f"The record's `target` must be a text, got {target!r}.")
+        continuation_ids = encode_target(tokenizer, rendered, add_special_tokens, ids, target)
+    if not continuation_ids:
+        raise InvalidInputError("The model wrote nothing after the prompt.")
+    pieces = token_texts(tokenizer, [*ids, *continuation_ids])
+    fixed = torch.zeros(len(ids), dtype=torch.bool)
+    if not perturb_special_tokens:
+        fixed = torch.tensor(special_tokens(tokenizer, ids))
+    return EvaluatedText(
+        torch.tensor([[*ids, *continuation_ids]], device=device),
+        len(ids),
+        fixed,
+        _rationale(pieces[: len(ids)], prompt),
+        str(prompt.fields.get("task", "")),
+        "".join(pieces[len(ids) :]),
+        seconds,
+    )
+
+
+def _rationale(pieces: list[str], prompt: Prompt) -> Tensor | None:
+    """Tokens in the record's ranges of characters: of the prompt, or of the content of a chat's last message."""
+    ranges = prompt.fields.get("rationale")
+    if ranges is None:
+        return None
+    marked = prompt.content if isinstance(prompt.content, str) else prompt.content[-1]["content"]
+    text = "".join(pieces)
+    begin = text.rfind(marked)
+    if begin < 0 and isinstance(marked, str):  # a chat template may strip it
+        begin = text.rfind(marked.strip())
+        begin -= (len(marked) - len(marked.lstrip())) * (begin >= 0)
+    if begin < 0:
+        raise InvalidInputError("The text that the `rationale` refers to is not found in the prompt as the model reads it.")
+    try:
+        spans = [(begin + int(start), begin + int(end)) for start, end in ranges]
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"The record's `rationale` must be a list of [start, end], got {ranges!r}.") from error
+    if any(not 0 <= start - begin < end - begin <= len(marked) for start, end in spans):
+        raise InvalidInputError(f"The record's `rationale` {ranges!r} does not lie in its text of {len(marked)} characters.")
+    return token_labels(pieces, spans)
