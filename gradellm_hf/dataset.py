@@ -7,6 +7,7 @@ hard, loses at most the shard that each process was working on, and goes on with
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -22,7 +23,7 @@ from .dataset_explanations import FORMAT, DatasetExplanations, load_dataset_expl
 from .errors import GradELLMError, InvalidInputError
 from .manifest import check_same_job, describe_job, read_manifest, write_manifest
 from .model import GradELLM
-from .processes import processes
+from .processes import only_writer, processes
 from .prompts_input import PromptReader
 from .shards import remove_partial_files, shard_path, shard_paths, write_shard
 
@@ -50,8 +51,7 @@ def explain_dataset(
 
     In a process that `accelerate launch` or `torchrun` started, each process explains its share, with the model on its own
     device. The results depend neither on the number of processes nor on interruptions. With another batch size, or where a
-    batch did not fit in memory and was halved, they may differ in the last bits, and samples are others. One job at a time may
-    write to a folder.
+    batch did not fit in memory and was halved, they may differ in the last bits, and samples are others.
 
     A prompt that cannot be explained is recorded with its error (see `DatasetExplanations.errors`), and the others go on.
 
@@ -74,8 +74,8 @@ def explain_dataset(
         The explanations, in the order of the prompts; as `load_dataset_explanations(output_dir)`.
 
     Raises:
-        InvalidInputError: An argument is not usable; the folder holds another job, with what differs; or no prompt can
-            be explained with these arguments.
+        InvalidInputError: An argument is not usable; the folder holds another job, with what differs, or is being written to;
+            or no prompt can be explained with these arguments.
         UnsupportedArchitectureError: The model cannot be explained exactly.
     """
     if not isinstance(model, GradELLM):
@@ -101,17 +101,23 @@ def explain_dataset(
 
 
 def _run(prompts: SortedPrompts, job: dict[str, Any], folder: Path) -> None:
-    from tqdm.auto import tqdm
-
     state = processes()
     _check_folder(folder, job)
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        remove_partial_files(folder)
-        if read_manifest(folder, FORMAT) is None:
-            write_manifest(folder, job)
-    state.wait_for_everyone()
-    _check_folder(folder, job)  # now of the main process, which may have been given something else
+    with only_writer(folder) if state.is_main_process else contextlib.nullcontext():
+        if state.is_main_process:
+            remove_partial_files(folder)
+            if read_manifest(folder, FORMAT) is None:
+                write_manifest(folder, job)
+        state.wait_for_everyone()
+        _check_folder(folder, job)  # now of the main process, which may have been given something else
+        _write_missing_shards(prompts, job, folder, state)
+
+
+def _write_missing_shards(prompts: SortedPrompts, job: dict[str, Any], folder: Path, state: Any) -> None:
+    from tqdm.auto import tqdm
+
     size = job["shard_size"]
     shards = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
     missing = [number for number in range(len(shards)) if not shard_path(folder, number).exists()]

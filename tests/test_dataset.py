@@ -20,6 +20,7 @@ from gradellm_hf.dataset import explain_dataset, load_dataset_explanations, main
 from gradellm_hf.explanation import Explanation
 from gradellm_hf.manifest import weights_fingerprint
 from gradellm_hf.model import GradELLM
+from gradellm_hf.processes import only_writer
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
@@ -343,6 +344,12 @@ def test_folders_of_others_are_refused(llama, tokenizer, finished, tmp_path):
     (tmp_path / "manifest.json").write_text('{"short_name": "a web page"}')
     with pytest.raises(InvalidInputError, match="not the manifest"):
         explain_dataset(llama, texts(6), tmp_path, tokenizer=tokenizer)
+
+
+def test_a_folder_that_another_job_writes_to_is_refused(llama, tokenizer, tmp_path):
+    with only_writer(tmp_path), pytest.raises(InvalidInputError, match="Another job is writing"):
+        explain_dataset(llama, texts(2), tmp_path, tokenizer=tokenizer, max_new_tokens=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_explains_a_file_and_says_so(tmp_path, capsys):

@@ -19,6 +19,7 @@ from gradellm_hf.evaluation.texts import read_text
 from gradellm_hf.methods import get_method
 from gradellm_hf.metrics import bootstrap, deletion, normalised_area, pi_soft_ns
 from gradellm_hf.model import GradELLM
+from gradellm_hf.processes import only_writer
 from gradellm_hf.prompts_input import Prompt
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] | trim }}\n{% endfor %}"
@@ -129,6 +130,12 @@ def test_another_evaluation_in_the_same_folder_is_refused(llama, tokenizer, tmp_
     with pytest.raises(InvalidInputError, match=f"another job.*\n(.*\n)*  {named}"):
         evaluate(llama, PROMPTS if "max_prompts" in change else PROMPTS[:1], tmp_path, **{**options, **change})
     assert (tmp_path / "records-00000.jsonl").read_bytes() == before
+
+
+def test_a_folder_that_another_job_writes_to_is_refused(llama, tokenizer, tmp_path):
+    with only_writer(tmp_path), pytest.raises(InvalidInputError, match="Another job is writing"):
+        evaluate(llama, PROMPTS, tmp_path, tokenizer=tokenizer, methods=["random"], metrics=["deletion"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_method_that_fails_is_recorded_and_the_others_go_on(llama, tokenizer, tmp_path):

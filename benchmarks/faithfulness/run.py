@@ -101,13 +101,14 @@ def read_prompts() -> list[dict[str, Any]]:
     """The prompts of this folder, as they are given to the model.
 
     So small a model seldom begins its turn in a chat with the word that was asked for, so questions with one right answer are
-    given as text, with a line that asks for the word. Other chats get an empty system message, instead of the one that the
-    chat template would write.
+    given as text that ends where the word belongs. Other chats get an empty system message, instead of the one that the chat
+    template would write.
     """
     records = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
     for record in records:
         if "messages" in record and "answer" in record:
-            record["prompt"] = record.pop("messages")[0]["content"] + "\nOne-word answer:"
+            text = record.pop("messages")[0]["content"]
+            record["prompt"] = text if text.endswith(":") else text + "\nOne-word answer:"
         elif "messages" in record:
             record["messages"].insert(0, {"role": "system", "content": ""})
     return records

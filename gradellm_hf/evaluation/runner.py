@@ -1,5 +1,6 @@
 """Runs methods and metrics on prompts, into a folder; continues where it was stopped."""
 
+import contextlib
 import inspect
 import os
 import time
@@ -18,7 +19,7 @@ from ..manifest import check_same_job, describe_job, fingerprint, read_manifest,
 from ..memory import is_out_of_memory, release_memory
 from ..methods import Method, get_method, method_names
 from ..model import GradELLM
-from ..processes import processes
+from ..processes import only_writer, processes
 from ..prompts_input import Prompt, PromptReader
 from .measures import METRICS, Settings
 from .records import append_record, drop_partial_records, read_records
@@ -62,7 +63,7 @@ def evaluate(
         **generate_kwargs: For `model.generate`. By default one token, the most likely one.
 
     Raises:
-        InvalidInputError: An argument is not usable, or the folder holds another job.
+        InvalidInputError: An argument is not usable; or the folder holds another job, or is being written to.
     """
     if not isinstance(model, GradELLM):
         model = GradELLM(model)
@@ -103,16 +104,22 @@ class _Run:
         self._settings, self._generate_kwargs = settings, generate_kwargs
 
     def into(self, folder: Path, job: dict[str, Any], prompts: list[Prompt]) -> None:
-        from tqdm.auto import tqdm
-
         state = processes()
         if state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            if read_manifest(folder, FORMAT) is None:
-                write_manifest(folder, job)
-            drop_partial_records(folder)
-        state.wait_for_everyone()
-        check_same_job(folder, read_manifest(folder, FORMAT) or {}, job)
+        with only_writer(folder) if state.is_main_process else contextlib.nullcontext():
+            if state.is_main_process:
+                if read_manifest(folder, FORMAT) is None:
+                    write_manifest(folder, job)
+                check_same_job(folder, read_manifest(folder, FORMAT) or {}, job)
+                drop_partial_records(folder)
+            state.wait_for_everyone()
+            check_same_job(folder, read_manifest(folder, FORMAT) or {}, job)
+            self._write_missing(folder, prompts, state)
+
+    def _write_missing(self, folder: Path, prompts: list[Prompt], state: Any) -> None:
+        from tqdm.auto import tqdm
+
         done = read_records(folder)
         state.wait_for_everyone()  # all have seen the same records
         missing = [index for index in range(len(prompts)) if index not in done][state.process_index :: state.num_processes]
