@@ -9,7 +9,7 @@ BIN := $(VENV)/bin/python
 READY := $(VENV)/ready
 INSTALL := $(BIN) -m pip --disable-pip-version-check install -qq
 
-.PHONY: demo test lint docs bench architectures environment
+.PHONY: demo test lint docs bench faithfulness architectures environment
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -29,6 +29,12 @@ docs: $(READY)
 
 bench: $(READY)
 	@$(BIN) -m benchmarks.run
+
+# benchmarks/faithfulness/RESULTS.md and the pictures of docs/faithfulness.md: some hours; continues where it was stopped.
+# With human rationales: make faithfulness LAMBADA=annotated.jsonl
+faithfulness: $(READY)
+	@$(BIN) -m benchmarks.faithfulness.run $(if $(LAMBADA),--lambada $(LAMBADA))
+	@$(BIN) -m benchmarks.faithfulness.report
 
 # docs/architectures.md, from a real run.
 architectures: $(READY)

@@ -1,4 +1,4 @@
-"""Many prompts: `explain_dataset` and `accelerate launch -m gradellm_hf.dataset`.
+"""Many prompts: `explain_dataset` and `python -m gradellm_hf.dataset`, in one process or in several.
 
 The prompts are sorted by their number of tokens and cut into batches; some batches make a shard. All of that follows from
 the input alone, so a shard holds the same whoever computes it and when. Each process computes its share of the shards that are

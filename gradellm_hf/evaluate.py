@@ -12,7 +12,7 @@ _EXAMPLES = """
 PROMPTS is a .jsonl or .parquet file or a folder of Dataset.save_to_disk. A record has a `prompt`, or a chat in `messages`, and
 where known: `id`; `task`, the group it is reported in; `target`, the continuation to explain; `rationale`, a list of
 [start, end], the characters that a person marked. Run the same command again to continue one that was stopped; in several
-processes with `accelerate launch -m gradellm_hf.evaluate ...`.
+processes with `torchrun --nproc_per_node N -m gradellm_hf.evaluate ...`.
 
 FOLDER gets manifest.json and records-*.jsonl while it runs; then results.json, results.md, and pictures.
 

@@ -13,7 +13,7 @@ from tiny_tokenizers import byte_level_bpe
 
 from gradellm_hf import InvalidInputError
 from gradellm_hf.cli import main
-from gradellm_hf.evaluation import METRICS, Settings, evaluate, load_evaluation, summarise
+from gradellm_hf.evaluation import METRICS, Settings, evaluate, load_evaluation, merge, summarise
 from gradellm_hf.evaluation.plots import plot_costs, plot_curves
 from gradellm_hf.evaluation.texts import read_text
 from gradellm_hf.methods import get_method
@@ -257,9 +257,22 @@ def test_a_method_is_marked_where_it_differs_from_the_reference_by_more_than_the
     few = evaluate(llama, texts[:9], tmp_path / "few", tokenizer=tokenizer, methods=methods, metrics=["rank_correlation"])
     assert summarise(few, reference="oracle").row("", "reverse", "rank_correlation").against_reference == 0
     table = summary.to_markdown("").splitlines()
-    assert table[0].startswith("| method | x generate | rank_correlation \u2191 | deletion \u2193 |")
+    assert table[0].startswith("| method | s / token | x generate | rank_correlation \u2191 | deletion \u2193 |")
     assert "**1.000** ± 0.000 |" in table[2]
     assert " - |" in table[3]
+
+
+def test_merged_evaluations_have_a_task_each_and_all_prompts_in_all(evaluation, llama, tokenizer, tmp_path):
+    options = {"tokenizer": tokenizer, "methods": METHODS, "settings": SETTINGS}
+    other = evaluate(llama, ["by the sea"], tmp_path / "a", **options)
+    both = merge({"one": evaluation, "two": other})
+    assert (len(both), both.num_prompts, both.tasks) == (5, 5, ["one", "two"])
+    torch.testing.assert_close(both.values("deletion", "one"), evaluation.values("deletion"))
+    assert summarise(both).row("all", "random", "deletion").num_prompts == 5
+    assert evaluation.tasks == ["first", "second"]
+    different = evaluate(llama, ["by the sea"], tmp_path / "b", **{**options, "methods": ["random"]})
+    with pytest.raises(InvalidInputError, match="the same methods"):
+        merge({"one": evaluation, "two": different})
 
 
 def test_pictures_show_every_method_by_its_name(evaluation, tmp_path):

@@ -1,8 +1,8 @@
 """Methods on prompts, measured by metrics: `evaluate` runs it, `load_evaluation` reads what it wrote."""
 
 from .measures import METRICS, Metric, Settings
-from .results import Evaluation, load_evaluation
+from .results import Evaluation, load_evaluation, merge
 from .runner import evaluate
 from .summary import Summary, summarise
 
-__all__ = ["METRICS", "Evaluation", "Metric", "Settings", "Summary", "evaluate", "load_evaluation", "summarise"]
+__all__ = ["METRICS", "Evaluation", "Metric", "Settings", "Summary", "evaluate", "load_evaluation", "merge", "summarise"]

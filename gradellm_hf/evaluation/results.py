@@ -1,6 +1,8 @@
 """What `evaluate` wrote."""
 
+import copy
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +99,24 @@ class Evaluation:
 def load_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
     """The results in a folder that `evaluate` wrote to, finished or not. Errors as for `Evaluation`."""
     return Evaluation(folder)
+
+
+def merge(evaluations: Mapping[str, Evaluation]) -> Evaluation:
+    """Several evaluations as one, each with the prompts of the task that names it.
+
+    Raises:
+        InvalidInputError: They have not the same methods, metrics and shares.
+    """
+    first, *others = evaluations.values()
+    for other in others:
+        if (other.methods, other.metrics, other.settings.pis) != (first.methods, first.metrics, first.settings.pis):
+            raise InvalidInputError("Only evaluations with the same methods, metrics and shares can be merged.")
+    merged = copy.copy(first)
+    merged.tasks = list(evaluations)
+    records = [{**record, "task": task} for task, part in evaluations.items() for record in part.records.values()]
+    merged.records = dict(enumerate(records))
+    merged.manifest = {**first.manifest, "num_prompts": sum(part.num_prompts for part in evaluations.values())}
+    return merged
 
 
 def _nan_for_none(value: Any) -> Any:

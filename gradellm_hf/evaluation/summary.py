@@ -103,21 +103,23 @@ class Summary:
         """JSON-ready values."""
         return jsonable(asdict(self))
 
-    def to_markdown(self, task: str) -> str:
-        """A table of a task: a row a method; mean and half the width of the interval.
+    def to_markdown(self, task: str, metrics: Sequence[str] | None = None) -> str:
+        """A table of a task: a row a method; cost, then mean and half the width of the interval of metrics (None: all).
 
         The best of a column is bold; `+` and `-` mark what is better, or worse, than the reference by more than the interval.
         """
-        metrics = [m for m in self.metrics if any(self.row(task, method, m) for method in self.methods)]
+        wanted = self.metrics if metrics is None else metrics
+        metrics = [m for m in wanted if any(self.row(task, method, m) for method in self.methods)]
         arrows = ["\u2191" if METRICS[metric].higher_is_better else "\u2193" for metric in metrics]
-        header = ["method", "x generate", *(f"{metric} {arrow}" for metric, arrow in zip(metrics, arrows))]
+        header = ["method", "s / token", "x generate", *(f"{metric} {arrow}" for metric, arrow in zip(metrics, arrows))]
         lines = [header, ["---"] * len(header)]
         best = {metric: self._best(task, metric) for metric in metrics}
         for method in self.methods:
             cost = self.cost(task, method)
+            seconds = "" if cost is None else f"{cost.seconds:.3f}"
             relative = "" if cost is None or cost.relative is None else f"{cost.relative:.2f}"
             cells = [_cell(self.row(task, method, metric), best[metric] == method) for metric in metrics]
-            lines.append([f"`{method}`", relative, *cells])
+            lines.append([f"`{method}`", seconds, relative, *cells])
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     @property

@@ -10,22 +10,22 @@ from ..metrics.perturbation import PerturbedText
 
 
 class Method(Protocol):
-    """A way to explain text that exists: heatmaps of every generated token.
+    """A way to explain text that exists: heatmaps of every generated token."""
 
-    Args:
-        model: A decoder-only Transformers model in evaluation mode.
-        sequences: Token ids of prompts, padded on the left, and continuations, `[R, S]`.
-        prompt_length: `P`.
-        attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
+    def __call__(self, model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, /) -> Tensor:
+        """Explains.
 
-    Returns:
-        `[R, N, S]`, float32: the score of position `i` for generated token `n`; exactly 0 for `i >= P + n`, for padding, and
-        for steps after a row's end.
-    """
+        Args:
+            model: A decoder-only Transformers model in evaluation mode.
+            sequences: Token ids of prompts, padded on the left, and continuations, `[R, S]`.
+            prompt_length: `P`.
+            attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
 
-    def __call__(
-        self, model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, /
-    ) -> Tensor: ...
+        Returns:
+            `[R, N, S]`, float32: the score of position `i` for generated token `n`; exactly 0 for `i >= P + n`, for padding,
+            and for steps after a row's end.
+        """
+        ...
 
 
 _methods: dict[str, Method] = {}
