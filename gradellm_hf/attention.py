@@ -159,15 +159,15 @@ class PositionLocalAttention(torch.autograd.Function):
     """Attention whose gradient reaches a query's own key and value only; computes the layer's heatmap on the way back.
 
     Inputs: `anchor` (a leaf that makes autograd come here), `query [R, H, N, D]`, `key [R, G, T, D]`,
-    `value [R, G, T, Dv]`, the mask and all options, the kind of spatial importance, and `record`, called in the backward
-    pass with the signed heatmap `c[n, i] = sum_h w[p, h, i] <d f_n / d z[p, h], v[i, h]>`, `[R, N, T]` (None: not explained).
+    `value [R, G, T, Dv]`, the mask and all options, the formula of the heatmap, and `record`, called in the backward pass
+    with the heatmap `c[n, i] = sum_h w[p, h, i] <d f_n / d z[p, h], v[i, h]>`, `[R, N, T]` (both None: not explained).
     """
 
     @staticmethod
-    def forward(ctx, anchor, query, key, value, mask, options, spatial, record):  # type: ignore[no-untyped-def]
+    def forward(ctx, anchor, query, key, value, mask, options, formula, record):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(query, key, value)
         ctx.options = options = replace(options, mask=mask.detach())
-        ctx.spatial, ctx.record = spatial, record
+        ctx.formula, ctx.record = formula, record
         return attention_output(query, key, value, options)
 
     @staticmethod
@@ -192,11 +192,11 @@ class PositionLocalAttention(torch.autograd.Function):
             weights = options.weights(scores, block)
             contributions = grouped_products(g, v)
             weighted = weights * contributions
-            if record and ctx.spatial == "attention":
-                heatmap[:, block] = weighted.sum((1, 2))
+            if record and ctx.formula.spatial == "attention":
+                heatmap[:, block] = ctx.formula.sum_heads(weighted)
             elif record:
                 loosened = loosened_weights(products, q, k[:, :, None], options.grouped_mask(groups, block))
-                heatmap[:, block] = (loosened * contributions).sum((1, 2))
+                heatmap[:, block] = ctx.formula.sum_heads(loosened * contributions)
             if not needs_inputs:
                 continue
             d_scores = torch.addcmul(weighted, weights, weighted.sum(-1, keepdim=True), value=-1)

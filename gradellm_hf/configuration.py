@@ -13,6 +13,7 @@ from .errors import InvalidInputError
 Spatial = Literal["attention", "loosened"]
 Channel = Literal["heads", "attention_output"]
 Target = Literal["logit", "probability", "log_probability", "contrast"]
+PositivePart = Literal["layer", "head"]
 Engine = Literal["replay", "stepwise"]
 TargetFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -33,7 +34,9 @@ class GradELLMConfig:
             `"contrast"` (its logit minus that of a foil), or a callable `(logits [R, N, V], token_ids [R, N]) -> [R, N]`
             whose value at step `n` may depend on `logits[:, n]` only. It is called with chunks of consecutive steps.
         contrast_token_ids: The foils of `target="contrast"`: one id, or ids that broadcast to `[R, N]`.
-        positive_only: Keep only the positive part of each layer's heatmap (the relu of the paper).
+        positive_only: Keep only positive parts (the relu of the paper).
+        positive_part: Of what: `"layer"`, each layer's heatmap, in which its heads are added up first, or `"head"`, what each
+            head contributes to it.
         engine: `"replay"` (every step in one pass) or `"stepwise"` (one token at a time; the reference).
         output_layer_attributions: Also return the heatmap of each layer.
         step_chunk_size: Number of steps replayed together; `None` chooses it so that memory stays bounded.
@@ -48,6 +51,7 @@ class GradELLMConfig:
     target: Target | TargetFunction = "logit"
     contrast_token_ids: Any = None
     positive_only: bool = True
+    positive_part: PositivePart = "layer"
     engine: Engine = "replay"
     output_layer_attributions: bool = False
     step_chunk_size: int | None = None
@@ -56,6 +60,7 @@ class GradELLMConfig:
         self._check_layers()
         _check_choice("spatial", self.spatial, get_args(Spatial))
         _check_choice("channel", self.channel, get_args(Channel))
+        _check_choice("positive_part", self.positive_part, get_args(PositivePart))
         _check_choice("engine", self.engine, get_args(Engine))
         if not callable(self.target):
             _check_choice("target", self.target, get_args(Target), "a callable (logits, token_ids) -> scores")
@@ -68,6 +73,11 @@ class GradELLMConfig:
         if size is not None and (not is_index(size) or size < 1):
             raise InvalidInputError(f"`step_chunk_size` must be None (automatic) or an int of at least 1, got {size!r}.")
         self._check_contrast()
+        if self.positive_part == "head" and (not self.positive_only or self.channel != "heads"):
+            raise InvalidInputError(
+                '`positive_part="head"` keeps the positive part of each head, so it needs `positive_only=True` and '
+                f'`channel="heads"`. Got positive_only={self.positive_only} and channel={self.channel!r}.'
+            )
 
     @classmethod
     def paper(cls, **overrides: Any) -> "GradELLMConfig":

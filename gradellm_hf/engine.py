@@ -15,6 +15,7 @@ from .attention_output import AttentionOutputChannel
 from .caches import detach_cache, fork_cache, is_plain, key_lengths
 from .configuration import GradELLMConfig
 from .errors import UnsupportedArchitectureError
+from .formula import HeadFormula
 from .heatmaps import Heatmaps
 from .memory import is_out_of_memory, out_of_memory, progress_bar, release_memory
 from .offloading import reload_offloaded_weights
@@ -42,15 +43,15 @@ class AttentionWatch(ABC):
     Args:
         model: The model.
         layers: Explained layers, ascending, as numbers of calls.
-        spatial: Spatial importance at the head outputs; None where `channel="attention_output"` computes the heatmaps.
-        record: Takes a layer and its signed heatmap, `[R, N, T]`; called in the backward pass.
+        formula: How the heads make a heatmap; None where `channel="attention_output"` computes the heatmaps.
+        record: Takes a layer and its heatmap, `[R, N, T]`; called in the backward pass.
     """
 
     forward_kwargs: ClassVar[dict[str, Any]] = {}
     whole_prefix: ClassVar[bool] = False
 
-    def __init__(self, model: "PreTrainedModel", layers: list[int], spatial: str | None, record: Record):
-        self.model, self.layers, self.spatial, self.record = model, layers, spatial, record
+    def __init__(self, model: "PreTrainedModel", layers: list[int], formula: HeadFormula | None, record: Record):
+        self.model, self.layers, self.formula, self.record = model, layers, formula, record
         self.head_widths: dict[int, int] = {}
 
     @abstractmethod
@@ -225,7 +226,8 @@ class _Run:
                 heatmap = sum_over_heads(heatmap, head_group(self._modules[layer], watch.head_widths[layer]))
             self.heatmaps.add(layer, first, scale, heatmap)
 
-        watch = self.watch_type(self.model, self.layers, None if channel else self.config.spatial, record)
+        formula = None if channel else HeadFormula(self.config.spatial, self.config.positive_part == "head")
+        watch = self.watch_type(self.model, self.layers, formula, record)
         if channel:
             channel.open_chunk(last - first, watch.visible, record, whole_prefix=watch.whole_prefix)
         if is_plain(cache):

@@ -7,6 +7,8 @@ Shape letters, here and in the engines: R rows, L layers, G key/value heads, M q
 D head dim, C channels. The last query's own key is the last key: query n owns key T - N + n.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 _OUTPUT_TOLERANCES = {torch.bfloat16: 3e-2, torch.float16: 3e-3}  # of the largest head output; elsewhere 1e-4
@@ -61,11 +63,32 @@ def attention_weights(scores_RGMNT: torch.Tensor, mask: torch.Tensor, sinks_GM: 
     return torch.cat([scores_RGMNT, sinks], dim=-1).softmax(-1)[..., :-1]
 
 
-def head_heatmap(weights_RHNT: torch.Tensor, value_RGTD: torch.Tensor, gradient_RHND: torch.Tensor) -> torch.Tensor:
-    """Signed layer heatmap `c[n, i] = sum_h w[p, h, i] <g[p, h], v[i, h]>`, `[R, N, T]`, in float32 or wider."""
+@dataclass(frozen=True)
+class HeadFormula:
+    """How the heads of a layer make its heatmap.
+
+    Args:
+        spatial: Spatial importance of a key, `"attention"` or `"loosened"`.
+        positive_heads: Keep only the positive part of each head's contribution.
+    """
+
+    spatial: str = "attention"
+    positive_heads: bool = False
+
+    def sum_heads(self, contributions_RGMNT: torch.Tensor) -> torch.Tensor:
+        """The heatmap of a layer, `[R, N, T]`, from the contributions `w[p, h, i] <g[p, h], v[i, h]>` of its heads."""
+        if self.positive_heads:
+            contributions_RGMNT = contributions_RGMNT.relu()
+        return contributions_RGMNT.sum((1, 2))
+
+
+def head_heatmap(
+    formula: HeadFormula, weights_RHNT: torch.Tensor, value_RGTD: torch.Tensor, gradient_RHND: torch.Tensor
+) -> torch.Tensor:
+    """Layer heatmap `c[n, i] = sum_h w[p, h, i] <g[p, h], v[i, h]>`, `[R, N, T]`, in float32 or wider."""
     groups, precision = value_RGTD.shape[1], torch.promote_types(value_RGTD.dtype, torch.float32)
     weights, value, gradient = (x.to(precision) for x in (weights_RHNT, value_RGTD, gradient_RHND))
-    return (group_heads(weights, groups) * grouped_products(group_heads(gradient, groups), value)).sum((1, 2))
+    return formula.sum_heads(group_heads(weights, groups) * grouped_products(group_heads(gradient, groups), value))
 
 
 def explains_head_outputs(weights_RHNT: torch.Tensor, value_RGTD: torch.Tensor, output_RHND: torch.Tensor) -> bool:

@@ -50,7 +50,7 @@ class Heatmaps:
         self.token_probabilities[:, first:last] = targets.probabilities.to(self.token_probabilities)
 
     def add(self, layer: int, first: int, scale: Tensor, heatmap_RNT: Tensor) -> None:
-        """Adds a layer's signed heatmap of the steps from `first` on.
+        """Adds a layer's heatmap of the steps from `first` on.
 
         Step `n` is predicted at position `P + n - 1`; the last key is that of the last step's position.
         """

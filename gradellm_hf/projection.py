@@ -43,6 +43,7 @@ class ProjectionWatch(AttentionWatch):
         raise NotImplementedError  # `channel="attention_output"` is refused for models without the interface
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:
+        assert self.formula is not None  # `channel="attention_output"` is refused for models without the interface
         if any(x is None for x in getattr(outputs, "attentions", None) or [None]):
             raise UnsupportedArchitectureError(
                 f"`{self.model.config.model_type}` returns no attention weights with `output_attentions=True`, and does not "
@@ -59,7 +60,7 @@ class ProjectionWatch(AttentionWatch):
                     "not the attention weights times the values, so this architecture cannot be explained exactly without "
                     "the AttentionInterface."
                 )
-            self.record(layer, head_heatmap(weights, value, head_gradient))
+            self.record(layer, head_heatmap(self.formula, weights, value, head_gradient))
 
     def _values(self, layer: int, outputs: Any) -> Tensor:
         """`[R, G, T, Dv]`."""

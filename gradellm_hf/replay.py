@@ -33,9 +33,9 @@ class ReplayWatch(InterfaceWatch):
         if layer < self.layers[0]:
             output = attention_output(query, key, value, options())
         else:
-            record = functools.partial(self.record, layer) if self.spatial and layer in self.layers else None
+            record = functools.partial(self.record, layer) if self.formula and layer in self.layers else None
             settings = options()
-            output = PositionLocalAttention.apply(self.anchor, query, key, value, settings.mask, settings, self.spatial, record)
+            output = PositionLocalAttention.apply(self.anchor, query, key, value, settings.mask, settings, self.formula, record)
         return output.transpose(1, 2).contiguous(), None
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:

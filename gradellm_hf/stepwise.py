@@ -41,20 +41,20 @@ class StepWatch(InterfaceWatch):
             output = output.detach().requires_grad_()
         if layer in self.layers:
             self._outputs.append(output)
-            if self.spatial:
-                spatial_weights = self._weights(query, key, value, options, weights, output.detach())
-                self._heatmaps.append(functools.partial(head_heatmap, spatial_weights, value.detach()))
+            if self.formula:
+                spatial_weights = self._weights(self.formula.spatial, query, key, value, options, weights, output.detach())
+                self._heatmaps.append(functools.partial(head_heatmap, self.formula, spatial_weights, value.detach()))
         return output, weights
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:
         gradients = torch.autograd.grad(outputs.logits[:, -1:], self._outputs, gradient, allow_unused=True)
-        for layer, heatmap, output_gradient in zip(self.layers, self._heatmaps, gradients, strict=bool(self.spatial)):
+        for layer, heatmap, output_gradient in zip(self.layers, self._heatmaps, gradients, strict=bool(self.formula)):
             if output_gradient is not None:
                 self.record(layer, heatmap(output_gradient[:, -1:].transpose(1, 2)))
 
     @torch.no_grad()
     def _weights(
-        self, query: Tensor, key: Tensor, value: Tensor, options: Callable, own: Tensor | None, output: Tensor
+        self, spatial: str, query: Tensor, key: Tensor, value: Tensor, options: Callable, own: Tensor | None, output: Tensor
     ) -> Tensor:
         """Spatial importance of the last query, `[R, H, 1, T]`.
 
@@ -62,7 +62,7 @@ class StepWatch(InterfaceWatch):
         them), else those of the formula, which must be.
         """
         last, output = slice(-1, None), output[:, -1:].transpose(1, 2)
-        if self.spatial == "attention" and own is not None and explains_head_outputs(own[:, :, last], value, output):
+        if spatial == "attention" and own is not None and explains_head_outputs(own[:, :, last], value, output):
             return own[:, :, last].detach()  # a view would keep the graph
         settings, groups = options(), key.shape[1]
         precision = torch.promote_types(query.dtype, torch.float32)
@@ -74,7 +74,7 @@ class StepWatch(InterfaceWatch):
                 f"`{self.model.config.model_type}` computes its attention in a way that is not known here: its head outputs "
                 'are not the attention weights times the values. Load the model with `attn_implementation="eager"`.'
             )
-        if self.spatial == "loosened":
+        if spatial == "loosened":
             weights = loosened_weights(products, query, key[:, :, None], settings.grouped_mask(groups, last)).flatten(1, 2)
         return weights
 

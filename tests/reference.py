@@ -67,11 +67,13 @@ def reference_heatmaps(
     *,
     spatial: str = "attention",
     target: Target = logit,
+    positive_heads: bool = False,
 ) -> Tensor:
-    """Signed heatmaps of every layer, `c_l[n, i] = sum_h w[p, h, i] <g[p, h], v[i, h]>`, `[R, L, N, S]`.
+    """Heatmaps of every layer, `c_l[n, i] = sum_h w[p, h, i] <g[p, h], v[i, h]>`, `[R, L, N, S]`.
 
     Args:
         padding: 0 for padded prompt positions, `[R, P]`.
+        positive_heads: Add up the positive part of each head only.
     """
     model = reference_copy(model)
     rows, length = token_ids.shape
@@ -91,7 +93,8 @@ def reference_heatmaps(
                     else:
                         weights = minmax_cosine(call.query[row, head, -1], call.key[row, group], visible[row])
                     products = call.value[row, group] @ gradient[row, -1, head]
-                    heatmaps[row, layer, step, :end] += (weights * products).detach()
+                    contribution = (weights * products).detach()
+                    heatmaps[row, layer, step, :end] += contribution.clamp(min=0) if positive_heads else contribution
     return heatmaps
 
 

@@ -21,6 +21,7 @@ CONFIGS = {
     "replay": GradELLMConfig(output_layer_attributions=True),
     "signed": GradELLMConfig(positive_only=False, target="log_probability", layers=[0, -1]),
     "stepwise": GradELLMConfig(engine="stepwise", output_layer_attributions=True),
+    "heads": GradELLMConfig(positive_part="head", output_layer_attributions=True),
     "loosened": GradELLMConfig(spatial="loosened"),
     "paper": GradELLMConfig.paper(layers=2),
     "chunks": GradELLMConfig(step_chunk_size=2),

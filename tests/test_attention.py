@@ -13,7 +13,7 @@ from gradellm_hf.attention import (
     attention_output,
     own_column_gradient,
 )
-from gradellm_hf.formula import causal_visibility
+from gradellm_hf.formula import HeadFormula, causal_visibility
 
 R, G, M, N, T, D, DV = 2, 3, 2, 4, 7, 5, 6  # rows, key heads, query heads a key head, queries, keys, dims
 H = G * M
@@ -83,7 +83,7 @@ def test_its_gradient_and_its_heatmap_are_those_of_each_query_alone(options, sta
     query, key, value = states
     upstream, recorded = random(R, H, N, DV, seed=5), []
     anchor = torch.zeros((), requires_grad=True)
-    output = PositionLocalAttention.apply(anchor, query, key, value, options.mask, options, "attention", recorded.append)
+    output = PositionLocalAttention.apply(anchor, query, key, value, options.mask, options, HeadFormula(), recorded.append)
     actual = torch.autograd.grad(output, states, upstream)
     expected = [torch.zeros_like(x) for x in states]
     for n in range(N):

@@ -84,6 +84,19 @@ def test_engines_agree_with_autograd_over_the_full_prefix_in_a_left_padded_batch
     assert_exact(out.attributions, expected.sum(1))
 
 
+@pytest.mark.parametrize("spatial", ["attention", "loosened"])
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("family", ["llama", "qwen2_windowed", "gpt2"])
+def test_the_positive_parts_of_the_heads_add_up_exactly(family, engine, spatial):
+    token_ids, padding = text_of(family)
+    with float64_islands():
+        expected = reference_heatmaps(model_of(family), token_ids, PROMPT, padding, spatial=spatial, positive_heads=True)
+    assert not torch.allclose(expected, truth_of(family, spatial).relu())
+    out = explain(model_of(family), token_ids, PROMPT, padding, engine=engine, positive_part="head", spatial=spatial)
+    assert_exact(out.layer_attributions, expected)
+    assert_exact(out.attributions, expected.sum(1))
+
+
 @pytest.mark.parametrize("chunk", [1, 2, 3, STEPS, None])
 @pytest.mark.parametrize("family", ["llama", "mistral_windowed", "qwen2_windowed", "gpt2"])
 def test_replay_is_exact_whatever_the_number_of_steps_replayed_together(family, chunk):

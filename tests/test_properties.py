@@ -96,6 +96,8 @@ def ending_at(model: PreTrainedModel, eos_token_id: int):
 def test_replay_equals_stepwise(data):
     model = data.draw(models())
     text, config = data.draw(texts(model)), data.draw(options(model))
+    if config["positive_only"]:
+        config["positive_part"] = data.draw(st.sampled_from(["layer", "head"]))
     chunk = data.draw(st.none() | st.integers(1, 7))
     replayed = explain(model, text, **config, step_chunk_size=chunk)
     stepped = explain(model, text, **config, engine="stepwise")

@@ -16,7 +16,7 @@ from gradellm_hf.methods import attention_mean, saliency
 from gradellm_hf.metrics.perturbation import PerturbedText
 
 P, N = 6, 3
-WITH_SALIENCY = ("saliency_sum", "saliency_product", "second_hop_saliency")
+WITH_SALIENCY = ("saliency_sum", "saliency_product", "second_hop_saliency", "relu_per_head_saliency_product")
 
 
 @pytest.fixture

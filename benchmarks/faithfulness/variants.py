@@ -120,8 +120,12 @@ def share(x: Tensor) -> Tensor:
 
 
 def gradient_normalised(r: Recording) -> Tensor:
-    norms = r.gradient.square().sum((2, 4)).sqrt()
-    return ratio(positive(r), norms[..., None]).sum(1)
+    return ratio(positive(r), layer_gradient_norms(r)).sum(1)
+
+
+def layer_gradient_norms(r: Recording) -> Tensor:
+    """`[R, L, N, 1]`."""
+    return r.gradient.square().sum((2, 4)).sqrt()[..., None]
 
 
 # Values
@@ -405,6 +409,36 @@ _TABLE = [
         "combinations",
         "Default times the root of `||x_i|| ||d f / d x_i||`. A backward pass a step.",
         lambda r: default(r) * input_gradient(r).sqrt(),
+    ),
+    Variant(
+        "relu_per_head_but_first_layer",
+        "combinations",
+        "Positive part of each head, all layers but the first.",
+        lambda r: r.contributions[:, 1:].relu().sum((1, 2)),
+    ),
+    Variant(
+        "relu_per_head_gradient_normalised",
+        "combinations",
+        "Positive part of each head, each layer divided by the norm of its gradient.",
+        lambda r: ratio(r.contributions.relu().sum(2), layer_gradient_norms(r)).sum(1),
+    ),
+    Variant(
+        "gradient_value_norm_but_first_layer",
+        "combinations",
+        "`A ||g|| ||v||`, all layers but the first.",
+        lambda r: (r.attention * gradient_norms(r) * value_norms(r))[:, 1:].sum((1, 2)),
+    ),
+    Variant(
+        "relu_per_head_and_norms",
+        "combinations",
+        "Geometric mean of `relu_per_head` and `attention_gradient_value_norm`.",
+        lambda r: (r.contributions.relu().sum((1, 2)) * weighted_attention(gradient_norms(r) * value_norms(r), r)).sqrt(),
+    ),
+    Variant(
+        "relu_per_head_saliency_product",
+        "combinations",
+        "`relu_per_head` times the root of `||x_i|| ||d f / d x_i||`. A backward pass a step.",
+        lambda r: r.contributions.relu().sum((1, 2)) * input_gradient(r).sqrt(),
     ),
     Variant(
         "second_hop_saliency",
