@@ -10,7 +10,7 @@ from .summary import Summary
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_DASHES = ("-", "--", ":", "-.")
+_DASHES, _MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "v")
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito: for every eye
 _GREY = "0.55"
 
@@ -65,9 +65,12 @@ def plot_costs(summary: Summary, task: str, metrics: Sequence[str] | None = None
             if row is None or cost is None:
                 continue
             spread = [[row.value.mean - row.value.low], [row.value.high - row.value.mean]]
-            style = {**_style(summary, method), "linestyle": "none"}
-            marker = "D" if method == summary.reference else "o"
-            axis.errorbar(cost.seconds, row.value.mean, yerr=spread, marker=marker, markersize=5, **style)
+            style = _style(summary, method)
+            marker = _MARKERS[_DASHES.index(style["linestyle"])]
+            size = 8 if method == summary.reference else 5
+            axis.errorbar(
+                cost.seconds, row.value.mean, yerr=spread, marker=marker, markersize=size, **{**style, "linestyle": "none"}
+            )
         axis.set_xscale("log")
         axis.set_xlabel("seconds for each explained token")
         axis.set_ylabel(_label(metric))
