@@ -216,6 +216,25 @@ def test_only_the_records_that_were_asked_for_are_evaluated(llama, tokenizer, tm
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"level": "word"}, "`level` must be one of"),
+        ({"calibration": "log"}, "`calibration` must be one of"),
+        ({"num_samples": 0}, "`num_samples` must be an int of at least 1, got 0"),
+        ({"batch_size": None}, "`batch_size` must be an int of at least 1, got None"),
+        ({"num_portions": 2.5}, "`num_portions` must be an int"),
+        ({"pis": ()}, "`pis` must be ascending shares"),
+        ({"pis": (0.5, 0.2)}, "`pis` must be ascending shares"),
+        ({"pis": (0.5, 1.2)}, "`pis` must be ascending shares"),
+        ({"seed": "a"}, "`seed` must be an int"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        Settings(**options)
+
+
 def test_a_summary_has_means_intervals_and_differences_of_each_task_and_of_all(evaluation):
     summary = summarise(evaluation)
     assert summary.tasks == ("first", "second", "all")

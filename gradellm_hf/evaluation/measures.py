@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from itertools import pairwise
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from .. import metrics
+from ..configuration import is_index
 from ..errors import InvalidInputError
 from ..metrics.calibration import Calibration
 from ..metrics.perturbation import Level, Removal, masked_mean
@@ -28,6 +30,9 @@ class Settings:
         perturb_special_tokens: Whether special tokens (template markers, say) are perturbed and compared like others.
         batch_size: Perturbed texts a forward pass.
         seed: Of all random draws. Each prompt has draws of its own, which are the same for every method.
+
+    Raises:
+        InvalidInputError: An option is unknown or out of range.
     """
 
     level: Level = "step"
@@ -38,6 +43,19 @@ class Settings:
     perturb_special_tokens: bool = False
     batch_size: int = 32
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("level", get_args(Level)), ("calibration", get_args(Calibration))):
+            if getattr(self, name) not in choices:
+                raise InvalidInputError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
+        for name in ("num_samples", "num_portions", "batch_size"):
+            number = getattr(self, name)
+            if not (is_index(number) and number >= 1) and not (name == "num_portions" and number is None):
+                raise InvalidInputError(f"`{name}` must be an int of at least 1, got {number!r}.")
+        if not self.pis or min(self.pis) < 0 or max(self.pis) > 1 or any(a >= b for a, b in pairwise(self.pis)):
+            raise InvalidInputError(f"`pis` must be ascending shares between 0 and 1, at least one, got {self.pis}.")
+        if not is_index(self.seed):
+            raise InvalidInputError(f"`seed` must be an int, got {self.seed!r}.")
 
     def generator(self, index: int) -> torch.Generator:
         """The source of randomness of the prompt at a position."""
