@@ -6,7 +6,7 @@ Each part can be stopped and continues when it is run again. Parts may run at th
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,18 +39,28 @@ class Part(NamedTuple):
     where: Mapping[str, str]
     num_tokens: int = 1
     level: Level = "step"
-    variants: bool = False
+    variants: Sequence[str] = ()
 
 
+# What did well on the prompts to tune on; then looked at once on those that are reported.
+_CHOSEN = (
+    "default",
+    "relu_per_head",
+    "relu_per_head_but_first_layer",
+    "absolute_per_layer",
+    "attention_gradient_value_norm",
+    "likeliest_absolute",
+    "saliency_product",
+    "relu_per_head_saliency_product",
+)
 PARTS = {
     "sentiment": Part({"task": "sentiment", "split": "report"}),
     "yes_no": Part({"task": "yes_no", "split": "report"}),
     "recall": Part({"task": "recall", "split": "report"}),
     "open": Part({"task": "open", "split": "report"}, num_tokens=8, level="sequence"),
     "lambada": Part({}),
-    # Tuned on prompts of their own, and then looked at once on those that are reported.
-    "ablation": Part({"split": "tune"}, variants=True),
-    "ablation_report": Part({"split": "report"}, variants=True),
+    "ablation": Part({"split": "tune"}, variants=tuple(VARIANTS)),
+    "ablation_report": Part({"split": "report"}, variants=_CHOSEN),
 }
 
 
@@ -59,7 +69,6 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=None, help="only these (default: all)")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the results (default: %(default)s)")
     parser.add_argument("--lambada", type=Path, help="JSONL with `text` and `rationale`; without it that part is left out")
-    parser.add_argument("--variants", nargs="*", help="only these variants, for the ablation (default: all)")
     parser.add_argument("--dtype", default="bfloat16", help="of the model (default: %(default)s)")
     parser.add_argument("--max-prompts", type=int, help="only the first so many of each part")
     options = parser.parse_args()
@@ -81,7 +90,7 @@ def run_part(name: str, model: Any, tokenizer: Any, options: argparse.Namespace)
     if part.variants:
         settings = Settings(level=part.level, pis=_ABLATION_PIS, seed=_SEED)
         metrics = _ABLATION_METRICS
-        methods = {variant: VARIANTS[variant].method for variant in options.variants or VARIANTS}
+        methods = {variant: VARIANTS[variant].method for variant in part.variants}
     return evaluate(
         model,
         options.lambada if name == "lambada" else read_prompts(),
