@@ -308,7 +308,7 @@ def test_pictures_show_every_method_by_its_name(evaluation, tmp_path):
     figure = plot_costs(summary, "second", ["deletion", "auc"])
     figure.savefig(tmp_path / "costs.png")
     assert len(figure.axes) == 1  # no rationale in this task
-    with pytest.raises(InvalidInputError, match="None of the metrics"):
+    with pytest.raises(InvalidInputError, match="none of \\['auc'\\] was measured"):
         plot_costs(summary, "second", ["auc"])
 
 

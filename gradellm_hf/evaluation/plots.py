@@ -1,11 +1,11 @@
 """Pictures of an evaluation: curves over the retained share, and faithfulness against cost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import GradELLMError, InvalidInputError
 from .measures import METRICS
-from .summary import Summary
+from .summary import Row, Summary
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,26 +22,15 @@ def plot_curves(summary: Summary, task: str) -> "Figure":
         GradELLMError: matplotlib is not installed.
         InvalidInputError: No curve was measured in this task.
     """
+
+    def draw(axis: Any, row: Row) -> None:
+        style, points = _style(summary, row.method), row.curve or ()
+        axis.plot(summary.pis, [point.mean for point in points], **style)
+        low, high = [point.low for point in points], [point.high for point in points]
+        axis.fill_between(summary.pis, low, high, color=style["color"], alpha=0.12, linewidth=0)
+
     metrics = [metric for metric in summary.metrics if METRICS[metric].is_curve]
-    curves = {metric: _present(summary, task, metric) for metric in metrics}
-    if not any(curves.values()):
-        raise InvalidInputError(f"No curve was measured in the task {task!r}.")
-    figure = _figure(4.4 * len(metrics) + 2.2, 4.6)
-    axes: Any = figure.subplots(1, len(metrics), squeeze=False)[0]
-    for axis, metric in zip(axes, metrics):
-        for method in curves[metric]:
-            row = summary.row(task, method, metric)
-            points: Any = row.curve if row is not None else ()
-            style = _style(summary, method)
-            axis.plot(summary.pis, [point.mean for point in points], **style)
-            low, high = [point.low for point in points], [point.high for point in points]
-            axis.fill_between(summary.pis, low, high, color=style["color"], alpha=0.12, linewidth=0)
-        axis.set_xlabel("share of the prompt that is kept (pi)")
-        axis.set_ylabel(_label(metric))
-        _tidy(axis)
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
-    figure.suptitle(_title(task), x=0.01, ha="left", fontsize=11)
-    return figure
+    return _panels(summary, task, metrics, draw, "share of the prompt that is kept (pi)")
 
 
 def plot_costs(summary: Summary, task: str, metrics: Sequence[str] | None = None) -> "Figure":
@@ -54,34 +43,38 @@ def plot_costs(summary: Summary, task: str, metrics: Sequence[str] | None = None
         GradELLMError: matplotlib is not installed.
         InvalidInputError: None of the metrics was measured in this task.
     """
-    metrics = [metric for metric in (metrics or summary.metrics[:3]) if _present(summary, task, metric)]
+
+    def draw(axis: Any, row: Row) -> None:
+        cost, style = summary.cost(task, row.method), _style(summary, row.method)
+        spread = [[row.value.mean - row.value.low], [row.value.high - row.value.mean]]
+        style |= {"marker": _MARKERS[_DASHES.index(style["linestyle"])], "linestyle": "none"}
+        style["markersize"] = 8 if row.method == summary.reference else 5
+        axis.errorbar(cost.seconds if cost else 0, row.value.mean, yerr=spread, **style)
+        axis.set_xscale("log")
+
+    return _panels(summary, task, summary.metrics[:3] if metrics is None else metrics, draw, "seconds for each explained token")
+
+
+def _panels(summary: Summary, task: str, metrics: Sequence[str], draw: Callable[[Any, Row], None], xlabel: str) -> "Figure":
+    """A panel for each metric that was measured in a task, in which every method is drawn."""
+    rows = {metric: [row for row in summary.rows if (row.task, row.metric) == (task, metric)] for metric in metrics}
+    metrics = [metric for metric in metrics if rows[metric]]
     if not metrics:
-        raise InvalidInputError(f"None of the metrics was measured in the task {task!r}.")
+        raise InvalidInputError(f"Nothing to plot: none of {list(rows)} was measured in the task {task!r}.")
     figure = _figure(4.4 * len(metrics) + 2.2, 4.6)
     axes: Any = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axis, metric in zip(axes, metrics):
-        for method in _present(summary, task, metric):
-            row, cost = summary.row(task, method, metric), summary.cost(task, method)
-            if row is None or cost is None:
-                continue
-            spread = [[row.value.mean - row.value.low], [row.value.high - row.value.mean]]
-            style = _style(summary, method)
-            marker = _MARKERS[_DASHES.index(style["linestyle"])]
-            size = 8 if method == summary.reference else 5
-            axis.errorbar(
-                cost.seconds, row.value.mean, yerr=spread, marker=marker, markersize=size, **{**style, "linestyle": "none"}
-            )
-        axis.set_xscale("log")
-        axis.set_xlabel("seconds for each explained token")
-        axis.set_ylabel(_label(metric))
-        _tidy(axis)
+        for row in rows[metric]:
+            draw(axis, row)
+        axis.set_xlabel(xlabel)
+        axis.set_ylabel(f"{metric} ({'higher' if METRICS[metric].higher_is_better else 'lower'} is better)")
+        axis.grid(color="0.9", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
-    figure.suptitle(_title(task), x=0.01, ha="left", fontsize=11)
+    figure.suptitle(f"task: {task}" if task else "", x=0.01, ha="left", fontsize=11)
     return figure
-
-
-def _present(summary: Summary, task: str, metric: str) -> list[str]:
-    return [method for method in summary.methods if summary.row(task, method, metric) is not None]
 
 
 def _style(summary: Summary, method: str) -> dict[str, Any]:
@@ -96,22 +89,6 @@ def _style(summary: Summary, method: str) -> dict[str, Any]:
         "linewidth": 2.4 if method == summary.reference else 1.2,
         "label": method,
     }
-
-
-def _label(metric: str) -> str:
-    return f"{metric} ({'higher' if METRICS[metric].higher_is_better else 'lower'} is better)"
-
-
-def _title(task: str) -> str:
-    return f"task: {task}" if task else ""
-
-
-def _tidy(axis: Any) -> None:
-    axis.grid(color="0.9", linewidth=0.6)
-    axis.set_axisbelow(True)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    axis.tick_params(labelsize=8)
 
 
 def _figure(width: float, height: float) -> "Figure":
