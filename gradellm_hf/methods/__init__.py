@@ -7,6 +7,7 @@ from .attention import attention_last, attention_mean, attention_rollout
 from .grad_ellm import grad_ellm
 from .gradients import input_x_gradient, saliency
 from .inseq_adapter import inseq_method
+from .lxt_adapter import attn_lrp
 from .path_methods import deep_lift, integrated_gradients
 from .random import random
 from .registry import Method, get_method, method_names, register_method
@@ -17,6 +18,7 @@ __all__ = [
     "attention_last",
     "attention_mean",
     "attention_rollout",
+    "attn_lrp",
     "deep_lift",
     "get_method",
     "grad_ellm",
