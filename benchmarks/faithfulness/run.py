@@ -6,6 +6,7 @@ Each part can be stopped and continues when it is run again. Parts may run at th
 
 import argparse
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,8 @@ import transformers
 
 from gradellm_hf.demo_model import load_smollm2
 from gradellm_hf.evaluation import Evaluation, Settings, evaluate
-from gradellm_hf.methods import Method, get_method, integrated_gradients, lime, method_names
+from gradellm_hf.methods import Method, attn_lrp, get_method, integrated_gradients, lime, method_names
+from gradellm_hf.methods.lxt_adapter import INTERPRETER
 from gradellm_hf.metrics.perturbation import Level
 
 from .variants import VARIANTS
@@ -85,7 +87,7 @@ def run_part(name: str, model: Any, tokenizer: Any, options: argparse.Namespace)
     """Runs a part into its folder, or continues it."""
     part = PARTS[name]
     settings = Settings(level=part.level, num_portions=4, seed=_SEED)
-    methods = {method: _CHEAPER.get(method, get_method(method)) for method in method_names()}
+    methods = _methods()
     metrics = None
     if part.variants:
         settings = Settings(level=part.level, pis=_ABLATION_PIS, seed=_SEED)
@@ -104,6 +106,14 @@ def run_part(name: str, model: Any, tokenizer: Any, options: argparse.Namespace)
         max_prompts=options.max_prompts,
         max_new_tokens=part.num_tokens,
     )
+
+
+def _methods() -> dict[str, Method]:
+    """All that are registered; and AttnLRP, where an environment with lxt is named."""
+    methods = {method: _CHEAPER.get(method, get_method(method)) for method in method_names()}
+    if os.environ.get(INTERPRETER):
+        methods |= {"attn_lrp": attn_lrp(), "attn_lrp_absolute": attn_lrp(absolute=True)}
+    return methods
 
 
 def read_prompts() -> list[dict[str, Any]]:
