@@ -54,12 +54,11 @@ def main() -> None:
     (HERE / "RESULTS.md").write_text("\n".join(text), encoding="utf-8")
     (HERE / "results.jsonl").write_text("".join(_json_lines({**summaries, **ablations})), encoding="utf-8")
     PICTURES.mkdir(exist_ok=True)
-    for summary in summaries.values():
-        for task in summary.tasks:
-            plot_curves(summary, task).savefig(PICTURES / f"faithfulness_curves_{task}.png", dpi=90)
-            plot_costs(summary, task, ("pi_soft_ns", "pi_soft_nc", "rank_correlation")).savefig(
-                PICTURES / f"faithfulness_costs_{task}.png", dpi=90
-            )
+    for name, summary in summaries.items():
+        task = summary.tasks[-1]
+        plot_curves(summary, task).savefig(PICTURES / f"faithfulness_curves_{name}.png", dpi=90)
+        costs = plot_costs(summary, task, ("pi_soft_ns", "pi_soft_nc", "rank_correlation"))
+        costs.savefig(PICTURES / f"faithfulness_costs_{name}.png", dpi=90)
 
 
 def _header(evaluation: Evaluation) -> str:
