@@ -1,12 +1,14 @@
-"""For `mkdocs build`: what lies outside docs/ gets its address in the site."""
+"""For `mkdocs build`: addresses of what lies outside docs/, and marks that are for the tests alone."""
 
+import re
 from typing import Any
 
 _PAGES = {"../benchmarks/RESULTS.md": "results.md"}
+_MARKED_FENCE = re.compile(r"^```(\w+) notest$", flags=re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
     """Pages link to files as they are found in the source, so that the links work there too."""
     for file, page in _PAGES.items():
         markdown = markdown.replace(f"]({file})", f"]({page})")
-    return markdown
+    return _MARKED_FENCE.sub(r"```\1", markdown)

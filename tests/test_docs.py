@@ -101,3 +101,5 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
     assert len(pages) > len(PAGES) - 1  # the README is none; an error page is added
     for page in [*pages, *site.rglob("*.css")]:
         assert not _LOADED.findall(page.read_text(encoding="utf-8")), page
+    for page in pages:
+        assert not re.search(r"(```|\w+ notest)", page.read_text(encoding="utf-8")), f"{page}: a code block is shown as text"
