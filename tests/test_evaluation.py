@@ -1,5 +1,6 @@
 """`evaluate`: methods and metrics on prompts, stopped and continued, summarised and drawn."""
 
+import copy
 import json
 import os
 import subprocess
@@ -40,7 +41,7 @@ def llama():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    tokenizer = byte_level_bpe()
+    tokenizer = copy.deepcopy(byte_level_bpe())  # which others share
     tokenizer.chat_template = TEMPLATE
     return tokenizer
 
