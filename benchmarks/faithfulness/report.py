@@ -26,7 +26,8 @@ _RIGHT = ("insertion", "insertion_mask", "insertion_drop", "deletion", "deletion
 _DEFAULT = "default"  # the variant that is the package's default
 _HEADER = """# Faithfulness: results
 
-Written by `python -m benchmarks.faithfulness.report` on {date}: gradellm_hf {version}, torch {torch}, Transformers {transformers}, Python {python}.
+Written by `python -m benchmarks.faithfulness.report` on {date}: gradellm_hf {version}, torch {torch}, Transformers
+{transformers}, Python {python}.
 SmolLM2-135M-Instruct in bfloat16 on a CPU, one thread a process. {draws}
 
 Each cell is the mean over prompts and half the width of its 95 % interval (bootstrap over prompts). The best of a column is
