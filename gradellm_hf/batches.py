@@ -59,7 +59,7 @@ class SortedPrompts:
             except Exception as error:  # recorded when its turn comes
                 first_error = first_error or error
             lengths.append(len(token_ids))
-            digest.update(fingerprint([record and record[:2], token_ids]).encode())
+            digest.update(fingerprint([record, token_ids]).encode())
         if not any(lengths):
             raise InvalidInputError(f"No prompt can be read; what is wrong with the first one: {first_error}") from first_error
         self.fingerprint = digest.hexdigest()[:32]

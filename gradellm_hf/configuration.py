@@ -35,11 +35,11 @@ class GradELLMConfig:
             whose value at step `n` may depend on `logits[:, n]` only. It is called with chunks of consecutive steps.
         contrast_token_ids: The foils of `target="contrast"`: one id, or ids that broadcast to `[R, N]`.
         positive_only: Keep only positive parts (the relu of the paper).
-        positive_part: Of what: `"layer"`, each layer's heatmap, in which its heads are added up first, or `"head"`, what each
-            head contributes to it.
         engine: `"replay"` (every step in one pass) or `"stepwise"` (one token at a time; the reference).
         output_layer_attributions: Also return the heatmap of each layer.
         step_chunk_size: Number of steps replayed together; `None` chooses it so that memory stays bounded.
+        positive_part: What `positive_only` keeps the positive part of: `"layer"`, each layer's heatmap, in which its heads are
+            added up first, or `"head"`, what each head contributes to it.
 
     Raises:
         InvalidInputError: An option is unknown, or two options exclude each other.
@@ -51,10 +51,10 @@ class GradELLMConfig:
     target: Target | TargetFunction = "logit"
     contrast_token_ids: Any = None
     positive_only: bool = True
-    positive_part: PositivePart = "layer"
     engine: Engine = "replay"
     output_layer_attributions: bool = False
     step_chunk_size: int | None = None
+    positive_part: PositivePart = "layer"
 
     def __post_init__(self) -> None:
         self._check_layers()

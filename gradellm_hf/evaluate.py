@@ -105,23 +105,20 @@ def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
         return
     summary = summarise(evaluation, reference=options.reference, confidence=options.confidence)
     data = json.dumps({"manifest": evaluation.manifest, "summary": summary.to_dict()}, indent=1) + "\n"
-    tables = "\n".join(_section(summary, evaluation, task) for task in summary.tasks)
+    tables = "\n".join(
+        f"## {task or 'results'}\n\n{count} {'prompt' if count == 1 else 'prompts'}\n\n{summary.to_markdown(task)}\n"
+        for task, count in zip(summary.tasks, summary.num_prompts)
+    )
     write_atomically(folder / "results.json", data.encode())
     write_atomically(folder / "results.md", tables.encode())
-    if not options.no_plots:
-        for task in summary.tasks:
-            name = "".join(c if c.isalnum() or c in "-_" else "_" for c in task)
-            for kind, plot in (("curves", plot_curves), ("costs", plot_costs)):
-                if kind == "costs" or any(row.curve for row in summary.rows):
-                    plot(summary, task).savefig(folder / (f"{kind}_{name}.png" if name else f"{kind}.png"))
     print(data if options.json else tables, end="")
-
-
-def _section(summary: Any, evaluation: Any, task: str) -> str:
-    from .evaluation.summary import ALL
-
-    count = len(evaluation.done(None if task == ALL and ALL not in evaluation.tasks else task))
-    return f"## {task or 'results'}\n\n{count} {'prompt' if count == 1 else 'prompts'}\n\n{summary.to_markdown(task)}\n"
+    for task in () if options.no_plots else summary.tasks:
+        rows = [row for row in summary.rows if row.task == task]  # none where, say, agreement is all that is measured
+        suffix = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"_{task}" if task) + ".png"
+        if rows:
+            plot_costs(summary, task).savefig(folder / f"costs{suffix}")
+        if any(row.curve for row in rows):
+            plot_curves(summary, task).savefig(folder / f"curves{suffix}")
 
 
 def _print_errors(evaluation: Any) -> None:

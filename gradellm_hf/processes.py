@@ -44,7 +44,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             raise InvalidInputError(
                 f"Another job is writing to {str(folder)!r}. Wait for it, or write to another folder."
             ) from error
-        except OSError:
+        except OSError:  # a file system without locks
             pass
         yield
     finally:

@@ -2,18 +2,12 @@
 
 import copy
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from dataset_job import tiny_llama
-from tiny_tokenizers import byte_level_bpe
+from evaluated import PROMPTS, model_and_tokenizer
 
 from gradellm_hf import InvalidInputError
-from gradellm_hf.cli import main
 from gradellm_hf.evaluation import METRICS, Settings, evaluate, load_evaluation, merge, summarise
 from gradellm_hf.evaluation.plots import plot_costs, plot_curves
 from gradellm_hf.evaluation.texts import read_text
@@ -23,27 +17,23 @@ from gradellm_hf.model import GradELLM
 from gradellm_hf.processes import only_writer
 from gradellm_hf.prompts_input import Prompt
 
-TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] | trim }}\n{% endfor %}"
 METHODS = ["grad_ellm", "saliency", "random"]
-PROMPTS = [
-    {"id": "a", "task": "first", "prompt": "the old king of a small land", "rationale": [[4, 7], [16, 21]]},
-    {"id": "b", "task": "second", "prompt": "one day to find what"},
-    {"id": "c", "task": "first", "prompt": "his people had lost in winter", "target": " and came home"},
-    {"id": "d", "task": "second", "prompt": "by the sea"},
-]
 SETTINGS = Settings(pis=(0.3, 0.7), num_portions=3, seed=5)
 
 
 @pytest.fixture(scope="module")
-def llama():
-    return tiny_llama()
+def llama_and_tokenizer():
+    return model_and_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    tokenizer = copy.deepcopy(byte_level_bpe())  # which others share
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
+def llama(llama_and_tokenizer):
+    return llama_and_tokenizer[0]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(llama_and_tokenizer):
+    return llama_and_tokenizer[1]
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +171,15 @@ def test_a_rationale_marks_the_last_message_of_a_chat_even_where_the_template_st
     assert "".join(pieces)[: len(marked.rstrip("_"))].endswith("by the sea")
 
 
+def test_a_rationale_of_a_message_in_parts_is_refused(llama, tokenizer):
+    messages = [{"role": "user", "content": [{"type": "text", "text": "by the sea"}]}]
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{{ messages[0]['content'][0]['text'] }}"
+    prompt = Prompt(messages, None, {"rationale": [[0, 2]]})
+    with pytest.raises(InvalidInputError, match="in parts"):
+        read_text(GradELLM(llama, tokenizer), prompt, False, {"max_new_tokens": 1})
+
+
 def test_special_tokens_are_left_alone_unless_asked_for(llama, tokenizer):
     prompt = Prompt(f"{tokenizer.eos_token}by the sea")
     explainer = GradELLM(llama, tokenizer)
@@ -311,69 +310,3 @@ def test_pictures_show_every_method_by_its_name(evaluation, tmp_path):
     assert len(figure.axes) == 1  # no rationale in this task
     with pytest.raises(InvalidInputError, match="none of \\['auc'\\] was measured"):
         plot_costs(summary, "second", ["auc"])
-
-
-@pytest.fixture(scope="module")
-def folder(llama, tokenizer, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    llama.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    with (path / "prompts.jsonl").open("w") as file:
-        file.writelines(json.dumps(record) + "\n" for record in PROMPTS)
-    return path
-
-
-def arguments(folder, output):
-    return [
-        *["evaluate", str(folder), "--prompts", str(folder / "prompts.jsonl"), "--output", str(output)],
-        *["--methods", "grad_ellm,random", "--metrics", "pi_soft_ns,deletion", "--portions", "2", "--max-new-tokens", "2"],
-    ]
-
-
-def test_the_command_prints_tables_and_writes_data_tables_and_pictures(folder, tmp_path, capsys):
-    assert main(arguments(folder, tmp_path)) == 0
-    printed = capsys.readouterr().out
-    assert printed == (tmp_path / "results.md").read_text()
-    assert "## first\n\n2 prompts\n" in printed
-    assert "## all\n\n4 prompts\n" in printed
-    data = json.loads((tmp_path / "results.json").read_text())
-    assert data["manifest"]["num_prompts"] == 4
-    assert {(row["task"], row["method"], row["metric"]) for row in data["summary"]["rows"]} == {
-        (task, method, metric)
-        for task in ("first", "second", "all")
-        for method in ("grad_ellm", "random")
-        for metric in ("pi_soft_ns", "deletion")
-    }
-    pictures = {path.name for path in tmp_path.glob("*.png")}
-    assert pictures == {f"{kind}_{task}.png" for kind in ("curves", "costs") for task in ("first", "second", "all")}
-
-
-def test_two_processes_find_what_one_finds(folder, tmp_path):
-    assert main([*arguments(folder, tmp_path / "one"), "--no-plots"]) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    command = [*launch, "gradellm_hf.evaluate", *arguments(folder, tmp_path / "two")[1:], "--no-plots"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    root = Path(__file__).parent.parent
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, cwd=root)
-    assert done.returncode == 0, done.stderr
-    assert {path.name for path in (tmp_path / "two").glob("records*")} == {"records-00000.jsonl", "records-00001.jsonl"}
-    one, two = (load_evaluation(tmp_path / name) for name in ("one", "two"))
-    assert list(one.records) == list(two.records) == [0, 1, 2, 3]
-    for metric in one.metrics:
-        torch.testing.assert_close(two.values(metric), one.values(metric), rtol=1e-3, atol=1e-6)
-
-
-def test_the_command_fails_where_nothing_could_be_evaluated(folder, tmp_path, capsys):
-    (tmp_path / "prompts.jsonl").write_text('{"prompt": ""}\n')
-    options = arguments(folder, tmp_path / "out")
-    options[options.index("--prompts") + 1] = str(tmp_path / "prompts.jsonl")
-    assert main(options) == 1
-    assert "Prompt 0 was not evaluated: InvalidInputError: The prompt is empty" in capsys.readouterr().err
-
-
-def test_the_command_lists_the_names_that_there_are(capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["evaluate", "--list"])
-    assert left.value.code == 0
-    printed = capsys.readouterr().out.split()
-    assert {"grad_ellm", "leave_one_out", *METRICS} <= set(printed)

@@ -45,7 +45,9 @@ def main() -> None:
     summaries = {"own": summarise(own)}
     if "lambada" in parts:
         summaries["lambada"] = summarise(merge({"lambada": parts["lambada"]}))
-    text = [_header(own), *(_tables(summary, task) for summary in summaries.values() for task in summary.tasks)]
+    text = [_header(own)]
+    for summary in summaries.values():
+        text += [_tables(summary, *task) for task in zip(summary.tasks, summary.num_prompts)]
     ablations = {
         name: summarise(merge({ALL: parts[name]}), reference=_DEFAULT)
         for name in ("ablation", "ablation_report")
@@ -74,14 +76,13 @@ def _header(evaluation: Evaluation) -> str:
     )
 
 
-def _tables(summary: Summary, task: str) -> str:
-    count = max(row.num_prompts for row in summary.rows if row.task == task)
+def _tables(summary: Summary, task: str, count: int) -> str:
     name = "all four tasks" if task == ALL else task
     return f"## {name}\n\n{count} prompts.\n\n{summary.to_markdown(task, _LEFT)}\n\n{summary.to_markdown(task, _RIGHT)}\n"
 
 
 def _ablation(name: str, summary: Summary) -> str:
-    count = max(row.num_prompts for row in summary.rows)
+    count = summary.num_prompts[0]
     prompts = "prompts to tune on" if name == "ablation" else "reported prompts, looked at once"
     lines = [
         f"## Ablation: {count} {prompts}\n",

@@ -37,7 +37,7 @@ def plot_costs(summary: Summary, task: str, metrics: Sequence[str] | None = None
     """Metrics of each method, with intervals, against the seconds that explaining a token takes.
 
     Args:
-        metrics: Names; None: the first three of the evaluation's.
+        metrics: Names; None: the first three that were measured in the task.
 
     Raises:
         GradELLMError: matplotlib is not installed.
@@ -52,7 +52,9 @@ def plot_costs(summary: Summary, task: str, metrics: Sequence[str] | None = None
         axis.errorbar(cost.seconds if cost else 0, row.value.mean, yerr=spread, **style)
         axis.set_xscale("log")
 
-    return _panels(summary, task, summary.metrics[:3] if metrics is None else metrics, draw, "seconds for each explained token")
+    if metrics is None:
+        metrics = list(dict.fromkeys(row.metric for row in summary.rows if row.task == task))[:3]
+    return _panels(summary, task, metrics, draw, "seconds for each explained token")
 
 
 def _panels(summary: Summary, task: str, metrics: Sequence[str], draw: Callable[[Any, Row], None], xlabel: str) -> "Figure":

@@ -108,13 +108,13 @@ class _Run:
         if state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
         with only_writer(folder) if state.is_main_process else contextlib.nullcontext():
-            if state.is_main_process:
-                if read_manifest(folder, FORMAT) is None:
-                    write_manifest(folder, job)
-                check_same_job(folder, read_manifest(folder, FORMAT) or {}, job)
-                drop_partial_records(folder)
+            if state.is_main_process and read_manifest(folder, FORMAT) is None:
+                write_manifest(folder, job)
             state.wait_for_everyone()
             check_same_job(folder, read_manifest(folder, FORMAT) or {}, job)
+            if state.is_main_process:
+                drop_partial_records(folder)
+            state.wait_for_everyone()
             self._write_missing(folder, prompts, state)
 
     def _write_missing(self, folder: Path, prompts: list[Prompt], state: Any) -> None:

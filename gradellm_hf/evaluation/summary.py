@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -80,12 +81,14 @@ class Summary:
         reference: The method with which the others are compared; None where it is not among them.
         pis: Shares of the curves.
         tasks: Names; where there are several, the last is `"all"`: the prompts of all together.
+        num_prompts: Of each task.
     """
 
     reference: str | None
     confidence: float
     pis: tuple[float, ...]
     tasks: tuple[str, ...]
+    num_prompts: tuple[int, ...]
     methods: tuple[str, ...]
     metrics: tuple[str, ...]
     rows: tuple[Row, ...]
@@ -122,7 +125,7 @@ class Summary:
             lines.append([f"`{method}`", seconds, relative, *cells])
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
-    @property
+    @cached_property
     def _by_key(self) -> dict[tuple[str, str, str], Row]:
         return {(row.task, row.method, row.metric): row for row in self.rows}
 
@@ -148,7 +151,7 @@ def summarise(evaluation: Evaluation, *, reference: str | None = "grad_ellm", co
     if reference not in evaluation.methods:
         reference = None
     tasks: list[tuple[str, str | None]] = [(task, task) for task in evaluation.tasks if evaluation.done(task)]
-    if len(tasks) != 1:
+    if len(tasks) > 1 and ALL not in evaluation.tasks:
         tasks.append((ALL, None))
     rows: list[Row] = []
     costs: list[Cost] = []
@@ -164,6 +167,7 @@ def summarise(evaluation: Evaluation, *, reference: str | None = "grad_ellm", co
         confidence,
         evaluation.settings.pis,
         tuple(name for name, _ in tasks),
+        tuple(len(evaluation.done(task)) for _, task in tasks),
         tuple(evaluation.methods),
         tuple(evaluation.metrics),
         tuple(rows),

@@ -25,7 +25,6 @@ class EvaluatedText(NamedTuple):
         prompt_length: `P`.
         fixed: True for prompt positions that are never perturbed, `[P]`.
         rationale: True for prompt tokens that people marked, `[P]`; None where nothing was marked.
-        task: The group that the record says it belongs to, or "".
         continuation: The text after the prompt.
         seconds: That writing it took; None where the record gave it.
     """
@@ -34,7 +33,6 @@ class EvaluatedText(NamedTuple):
     prompt_length: int
     fixed: Tensor
     rationale: Tensor | None
-    task: str
     continuation: str
     seconds: float | None
 
@@ -75,7 +73,6 @@ def read_text(
         len(ids),
         fixed,
         _rationale(pieces[: len(ids)], prompt),
-        str(prompt.fields.get("task", "")),
         "".join(pieces[len(ids) :]),
         seconds,
     )
@@ -87,9 +84,11 @@ def _rationale(pieces: list[str], prompt: Prompt) -> Tensor | None:
     if ranges is None:
         return None
     marked = prompt.content if isinstance(prompt.content, str) else prompt.content[-1]["content"]
+    if not isinstance(marked, str):
+        raise InvalidInputError("A `rationale` refers to a text, but the chat's last message has its content in parts.")
     text = "".join(pieces)
     begin = text.rfind(marked)
-    if begin < 0 and isinstance(marked, str):  # a chat template may strip it
+    if begin < 0:  # a chat template may strip it
         begin = text.rfind(marked.strip())
         begin -= (len(marked) - len(marked.lstrip())) * (begin >= 0)
     if begin < 0:
