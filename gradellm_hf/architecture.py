@@ -16,6 +16,7 @@ from model_patches import find_adapter
 from .attention import attention_handler
 from .configuration import GradELLMConfig
 from .errors import InvalidInputError, UnsupportedArchitectureError
+from .identity import findings, look_again
 from .quantization import differentiable_weights
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 
 ATTENTION_FREE_TYPES = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm"})
 
-_layouts: "weakref.WeakKeyDictionary[PreTrainedModel, _Layout]" = weakref.WeakKeyDictionary()
-#: Relative difference of the logits between a model's own attention implementation and sdpa or eager.
-_differences: "weakref.WeakKeyDictionary[PreTrainedModel, dict[Any, float]]" = weakref.WeakKeyDictionary()
 _PLAIN_TOLERANCES = {torch.bfloat16: 1e-1, torch.float16: 2e-2}  # elsewhere 1e-3
 _PROBE_LENGTH = 64
 
@@ -68,6 +66,8 @@ def unwrap(model: Any) -> "PreTrainedModel":
                     "`generate` runs, which the explanation cannot repeat. Use an ordinary LoRA."
                 )
             inner = inner.get_base_model()
+        elif (inside := _inside(inner)) is not inner:
+            inner = inside
         else:
             break
     if not isinstance(inner, nn.Module) or not hasattr(inner, "generate") or not hasattr(inner, "config"):
@@ -75,7 +75,30 @@ def unwrap(model: Any) -> "PreTrainedModel":
             f"Expected a Transformers model with `generate`, such as AutoModelForCausalLM.from_pretrained returns, got "
             f"{type(model).__name__}."
         )
+    if not {"input_ids", "position_ids"} & (parameters := forward_parameters(inner)):
+        raise InvalidInputError(
+            f"`{type(inner).__name__}.forward` has neither `input_ids` nor `position_ids` among its parameters "
+            f"{sorted(parameters)}, so what it understands cannot be told, and no Transformers model was found inside. Give it "
+            "the signature of the model that it calls, or explain that model itself."
+        )
     return inner  # type: ignore[return-value]
+
+
+def _inside(model: Any) -> Any:
+    """The model that the `generate` of a module which wraps it (with a value head, say) runs; else `model` itself."""
+    from transformers import PreTrainedModel
+
+    if isinstance(model, PreTrainedModel) or not isinstance(model, nn.Module):
+        return model
+    runs = getattr(getattr(model, "generate", None), "__self__", None)
+    if isinstance(runs, PreTrainedModel):  # passed on by `__getattr__`
+        return runs
+    parts = [module for module in model.modules() if module is not model]
+    models = [
+        part for part in parts if hasattr(part, "peft_config") or (isinstance(part, PreTrainedModel) and part.can_generate())
+    ]
+    outermost = models[0] if models else model  # `modules` gives a model before its parts
+    return outermost if set(models) <= set(outermost.modules()) else model
 
 
 def check_model(model: "PreTrainedModel") -> None:
@@ -139,8 +162,9 @@ def forward_parameters(model: "PreTrainedModel") -> frozenset[str]:
 
 
 def _layout(model: "PreTrainedModel") -> _Layout:
-    """Found by running one token through the model and seeing who calls the attention function; once a model."""
-    if model not in _layouts:
+    """Found by running one token through the model and seeing who calls the attention function; once per model."""
+    known = findings(model)
+    if known.layout is None:
         modules: list[nn.Module] = []
 
         def count(function: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -163,20 +187,12 @@ def _layout(model: "PreTrainedModel") -> _Layout:
             outputs = model(input_ids=token, return_dict=True, **kwargs)
         if not (calls_interface := bool(modules)):
             modules = _declared_attention(model)
-        _layouts[model] = _Layout(
+        known.layout = _Layout(
             modules=[weakref.ref(module) for module in modules],
             calls_interface=calls_interface,
             keeps_cache=getattr(outputs, "cache", None) is not None,
         )
-    return _layouts[model]
-
-
-def _forget_if_changed(model: "PreTrainedModel") -> None:
-    """Modules may have been replaced since the layout was found."""
-    if model in _layouts:
-        present = set(map(id, model.modules()))
-        if not all((module := ref()) is not None and id(module) in present for ref in _layouts[model].modules):
-            del _layouts[model]
+    return known.layout
 
 
 def _declared_attention(model: "PreTrainedModel") -> list[nn.Module]:
@@ -192,7 +208,7 @@ def _declared_attention(model: "PreTrainedModel") -> list[nn.Module]:
 def explained_layers(model: "PreTrainedModel", config: GradELLMConfig) -> list[int]:
     """Checks the model and the configuration against each other; returns the explained layers, ascending."""
     check_model(model)
-    _forget_if_changed(model)
+    look_again(model)
     if not calls_attention_interface(model) and (config.channel, config.spatial) != ("heads", "attention"):
         raise UnsupportedArchitectureError(
             f"`{model.config.model_type}` does not call Transformers' AttentionInterface, so its queries and keys cannot be "
@@ -265,7 +281,7 @@ def explainable(model: "PreTrainedModel", padded: bool = False) -> Iterator[None
         if needs_plain_attention(model):
             check_plain_attention(model, padded)
             stack.enter_context(attention_implementation(model, plain_attention(model)))
-        elif model in _layouts and not calls_attention_interface(model):
+        elif findings(model).layout is not None and not calls_attention_interface(model):
             stack.enter_context(attention_implementation(model, "eager"))  # which returns its attention weights
         yield
 
@@ -290,7 +306,7 @@ def check_plain_attention(model: "PreTrainedModel", padded: bool) -> None:
     """
     own, plain = model.config.get_text_config(decoder=True)._attn_implementation, plain_attention(model)
     key = (own, model.dtype, padded)
-    differences = _differences.setdefault(model, {})
+    differences = findings(model).differences
     if key not in differences:
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or _PROBE_LENGTH
         text = torch.arange(min(length, _PROBE_LENGTH), device=input_device(model))[None] % vocabulary_size(model)

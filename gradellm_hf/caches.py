@@ -63,6 +63,13 @@ def is_plain(cache: Any) -> bool:
     return type(cache) is DynamicCache and all(type(layer) in plain_layers for layer in cache.layers)
 
 
+def is_quantized_cache(cache: Any) -> bool:
+    """Whether keys and values are only close to those that the model computed."""
+    from transformers.cache_utils import BaseQuantizedLayer
+
+    return any(isinstance(layer, BaseQuantizedLayer) for layer in getattr(cache, "layers", ()))
+
+
 def key_lengths(cache: Any, num_positions: int) -> dict[int, int]:
     """How many keys the layers of a cache will have for a call with `num_positions` more positions, where they keep keys."""
     from transformers.cache_utils import CacheLayerMixin

@@ -146,26 +146,32 @@ def explain_steps(
     cache: Any,
     watch_type: type[AttentionWatch],
     chunk_size: int,
+    prompt_at_once: bool = False,
 ) -> Heatmaps:
     """Explains the steps of `sequences` in chunks on top of a cache of the prompt.
 
-    Where a chunk does not fit in memory, it is explained again in halves.
+    If a chunk does not fit in memory, it is explained again in halves.
 
     Args:
         layers: Explained layers, ascending.
         cache: Keys and values of the first `P - 1` positions, taken over; None: they are computed.
         chunk_size: Number of steps to explain together.
+        prompt_at_once: Explain the first step in the call that reads the whole prompt, as `generate` does, without a cache.
+            For models in which it matters how many tokens a call has; the gradients of a whole prompt take memory.
 
     Raises:
         GradELLMError: Not even a single step fits in memory.
+        LogitsDifferError: The logits are not those of the generation.
     """
     channel = None
     if config.channel == "attention_output":
         modules = attention_layers(model)
         channel = AttentionOutputChannel(model, {i: modules[i] for i in layers}, config.spatial)
-    run = _Run(model, sequences, config, layers, watch_type, channel)
+    run = _Run(model, sequences, config, layers, watch_type, channel, prompt_at_once)
     with channel or contextlib.nullcontext(), progress_bar(sequences.num_steps) as progress:
-        if (cache is None or channel is not None) and not watch_type.whole_prefix:
+        if prompt_at_once:
+            cache = None
+        elif (cache is None or channel is not None) and not watch_type.whole_prefix:
             with run.watched():
                 cache = sequences.prefill(model)
         first = 0
@@ -201,7 +207,9 @@ class _Run:
         layers: list[int],
         watch_type: type[AttentionWatch],
         channel: AttentionOutputChannel | None,
+        prompt_at_once: bool,
     ):
+        self.prompt_at_once = prompt_at_once
         self.model, self.sequences, self.config, self.layers = model, sequences, config, layers
         self.watch_type, self.channel = watch_type, channel
         self.heatmaps = Heatmaps.empty(sequences, config, layers, model.dtype)
@@ -216,7 +224,9 @@ class _Run:
         """Explains the steps `first:last` on a cache of what comes before them; returns one that holds them too."""
         sequences, channel, steps = self.sequences, self.channel, slice(first, last)
         begin, end = sequences.prompt_length - 1 + first, sequences.prompt_length - 1 + last
-        begin = 0 if self.watch_type.whole_prefix else begin
+        from_start = self.watch_type.whole_prefix or (first == 0 and self.prompt_at_once)
+        begin = 0 if from_start else begin
+        prompt_kwargs = sequences.prefill_kwargs if from_start else {}
         missing = set(self.layers)
         scale: Tensor
 
@@ -229,16 +239,16 @@ class _Run:
         formula = None if channel else HeadFormula(self.config.spatial, self.config.positive_part == "head")
         watch = self.watch_type(self.model, self.layers, formula, record)
         if channel:
-            channel.open_chunk(last - first, watch.visible, record, whole_prefix=watch.whole_prefix)
+            channel.open_chunk(last - first, watch.visible, record, whole_prefix=from_start)
         if is_plain(cache):
             cache = fork_cache(cache)  # the one before stays what it is, should this fail
-        with reload_offloaded_weights(self.model), _mutable(cache):
+        with reload_offloaded_weights(self.model), _mutable(cache, self.prompt_at_once):
             with torch.no_grad(), self.watched(), watch.open(cache, end - begin):
-                outputs = sequences.forward(self.model, begin, end, cache, **watch.forward_kwargs)
+                outputs = sequences.forward(self.model, begin, end, cache, **prompt_kwargs, **watch.forward_kwargs)
             logits = outputs.logits[:, first - last :]
-            if first == 0:
-                sequences.check_first_logits(self.model, logits[:, 0])
             ids, mask = (x[:, steps].to(logits.device) for x in (sequences.generated_ids, sequences.step_mask))
+            if sequences.written_logits is not None:
+                sequences.written_logits.check(first, logits, mask)
             foils = None if self._foils is None else self._foils[:, steps].to(ids.device)
             targets = evaluate_target(self.config, logits, ids, mask, foils)
             self.heatmaps.set_targets(first, last, targets)
@@ -261,8 +271,8 @@ class _Run:
             self.channel.close_chunk()
 
 
-def _mutable(cache: Any) -> AbstractContextManager[Any]:
-    """Recurrent caches write into tensors that the backward pass still needs; plain ones never do."""
-    if cache is None or is_plain(cache):
+def _mutable(cache: Any, prompt_at_once: bool) -> AbstractContextManager[Any]:
+    """Recurrent caches write into tensors that the backward pass still needs, also in a prompt; plain ones never do."""
+    if is_plain(cache) or (cache is None and not prompt_at_once):
         return contextlib.nullcontext()
     return torch.autograd.graph.allow_mutation_on_saved_tensors()

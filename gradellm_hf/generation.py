@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from .architecture import attention_layers, explainable, explained_layers, not_finite, placeholder_mask, unwrap
-from .caches import prompt_cache
+from .caches import is_plain, prompt_cache
 from .configuration import GradELLMConfig
 from .errors import GradELLMWarning, InvalidInputError
 from .heatmaps import Heatmaps
@@ -18,7 +18,8 @@ from .recording import record_prompt
 from .replay import replay
 from .self_check import why_not_replay
 from .sequences import ExplainedSequences
-from .stepwise import stepwise
+from .stepwise import stepwise_as_written
+from .written_logits import LogitsDifferError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,7 +50,7 @@ def explain_generate(
     layers = explained_layers(inner, config)
     call = GenerateCall(inner, inputs, generate_kwargs)
     generate: Any = model.generate if hasattr(model, "generate") else inner.generate  # data-parallel wrappers have none
-    with record_prompt(inner, call.prompt_length) as recording:
+    with record_prompt(inner, call.prompt_length, decoding=call.is_plain_loop) as recording:
         returned = generate(inputs, **call.generate_kwargs)
     generated = {"sequences": returned} if isinstance(returned, Tensor) else dict(returned)
     cache = generated.get("cache")
@@ -57,7 +58,7 @@ def explain_generate(
         generated.pop("cache", None)
     del returned
     try:
-        sequences = call.sequences(generated, recording)
+        sequences = call.sequences(generated, recording, cache)
         rows = None if sequences.prefill_rows is None else sequences.prefill_rows[1]
         with torch.inference_mode(False):
             prompt = prompt_cache(cache, call.prompt_length - 1, rows)
@@ -117,15 +118,23 @@ def _explain(
     with explainable(model, padded=sequences.attention_mask is not None):
         if cache is None and config.channel == "heads":
             cache = sequences.prefill(model)
-        engine = config.engine
-        if engine == "replay" and (reason := why_not_replay(model, sequences, cache)) is not None:
+        reason = why_not_replay(model, sequences, cache) if config.engine == "replay" else None
+        heatmaps = None
+        if config.engine == "replay" and reason is None:
+            try:
+                heatmaps = replay(model, sequences, config, layers, cache)
+            except LogitsDifferError as error:
+                difference = f"the logits of new token {error.step} by {error.difference:.1e} of their size"
+                reason = f"replaying several tokens at once changes {difference}, against those in `generate`"
+                cache = cache if is_plain(cache) else None  # what is not plain has been written to
+        if reason is not None:
             warnings.warn(
                 f"`{model.config.model_type}` is explained with the stepwise engine, which is exact but slow: {reason}.",
                 GradELLMWarning,
                 stacklevel=3,
             )
-            engine = "stepwise"
-        heatmaps = (replay if engine == "replay" else stepwise)(model, sequences, config, layers, cache)
+        if heatmaps is None:
+            heatmaps = stepwise_as_written(model, sequences, config, layers, cache)
     if not (heatmaps.attributions.isfinite().all() and heatmaps.target_scores.isfinite().all()):
         raise not_finite(model, config)
     return heatmaps

@@ -14,4 +14,10 @@ def thread_hook(hook: Callable) -> Callable:
     def guarded(*args: Any) -> Any:
         return hook(*args) if threading.get_ident() == thread else None
 
+    guarded.is_thread_hook = True  # type: ignore[attr-defined]
     return guarded
+
+
+def is_thread_hook(hook: Any) -> bool:
+    """Whether a hook is one of an explanation, made by `thread_hook`, and not the user's."""
+    return getattr(hook, "is_thread_hook", False)

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 from .architecture import placeholder_mask, vocabulary_size
+from .caches import is_quantized_cache
 from .configuration import is_index
 from .errors import InvalidInputError
+from .quantization import is_quantized
 from .recording import PromptRecording, check_left_padding
 from .sequences import ExplainedSequences, extended_prompt
+from .written_logits import WrittenLogits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,6 +81,11 @@ class GenerateCall:
                 f"The prompt of row(s) {rows} ends in an image, a video or a sound. "
                 "Put at least one token of text behind it, from which the first new token is predicted."
             )
+        self._is_quantized = is_quantized(model)
+        #: Whether each step of the generation is one call of the model, or can be told apart from other calls.
+        self.is_plain_loop = kwargs.get("custom_generate") is None and (
+            bool(option("use_cache", True)) or option("guidance_scale") in (None, 1)
+        )
         self.returned_per_prompt = option("num_return_sequences") or 1
         self.returns_dict = bool(option("return_dict_in_generate"))
         self.eos_token_ids = eos_token_ids(option("eos_token_id"))
@@ -105,9 +113,14 @@ class GenerateCall:
             )
         return torch.arange(num_rows) // self.returned_per_prompt * (num_recorded // num_prompts)
 
-    def sequences(self, generated: dict[str, Any], recording: PromptRecording) -> ExplainedSequences:
-        """What was generated, on the prompt that was read."""
+    def sequences(self, generated: dict[str, Any], recording: PromptRecording, cache: Any) -> ExplainedSequences:
+        """What was generated, on the prompt that was read; `cache` is the one that `generate` worked with, or None."""
         token_ids = generated["sequences"]
+        if not recording.rows and token_ids.shape[1] > self.prompt_ids_length:
+            raise InvalidInputError(
+                "`generate` returned new tokens without calling the model that is to be explained, so they are not its own. "
+                "Pass the model that `generate` runs."
+            )
         rows = self.prompt_rows(token_ids.shape[0], recording.rows) if recording.rows else None
         self._check_prompt_returned(token_ids)
 
@@ -135,8 +148,20 @@ class GenerateCall:
             forward_kwargs=recording.forward_kwargs,
             prefill_kwargs=recording.prefill_kwargs,
             prefill_rows=None if rows is None else _recorded_rows(rows, recording.rows),
-            first_logits=None if recording.logits is None else returned(recording.logits),
+            written_logits=self._written_logits(generated, recording, rows, cache),
         )
+
+    def _written_logits(
+        self, generated: dict[str, Any], recording: PromptRecording, prompt_rows: Tensor | None, cache: Any
+    ) -> WrittenLogits | None:
+        ids, beam_indices = generated["sequences"][:, self.prompt_ids_length :], generated.get("beam_indices")
+        if beam_indices is not None and beam_indices.shape == ids.shape:
+            rows = beam_indices.clamp_min(0)
+        elif prompt_rows is None:
+            rows = torch.arange(ids.shape[0])[:, None].expand(ids.shape)
+        else:  # which beams these are was not returned; the first step is the same in all of a prompt
+            rows = prompt_rows[:, None].expand(ids.shape)[:, :1]
+        return recording.logits.written(cache, rows, recording.rows, self._is_quantized or is_quantized_cache(cache))
 
     def check_readable_again(self, recording: PromptRecording) -> None:
         """Raises InvalidInputError where the prompt is needed once more, and was not read from its start in one call."""

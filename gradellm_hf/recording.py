@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .architecture import forward_parameters
 from .errors import InvalidInputError
 from .hooks import thread_hook
+from .written_logits import LogitsRecording
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,7 +49,8 @@ class PromptRecording:
         self._prompt_length = prompt_length
         self._parameters = parameters
         self.rows = 0
-        self.logits: Tensor | None = None
+        self.logits = LogitsRecording(prompt_length - 1)
+        self.is_paused = False
         self._calls: list[dict[str, Any]] = []
         self._position = 0
 
@@ -60,6 +62,15 @@ class PromptRecording:
     @property
     def complete(self) -> bool:
         return self._position >= self._prompt_length
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context in which the model's calls are not those of the generation."""
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.is_paused = False
 
     def add(self, arguments: dict[str, Any]) -> None:
         """Raises InvalidInputError where a row's prompt ends in padding."""
@@ -129,18 +140,28 @@ def _belongs_to_prompt(name: str, value: Any) -> bool:
 
 
 @contextmanager
-def record_prompt(model: "PreTrainedModel", prompt_length: int) -> Iterator[PromptRecording]:
-    """Watches the model's forward calls of this thread until the prompt of `prompt_length` positions has been read."""
+def record_prompt(model: "PreTrainedModel", prompt_length: int, decoding: bool = False) -> Iterator[PromptRecording]:
+    """Watches the model's forward calls of this thread until the prompt of `prompt_length` positions has been read.
+
+    Args:
+        decoding: Whether the logits of the calls after that are looked at too, unless these calls may be compiled.
+    """
     recording = PromptRecording(prompt_length, forward_parameters(model))
 
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if not recording.complete:
+        if recording.complete:
+            handles[0].remove()
+        else:
             recording.add(_by_name(module, args, kwargs))
 
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        if recording.complete and recording.logits is None:
-            recording.add_logits(output)
-            remove()  # decoding runs without hooks, and compiled decoding stays compiled
+    def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        arguments, logits = _by_name(module, args, kwargs), getattr(output, "logits", None)
+        if recording.complete and logits is not None and not recording.is_paused:
+            cache = getattr(output, "cache", None)
+            end = _inputs(arguments).shape[1] if cache is None else int(cache.get_seq_length())
+            recording.logits.add(cache, end, logits)
+            if not decoding or _may_be_compiled(model, cache):
+                remove()  # decoding runs without hooks, and compiled decoding stays compiled
 
     def remove() -> None:
         for handle in handles:
@@ -148,12 +169,20 @@ def record_prompt(model: "PreTrainedModel", prompt_length: int) -> Iterator[Prom
 
     handles = [
         model.register_forward_pre_hook(thread_hook(before), with_kwargs=True),
-        model.register_forward_hook(thread_hook(after)),
+        model.register_forward_hook(thread_hook(after), with_kwargs=True),
     ]
     try:
         yield recording
     finally:
         remove()
+
+
+def _may_be_compiled(model: nn.Module, cache: Any) -> bool:
+    """Whether `generate` decodes with compiled modules: those of the user, or its own on a cache of fixed size."""
+    from transformers import DynamicCache
+
+    has_fixed_size = getattr(cache, "is_compileable", False) and not isinstance(cache, DynamicCache)
+    return has_fixed_size or model._compiled_call_impl is not None
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """Before the replay engine is trusted with a model, it proves itself on it once."""
 
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .architecture import attention_layers, calls_attention_interface, not_finite
 from .caches import fork_cache, is_plain
 from .configuration import GradELLMConfig
 from .errors import InvalidInputError
+from .identity import findings
 from .quantization import is_quantized
 from .replay import replay
 from .sequences import ExplainedSequences
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _STEPS = 3
 _TOLERANCES = {torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit; elsewhere 1e-3
 _QUANTIZED_TOLERANCE = 2e-1
-_verdicts: "weakref.WeakKeyDictionary[nn.Module, dict[Any, str | None]]" = weakref.WeakKeyDictionary()
 
 
 def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) -> str | None:
-    """Why replaying this model is not exact, or None where it is. Found once a model object, and remembered.
+    """Why replaying this model is not exact, or None where it is. Found once per model, and remembered while its modules and
+    hooks stay the same.
 
     Replays the first steps (of the first row, where the cache can be cut) and checks two things. The logits must be
     those of the model when it runs one token at a time. And the last step's logits must have exactly zero gradient at
@@ -39,7 +39,7 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
         return "it does not look up its attention function in Transformers' AttentionInterface"
     if _rope_depends_on_length(model, sequences.length):
         return "its rotary position embedding depends on the length of a call, so several tokens at once are not what it wrote"
-    verdicts = _verdicts.setdefault(model, {})
+    verdicts = findings(model).verdicts
     key = (model.config._attn_implementation, model.dtype)
     if key not in verdicts:
         steps = min(_STEPS, sequences.num_steps)

@@ -7,14 +7,10 @@ import torch
 from torch import Tensor
 
 from .architecture import forward_parameters, keeps_cache
-from .errors import InvalidInputError
-from .quantization import is_quantized
+from .written_logits import WrittenLogits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_LOGIT_TOLERANCES = {torch.bfloat16: 1e-1, torch.float16: 2e-2}  # of the largest logit; elsewhere 5e-3
-_QUANTIZED_TOLERANCE = 2e-1
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class ExplainedSequences:
         prefill_kwargs: Further arguments of the call that reads the prompt.
         prefill_rows: Where that call has other rows (each beam of a prompt): a row with the prompt of each of its rows, and
             its row with the prompt of each row.
-        first_logits: The logits from which `generate` chose the first token, `[R, V]`.
+        written_logits: Those from which `generate` chose the tokens, where it did.
     """
 
     token_ids: Tensor
@@ -47,11 +43,17 @@ class ExplainedSequences:
     forward_kwargs: dict[str, Any] = field(default_factory=dict)
     prefill_kwargs: dict[str, Any] = field(default_factory=dict)
     prefill_rows: tuple[Tensor, Tensor] | None = None
-    first_logits: Tensor | None = None
+    written_logits: WrittenLogits | None = None
 
     @property
     def length(self) -> int:
         return self.prompt_length + self.num_steps
+
+    @property
+    def can_be_read_at_once(self) -> bool:
+        """Whether one call can read the whole prompt, with all rows."""
+        is_whole = self.prompt_embeds is not None or self.token_ids.shape[1] == self.length
+        return is_whole and not (self.prefill_kwargs and self.prefill_rows)
 
     @property
     def generated_ids(self) -> Tensor:
@@ -111,22 +113,8 @@ class ExplainedSequences:
             step_mask=torch.ones_like(self.step_mask[:rows, :num_steps]),
             attention_mask=None if self.attention_mask is None else self.attention_mask[:rows],
             prompt_embeds=None if self.prompt_embeds is None else self.prompt_embeds[:rows],
-            first_logits=None,
+            written_logits=None,
         )
-
-    def check_first_logits(self, model: "PreTrainedModel", logits: Tensor) -> None:
-        """Raises InvalidInputError where the model's logits of the first step, `[R, V]`, are not those of the generation."""
-        if self.first_logits is None or not logits.isfinite().all():
-            return
-        expected = self.first_logits.to(logits.device).float()
-        difference = ((logits.detach().float() - expected).abs().max() / expected.abs().max()).item()
-        tolerance = _QUANTIZED_TOLERANCE if is_quantized(model) else _LOGIT_TOLERANCES.get(logits.dtype, 5e-3)
-        if not difference <= tolerance:
-            raise InvalidInputError(
-                f"The explanation's logits of the first new token differ from those in `generate` by {difference:.1e} of their "
-                "size: something in that call was not the same when the model ran again (hooks, random numbers, `position_ids` "
-                "with gaps and no cache, ...). Leave it out, or explain the text with `explain_sequences`."
-            )
 
     def _take(self, rows: Tensor) -> "ExplainedSequences":
         """Rows in any order, any number of times."""

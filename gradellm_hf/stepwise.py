@@ -20,6 +20,7 @@ from .formula import explains_head_outputs, group_heads, grouped_products, head_
 from .heatmaps import Heatmaps
 from .projection import PrefixProjectionWatch, ProjectionWatch
 from .sequences import ExplainedSequences
+from .written_logits import LogitsDifferError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,12 +87,32 @@ class PrefixStepWatch(StepWatch):
 
 
 def stepwise(
-    model: "PreTrainedModel", sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
+    model: "PreTrainedModel",
+    sequences: ExplainedSequences,
+    config: GradELLMConfig,
+    layers: list[int],
+    cache: Any = None,
+    prompt_at_once: bool = False,
 ) -> Heatmaps:
-    """Explains one step after the other. Arguments as for `explain_steps`."""
+    """Explains one step after the other. Arguments and errors as for `explain_steps`."""
     watch_type: type[AttentionWatch]
     if calls_attention_interface(model):
         watch_type = StepWatch if keeps_cache(model) else PrefixStepWatch
     else:
         watch_type = ProjectionWatch if keeps_cache(model) else PrefixProjectionWatch
-    return explain_steps(model, sequences, config, layers, cache, watch_type, 1)
+    return explain_steps(model, sequences, config, layers, cache, watch_type, 1, prompt_at_once)
+
+
+def stepwise_as_written(
+    model: "PreTrainedModel", sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
+) -> Heatmaps:
+    """The same, with the whole prompt in one call, as `generate` read it, if that makes a difference.
+
+    It does in models that compute something else with several tokens than with one (steered while they decode, say).
+    """
+    try:
+        return stepwise(model, sequences, config, layers, cache)
+    except LogitsDifferError as error:
+        if error.step > 0 or not sequences.can_be_read_at_once:
+            raise
+    return stepwise(model, sequences, config, layers, prompt_at_once=True)

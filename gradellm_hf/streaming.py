@@ -18,7 +18,7 @@ from .errors import InvalidInputError
 from .hooks import thread_hook
 from .prompt import GenerateCall
 from .recording import PromptRecording, record_prompt
-from .stepwise import stepwise
+from .stepwise import stepwise, stepwise_as_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,7 +89,7 @@ def explain_stream(
     generate: Any = model.generate if hasattr(model, "generate") else inner.generate  # data-parallel wrappers have none
 
     def produce(give: Callable[[ExplainedStep], None]) -> None:
-        with record_prompt(inner, call.prompt_length) as recording:
+        with record_prompt(inner, call.prompt_length, decoding=call.is_plain_loop) as recording:
             streamer = _StepExplainer(inner, call, recording, config, layers, give)
             handle = inner.register_forward_hook(thread_hook(streamer.keep_cache))
             try:
@@ -150,7 +150,9 @@ class _StepExplainer(BaseStreamer):
             )
 
     def _explain(self, token_ids: Tensor, n: int) -> ExplainedStep:
-        sequences = self._call.sequences({"sequences": token_ids}, self._recording)
+        if n == 0:
+            self._written_cache = self._last_cache
+        sequences = self._call.sequences({"sequences": token_ids}, self._recording, self._written_cache)
         if n == 0:
             self._cache = prompt_cache(self._last_cache, sequences.prompt_length - 1)
             if self._cache is None:
@@ -161,10 +163,12 @@ class _StepExplainer(BaseStreamer):
             num_steps=1,
             step_mask=sequences.step_mask[:, -1:],
             prompt_embeds=sequences.prompt_embeds if n == 0 else None,
-            first_logits=sequences.first_logits if n == 0 else None,
+            written_logits=sequences.written_logits and sequences.written_logits.after(n),
         )
         with explainable(self._model, padded=step.attention_mask is not None):
-            heatmaps = stepwise(self._model, step, self._config, self._layers, self._cache)
+            engine = stepwise_as_written if n == 0 else stepwise
+            with self._recording.paused():
+                heatmaps = engine(self._model, step, self._config, self._layers, self._cache)
         if not (heatmaps.attributions.isfinite().all() and heatmaps.target_scores.isfinite().all()):
             raise not_finite(self._model, self._config)
         self._cache = self._last_cache

@@ -16,6 +16,7 @@ from transformers.distributed import DistributedConfig
 
 from gradellm_hf import GradELLMConfig, GradELLMError, UnsupportedArchitectureError, explain_generate, explain_sequences, verify
 from gradellm_hf.heatmaps import Heatmaps
+from gradellm_hf.identity import findings
 
 CONFIGS = {
     "replay": GradELLMConfig(output_layer_attributions=True),
@@ -52,7 +53,7 @@ def explain_in_processes_that_differ(model, ids, rank):
     with mock.patch("gradellm_hf.replay.chunk_size", return_value=1 + rank):
         tensors["differ.memory"] = explain_sequences(model, ids, 4).attributions
     with (
-        mock.patch("gradellm_hf.self_check._verdicts", {model: {}}),
+        mock.patch.object(findings(model), "verdicts", {}),
         mock.patch("gradellm_hf.self_check._check", return_value="of something" if rank else None),
         warnings.catch_warnings(record=True) as caught,
     ):

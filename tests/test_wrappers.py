@@ -7,8 +7,18 @@ import peft
 import pytest
 import torch
 from small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from gradellm_hf import GradELLMConfig, UnsupportedArchitectureError, explain_generate, explain_sequences, verify
+from gradellm_hf import (
+    GradELLMConfig,
+    InvalidInputError,
+    UnsupportedArchitectureError,
+    explain_generate,
+    explain_sequences,
+    explain_stream,
+    verify,
+)
 
 CONFIGS = {
     "replay": GradELLMConfig(),
@@ -167,3 +177,110 @@ def test_wrapped_models_are_verified_too(llama):
     assert verify(with_lora(copy.deepcopy(llama))) < 1e-4
     assert verify(accelerate.cpu_offload(copy.deepcopy(llama), execution_device=torch.device("cpu"))) < 1e-4
     assert verify(torch.compile(llama, backend="eager")) < 1e-4
+
+
+class Forwarding(nn.Module):
+    """Passes everything on, as wrappers for training do; what its `forward` takes is not to be seen."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args, **kwargs):
+        return self.inner(*args, **kwargs)
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+class WithValueHead(nn.Module):
+    """Has no more of a model than `generate` and `config`, as wrappers for reinforcement learning have."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.pretrained_model, self.v_head, self.config = inner, nn.Linear(48, 1), getattr(inner, "config", None)
+
+    def forward(self, input_ids, **kwargs):
+        out = self.pretrained_model(input_ids, output_hidden_states=True, **kwargs)
+        return out.logits, self.v_head(out.hidden_states[-1])
+
+    def generate(self, *args, **kwargs):
+        return self.pretrained_model.generate(*args, **kwargs)
+
+
+def small_gpt2():
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=97, n_embd=48, n_layer=5, n_head=4, initializer_range=0.3, eos_token_id=None, pad_token_id=0)
+    return GPT2LMHeadModel(config).eval()
+
+
+@pytest.mark.parametrize("build", [lambda: small_llama(head_dim=8), small_gpt2], ids=["llama", "gpt2"])
+@pytest.mark.parametrize("wrap", [Forwarding, WithValueHead, lambda model: WithValueHead(Forwarding(with_lora(model)))])
+def test_a_left_padded_batch_of_a_model_in_a_wrapper_is_explained_as_that_of_the_model(build, wrap):
+    plain = build()
+    if wrap not in (Forwarding, WithValueHead) and plain.config.model_type == "gpt2":
+        pytest.skip("has no such projections for LoRA")
+    model = wrap(copy.deepcopy(plain)).eval()
+    if wrap not in (Forwarding, WithValueHead):
+        plain = with_lora(plain).merge_and_unload()
+    assert_explained_alike(model, plain)
+    prompts = padded_prompts()
+    steps = zip(
+        explain_stream(model, **prompts, max_new_tokens=4), explain_stream(plain, **prompts, max_new_tokens=4), strict=True
+    )
+    for step, expected in steps:
+        assert_same_heatmaps(step.attributions, expected.attributions)
+    mask = torch.cat([prompts["attention_mask"], torch.ones(3, 4, dtype=torch.long)], dim=1)
+    sequences = plain.generate(**prompts, max_new_tokens=4)
+    assert_same_heatmaps(
+        explain_sequences(model, sequences, 9, mask).attributions, explain_sequences(plain, sequences, 9, mask).attributions
+    )
+
+
+def test_virtual_tokens_are_refused_in_a_wrapper_too(llama):
+    model = peft.get_peft_model(llama, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    with pytest.raises(UnsupportedArchitectureError, match="virtual tokens in front of the prompt"):
+        explain_generate(WithValueHead(model).eval(), random_ids(1, 5), max_new_tokens=2)
+
+
+class Opaque(LlamaForCausalLM):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+@pytest.mark.parametrize("explain", [lambda model: explain_generate(model, random_ids(1, 5)), verify])
+def test_a_model_whose_arguments_cannot_be_seen_is_refused(llama, explain):
+    model = Opaque(llama.config).eval()
+    with pytest.raises(
+        InvalidInputError, match=r"`Opaque.forward` has neither `input_ids` nor `position_ids` .*\['args', 'kwargs'\]"
+    ):
+        explain(model)
+
+
+def test_two_models_in_a_wrapper_are_not_mistaken_for_one(llama):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.policy, self.reference, self.config = llama, copy.deepcopy(llama), llama.config
+
+        def forward(self, *args, **kwargs):
+            return self.policy(*args, **kwargs)
+
+        def generate(self, *args, **kwargs):
+            return self.reference.generate(*args, **kwargs)
+
+    with pytest.raises(InvalidInputError, match="no Transformers model was found inside"):
+        explain_generate(Pair().eval(), random_ids(1, 5), max_new_tokens=2)
+
+
+def test_tokens_that_another_model_wrote_are_refused(llama):
+    other = copy.deepcopy(llama)
+
+    def loop(model, input_ids, **kwargs):
+        return other.generate(input_ids, max_new_tokens=3)
+
+    with pytest.raises(InvalidInputError, match="without calling the model that is to be explained"):
+        explain_generate(llama, random_ids(1, 5), custom_generate=loop)
