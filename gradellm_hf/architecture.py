@@ -157,7 +157,7 @@ def keeps_cache(model: "PreTrainedModel") -> bool:
     return _layout(model).keeps_cache
 
 
-def forward_parameters(model: "PreTrainedModel") -> frozenset[str]:
+def forward_parameters(model: nn.Module) -> frozenset[str]:
     return frozenset(inspect.signature(model.forward).parameters)
 
 

@@ -135,7 +135,7 @@ def _explain(
             )
         if heatmaps is None:
             heatmaps = stepwise_as_written(model, sequences, config, layers, cache)
-    if not (heatmaps.attributions.isfinite().all() and heatmaps.target_scores.isfinite().all()):
+    if not all(x.isfinite().all() for x in (heatmaps.attributions, heatmaps.target_scores, heatmaps.token_probabilities)):
         raise not_finite(model, config)
     return heatmaps
 

@@ -169,7 +169,7 @@ class _StepExplainer(BaseStreamer):
             engine = stepwise_as_written if n == 0 else stepwise
             with self._recording.paused():
                 heatmaps = engine(self._model, step, self._config, self._layers, self._cache)
-        if not (heatmaps.attributions.isfinite().all() and heatmaps.target_scores.isfinite().all()):
+        if not all(x.isfinite().all() for x in (heatmaps.attributions, heatmaps.target_scores, heatmaps.token_probabilities)):
             raise not_finite(self._model, self._config)
         self._cache = self._last_cache
         by_layer = heatmaps.layer_attributions

@@ -26,13 +26,25 @@ def logits_difference(actual: Tensor, expected: Tensor) -> float:
         actual: On any device, in any floating dtype.
         expected: Of the same shape, on any device, in any floating dtype.
     """
+    return relative_difference(*_comparable(actual, expected))
+
+
+def logits_differences(actual: Tensor, expected: Tensor) -> Tensor:
+    """The same of each vector of logits by itself, `[..., V] -> [...]`."""
+    actual, expected = _comparable(actual, expected)
+    difference, largest = (actual - expected).abs().amax(-1), expected.abs().amax(-1)
+    return torch.where((difference == 0) | difference.isinf(), difference, difference / largest)
+
+
+def _comparable(actual: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in one dtype, on one device, and 0 for tokens that are impossible in both."""
     if not actual.numel():
-        return 0.0
+        return actual, expected
     dtype = torch.promote_types(torch.promote_types(actual.dtype, expected.dtype), torch.float32)
     actual = actual.detach().to(dtype)
     expected = expected.detach().to(actual.device, dtype)
     impossible = _is_impossible(actual) & _is_impossible(expected)
-    return relative_difference(actual.masked_fill(impossible, 0), expected.masked_fill(impossible, 0))
+    return actual.masked_fill(impossible, 0), expected.masked_fill(impossible, 0)
 
 
 def _is_impossible(logits: Tensor) -> Tensor:

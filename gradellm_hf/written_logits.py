@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInputError
+from .tolerances import logits_differences
 
 _SAMPLED_TOKENS = 128
 _TOLERANCES = {torch.bfloat16: 1e-1, torch.float16: 2e-2}  # of a step's largest logit; elsewhere 5e-3
@@ -65,9 +66,10 @@ class WrittenLogits:
         expected = self.samples[:, first : first + logits.shape[1]].to(logits.device)
         num_steps = expected.shape[1]
         compared = step_mask[:, :num_steps] & self.seen[first : first + num_steps].to(step_mask.device)
-        differences = _relative_difference(sample(logits[:, :num_steps].detach()), expected)
+        compared = compared.to(logits.device) & (expected < torch.inf).all(-1)  # NaN has an error of its own
+        differences = logits_differences(sample(logits[:, :num_steps].detach()), expected)
         tolerance = _QUANTIZED_TOLERANCE if self.is_rounded else _TOLERANCES.get(logits.dtype, 5e-3)
-        for step, difference in enumerate(differences.masked_fill(~compared.to(logits.device), 0).amax(0).tolist(), first):
+        for step, difference in enumerate(differences.masked_fill(~compared, 0).amax(0).tolist(), first):
             if not difference <= tolerance:
                 raise LogitsDifferError(self.first + step, difference)
 
@@ -131,11 +133,3 @@ def sample(logits: Tensor) -> Tensor:
     """The logits of `K - 1` tokens spread over the vocabulary, and the largest: `[..., V] -> [..., K]`."""
     step = max(1, logits.shape[-1] // _SAMPLED_TOKENS)
     return torch.cat([logits[..., ::step], logits.amax(-1, keepdim=True)], dim=-1).float()
-
-
-def _relative_difference(actual: Tensor, expected: Tensor) -> Tensor:
-    """The largest difference in the last dimension, relative to the largest value there; suppressed tokens (-inf) are equal."""
-    same = (actual == expected) | (~actual.isfinite() & ~expected.isfinite())
-    difference = (actual - expected).abs().masked_fill(same, 0).amax(-1).nan_to_num(torch.inf)
-    largest = expected.masked_fill(~expected.isfinite(), 0).abs().amax(-1)
-    return difference / largest.clamp_min(torch.finfo(largest.dtype).tiny)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gradellm_hf.tolerances import logits_difference, relative_difference
+from gradellm_hf.tolerances import logits_difference, logits_differences, relative_difference
 
 INF = math.inf
 
@@ -55,3 +55,11 @@ def test_dtypes_are_compared_at_the_higher_precision():
     assert logits_difference(torch.tensor([[1.0, 256.0]], dtype=torch.bfloat16), torch.tensor([[1.0, 257.0]])) == pytest.approx(
         1 / 257
     )
+
+
+def test_each_vector_of_logits_may_be_compared_by_itself():
+    expected = torch.tensor([[2.0, -INF, 1.0], [-1e9, 4.0, 0.0], [0, 0, 0], [0, 0, 0], [1, 1, -INF], [math.nan, 1, 1]])
+    actual = torch.tensor([[1.5, -INF, 1.0], [-INF, 3.0, 0.0], [0, 0, 0], [0, 1e-3, 0], [1, 1, 1], [1, 1, 1]])
+    differences = logits_differences(actual, expected)
+    assert differences[:5].tolist() == [0.25, 0.25, 0, INF, INF]
+    assert differences[5].isnan()
