@@ -102,7 +102,7 @@ def _inside(model: Any) -> Any:
 
 
 def check_model(model: "PreTrainedModel") -> None:
-    """Refuses what cannot be explained exactly.
+    """Refuses what cannot be explained exactly; the first look at a model in a call, which finds what has changed about it.
 
     Raises:
         UnsupportedArchitectureError: The model is an encoder-decoder, or has no softmax attention.
@@ -130,6 +130,7 @@ def check_model(model: "PreTrainedModel") -> None:
             "The model's weights were created inside `torch.inference_mode()`, so autograd cannot work with them. Load the "
             "model outside of it; explaining inside of it is fine."
         )
+    look_again(model)
 
 
 def _drops_out(module: nn.Module) -> bool:
@@ -208,7 +209,6 @@ def _declared_attention(model: "PreTrainedModel") -> list[nn.Module]:
 def explained_layers(model: "PreTrainedModel", config: GradELLMConfig) -> list[int]:
     """Checks the model and the configuration against each other; returns the explained layers, ascending."""
     check_model(model)
-    look_again(model)
     if not calls_attention_interface(model) and (config.channel, config.spatial) != ("heads", "attention"):
         raise UnsupportedArchitectureError(
             f"`{model.config.model_type}` does not call Transformers' AttentionInterface, so its queries and keys cannot be "
