@@ -19,6 +19,7 @@ from .replay import replay
 from .self_check import why_not_replay
 from .sequences import ExplainedSequences
 from .stepwise import stepwise
+from .tensor_parallel import check_same_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -114,6 +115,7 @@ def _checked(config: GradELLMConfig | None) -> GradELLMConfig:
 def _explain(
     model: "PreTrainedModel", sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any
 ) -> Heatmaps:
+    check_same_text(model, sequences.token_ids, sequences.prompt_length, sequences.num_steps)
     with explainable(model, padded=sequences.attention_mask is not None):
         if cache is None and config.channel == "heads":
             cache = sequences.prefill(model)

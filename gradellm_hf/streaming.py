@@ -19,6 +19,7 @@ from .hooks import thread_hook
 from .prompt import GenerateCall
 from .recording import PromptRecording, record_prompt
 from .stepwise import stepwise
+from .tensor_parallel import check_same_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,6 +164,7 @@ class _StepExplainer(BaseStreamer):
             prompt_embeds=sequences.prompt_embeds if n == 0 else None,
             first_logits=sequences.first_logits if n == 0 else None,
         )
+        check_same_text(self._model, step.token_ids, step.prompt_length, 1)
         with explainable(self._model, padded=step.attention_mask is not None):
             heatmaps = stepwise(self._model, step, self._config, self._layers, self._cache)
         if not (heatmaps.attributions.isfinite().all() and heatmaps.target_scores.isfinite().all()):
