@@ -18,6 +18,7 @@ from .configuration import GradELLMConfig
 from .errors import InvalidInputError, UnsupportedArchitectureError
 from .identity import findings, look_again
 from .quantization import differentiable_weights
+from .tensor_parallel import check_distribution
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,7 +106,8 @@ def check_model(model: "PreTrainedModel") -> None:
     """Refuses what cannot be explained exactly; the first look at a model in a call, which finds what has changed about it.
 
     Raises:
-        UnsupportedArchitectureError: The model is an encoder-decoder, or has no softmax attention.
+        UnsupportedArchitectureError: The model is an encoder-decoder, has no softmax attention, or is spread over processes
+            in a way that is not known here.
         InvalidInputError: It is in training mode, or its weights were created in inference mode.
     """
     model_type = getattr(model.config, "model_type", type(model).__name__)
@@ -119,6 +121,7 @@ def check_model(model: "PreTrainedModel") -> None:
             f"`{model_type}` has no softmax attention, so there are no attention maps for Grad-ELLM to weigh. Use a model "
             "with attention layers."
         )
+    check_distribution(model)
     training = "The model" if model.training else next((name for name, m in model.named_modules() if _drops_out(m)), None)
     if training is not None:
         raise InvalidInputError(
@@ -254,7 +257,10 @@ def input_device(model: "PreTrainedModel") -> torch.device:
 
 def vocabulary_size(model: "PreTrainedModel") -> int:
     """Number of token ids that the model can read."""
-    return int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
+    embedding: Any = model.get_input_embeddings()
+    sizes = (getattr(module, "num_embeddings", None) for module in embedding.modules())  # PEFT's wrappers have none
+    size = next((size for size in sizes if size is not None), None)  # weights may be packed, or in other processes
+    return int(embedding.weight.shape[0] if size is None else size)
 
 
 def placeholder_mask(

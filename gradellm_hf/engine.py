@@ -21,7 +21,7 @@ from .memory import is_out_of_memory, out_of_memory, progress_bar, release_memor
 from .offloading import reload_offloaded_weights
 from .sequences import ExplainedSequences
 from .targets import contrast_ids, evaluate_target
-from .tensor_parallel import head_group, out_of_memory_in_group, sum_over_heads, tensor_parallel_group
+from .tensor_parallel import head_group, out_of_memory_in_group, sharing_groups, sum_over_heads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -184,7 +184,7 @@ def explain_steps(
                     raise
                 if last - first == 1:
                     raise out_of_memory(sequences) from error
-                if run.group is not None:
+                if run.groups:
                     raise out_of_memory_in_group(last - first) from error
                 chunk_size = (last - first) // 2
                 run.undo(first, last)
@@ -214,7 +214,7 @@ class _Run:
         self.watch_type, self.channel = watch_type, channel
         self.heatmaps = Heatmaps.empty(sequences, config, layers, model.dtype)
         self._modules = attention_layers(model)
-        self.group = tensor_parallel_group(model)
+        self.groups = sharing_groups(model)
         self._foils = contrast_ids(config, sequences.generated_ids, vocabulary_size(model))
 
     def watched(self) -> AbstractContextManager[Any]:

@@ -19,6 +19,7 @@ from .replay import replay
 from .self_check import why_not_replay
 from .sequences import ExplainedSequences
 from .stepwise import stepwise_as_written
+from .tensor_parallel import check_same_text
 from .written_logits import LogitsDifferError
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def _checked(config: GradELLMConfig | None) -> GradELLMConfig:
 def _explain(
     model: "PreTrainedModel", sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any
 ) -> Heatmaps:
+    check_same_text(model, sequences.token_ids, sequences.prompt_length, sequences.num_steps)
     with explainable(model, padded=sequences.attention_mask is not None):
         if cache is None and config.channel == "heads":
             cache = sequences.prefill(model)

@@ -14,7 +14,7 @@ from .engine import InterfaceWatch, explain_steps
 from .heatmaps import Heatmaps
 from .memory import chunk_size
 from .sequences import ExplainedSequences
-from .tensor_parallel import smallest, tensor_parallel_group
+from .tensor_parallel import sharing_groups, smallest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,5 +52,5 @@ def replay(
     size = config.step_chunk_size
     if size is None:
         free = chunk_size(model, sequences, len(attention_layers(model)) - layers[0])
-        size = smallest(free, tensor_parallel_group(model))
+        size = smallest(free, sharing_groups(model))
     return explain_steps(model, sequences, config, layers, cache, ReplayWatch, size)

@@ -13,7 +13,7 @@ from .identity import findings
 from .quantization import is_quantized
 from .replay import replay
 from .sequences import ExplainedSequences
-from .tensor_parallel import first_reason, tensor_parallel_group
+from .tensor_parallel import first_reason, sharing_groups
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,7 +50,7 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
                 cache = sequences.prefill(model)
             rows = 1 if cache is None or is_plain(cache) else sequences.token_ids.shape[0]
             reason = _check(model, sequences.head(rows, steps), cache)
-            verdicts[key] = first_reason(reason, tensor_parallel_group(model))
+            verdicts[key] = first_reason(reason, sharing_groups(model))
         except (InvalidInputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # whatever a model does when it sees several tokens at once on a cache; not remembered

@@ -19,6 +19,7 @@ from .hooks import thread_hook
 from .prompt import GenerateCall
 from .recording import PromptRecording, record_prompt
 from .stepwise import stepwise, stepwise_as_written
+from .tensor_parallel import check_same_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -165,6 +166,7 @@ class _StepExplainer(BaseStreamer):
             prompt_embeds=sequences.prompt_embeds if n == 0 else None,
             written_logits=sequences.written_logits and sequences.written_logits.after(n),
         )
+        check_same_text(self._model, step.token_ids, step.prompt_length, 1)
         with explainable(self._model, padded=step.attention_mask is not None):
             engine = stepwise_as_written if n == 0 else stepwise
             with self._recording.paused():

@@ -1,5 +1,9 @@
-"""`torchrun tensor_parallel_worker.py FOLDER`: explains each model in the folder, its heads spread over the processes."""
+"""`torchrun tensor_parallel_worker.py FOLDER`: explains each model in the folder, its heads spread over the processes.
 
+In `model-N-experts` the experts are spread too; `heads-N` cannot be spread over two processes.
+"""
+
+import datetime
 import json
 import sys
 import warnings
@@ -10,11 +14,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
-from gradellm_hf import GradELLMConfig, GradELLMError, UnsupportedArchitectureError, explain_generate, explain_sequences, verify
+from gradellm_hf import (
+    GradELLMConfig,
+    GradELLMError,
+    InvalidInputError,
+    UnsupportedArchitectureError,
+    explain_generate,
+    explain_sequences,
+    explain_stream,
+    verify,
+)
 from gradellm_hf.heatmaps import Heatmaps
 from gradellm_hf.identity import findings
 
@@ -68,30 +81,85 @@ def explain_in_processes_that_differ(model, ids, rank):
     return tensors
 
 
-def explain_with_split_weights(path, ids):
-    """FSDP splits weights and not heads: the mesh alone does not tell."""
-    model = AutoModelForCausalLM.from_pretrained(path).eval()
+def split_weights(path, **options):
+    """FSDP2 splits weights and not heads: the mesh alone does not tell."""
+    model = load(path)
+    for module in (*model.model.layers, model):
+        fully_shard(module, **options)
+    return model
+
+
+def explain_with_split_weights(path, ids, rank):
+    """The processes may explain different texts of one length, and may have different amounts of memory."""
+    tensors = {}
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
-    for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
-    return explain_sequences(model, ids, 4).attributions
+    tensors["fsdp"] = explain_sequences(split_weights(path, mesh=mesh), ids, 4).attributions
+    model = split_weights(path)
+    with mock.patch("gradellm_hf.replay.chunk_size", return_value=1 + rank):
+        tensors["fsdp.row"] = explain_sequences(model, ids[rank : rank + 1], 4).attributions
+    model = load(path, fsdp_size=2)
+    tensors["fsdp.generated"] = explain_generate(model, ids[:1], max_new_tokens=5, do_sample=False).attributions
+    return tensors
+
+
+def refusals(folder, ids, rank):
+    """What is said of models whose parts do not suffice for an explanation, and of texts that differ, by name."""
+    path, messages = folder / "model-0", {}
+
+    def refused(name, error, explain, *args, **kwargs):
+        with pytest.raises(error) as caught:
+            explain(*args, **kwargs)
+        messages[name] = str(caught.value)
+
+    model = load(path, pp_size=2)
+    refused("pipeline, given", UnsupportedArchitectureError, explain_sequences, model, ids, 4)
+    refused("pipeline, generated", UnsupportedArchitectureError, explain_generate, model, ids, max_new_tokens=2)
+    refused("pipeline, verified", UnsupportedArchitectureError, verify, model)
+    for number in (1, 3):
+        model = load(folder / f"heads-{number}", tp_plan="auto")
+        refused(f"heads, {number}", UnsupportedArchitectureError, explain_generate, model, ids, max_new_tokens=2)
+    for keeps_names in (True, False):
+        model = FullyShardedDataParallel(load(path), use_orig_params=keeps_names, device_id=torch.device("cpu"))
+        for before in (True, False):
+            name = f"flattened, {keeps_names}, {before}"
+            refused(f"{name}, generated", UnsupportedArchitectureError, explain_generate, model, ids, max_new_tokens=2)
+            refused(f"{name}, inner", UnsupportedArchitectureError, explain_sequences, model.module, ids, 4)
+            model(input_ids=ids)
+    model = load(path)
+    model.model.layers[0].self_attn.o_proj.weight.tensor_model_parallel = True  # DeepSpeed's and Megatron's mark
+    refused("another library", UnsupportedArchitectureError, explain_sequences, model, ids, 4)
+    model = load(path, tp_plan="auto")
+    refused("texts, given", InvalidInputError, explain_sequences, model, ids + rank, 4)
+    torch.manual_seed(rank)
+    sampled = {"max_new_tokens": 8, "do_sample": True}
+    refused("texts, sampled", InvalidInputError, explain_generate, model, ids, **sampled)
+    refused("texts, streamed", InvalidInputError, lambda: list(explain_stream(model, ids, **sampled)))
+    refused("texts, of other lengths", InvalidInputError, explain_sequences, split_weights(path), ids[:, : 9 - rank], 4)
+    return messages
+
+
+def load(path, **parallel):
+    """A model whose parts are spread over the processes as `DistributedConfig(**parallel)` says."""
+    config = DistributedConfig(**parallel) if parallel else None
+    return AutoModelForCausalLM.from_pretrained(path, distributed_config=config).eval()
 
 
 def main(folder):
     warnings.simplefilter("ignore")
-    torch.distributed.init_process_group("gloo")
+    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
     rank = torch.distributed.get_rank()
     prompts = {name: torch.tensor(values) for name, values in json.loads((folder / "prompts.json").read_text()).items()}
     for path in sorted(folder.glob("model-*")):
-        model = AutoModelForCausalLM.from_pretrained(path, distributed_config=DistributedConfig(tp_plan="auto")).eval()
+        experts = {"tp_size": 2, "ep_size": 2} if path.name.endswith("experts") else {}
+        model = load(path, **(experts or {"tp_plan": "auto"}))
         split = next(weight for name, weight in model.named_parameters() if "layers.0" in name and hasattr(weight, "to_local"))
         assert split.to_local().numel() * 2 == split.numel()
         tensors = explain_all(model, prompts)
         if path.name == "model-0":
             ids = prompts["input_ids"]
             tensors |= explain_in_processes_that_differ(model, ids, rank)
-            tensors["fsdp"] = explain_with_split_weights(path, ids)
+            tensors |= explain_with_split_weights(path, ids, rank)
+            (folder / f"refusals.{rank}.json").write_text(json.dumps(refusals(folder, ids, rank)))
         tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         save_file(tensors, folder / f"{path.name}.{rank}.safetensors")
     torch.distributed.destroy_process_group()

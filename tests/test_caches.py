@@ -68,6 +68,15 @@ def test_a_window_that_slides_over_the_prompt_does_not_matter(windowed_mistral, 
     assert (out.attributions[:, -1, 16] == 0).all()
 
 
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}])
+def test_a_window_that_slides_past_a_prompt_shorter_than_itself_does_not_matter(windowed_mistral, options):
+    """What the cache still holds is as long as the prompt, but of later positions."""
+    prompts = padded_prompts((4, 2))
+    expected, out = generate_both(windowed_mistral, **prompts, max_new_tokens=9, **options)
+    assert torch.equal(out.sequences, expected)
+    assert_explained_as_existing_text(windowed_mistral, out, prompts["attention_mask"])
+
+
 @pytest.fixture
 def quiet_transformers():
     """Assisted decoding logs a deprecation of its own making."""

@@ -21,6 +21,7 @@ from gradellm_hf import (
     verify,
 )
 from gradellm_hf.architecture import attention_layers
+from gradellm_hf.sequences import extended_prompt
 
 pytestmark = pytest.mark.filterwarnings("error::gradellm_hf.GradELLMWarning")  # that another engine was needed
 
@@ -225,6 +226,23 @@ def test_frames_of_a_video_are_marked_and_explained_exactly():
 def test_a_prompt_that_ends_in_an_image_is_refused(name):
     with pytest.raises(InvalidInputError, match=r"row\(s\) \[1\] ends in an image"):
         explained(model_of(name), prompt_with_images(name, [[2, 5], [3, 0]]))
+
+
+def test_what_is_known_of_a_prompts_positions_goes_on_over_the_new_tokens_as_in_generate():
+    """The last token of the prompt belongs to a picture, as its types say; the new ones are text."""
+    known = {
+        "position_ids": torch.tensor([[0, 0, 1, 5], [3, 4, 5, 6]]),
+        "token_type_ids": torch.tensor([[0, 0, 1, 1], [1, 0, 0, 0]]),
+        "mm_token_type_ids": torch.tensor([[0, 0, 2, 1], [1, 0, 0, 2]]),
+    }
+    expected = dict(known)
+    for _ in range(STEPS):
+        expected = model_of("qwen2_vl")._update_model_kwargs_for_generation({}, expected)
+    ids, step_mask = torch.ones(2, 4 + STEPS, dtype=torch.long), torch.ones(2, STEPS, dtype=torch.bool)
+    actual = extended_prompt(ids, 4, STEPS, step_mask, None, known).per_position
+    assert actual.keys() == known.keys()
+    for name in known:
+        assert torch.equal(actual[name], expected[name])
 
 
 def test_a_prompt_that_attends_in_both_directions_is_refused():

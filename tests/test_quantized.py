@@ -115,6 +115,54 @@ def test_hqq_by_its_own_library_is_explained_as_its_weights_say(bits, plain):
     assert verify(model) < 1e-4
 
 
+@pytest.mark.parametrize(("bits", "file_format"), [(8, "int-quantized"), (4, "pack-quantized"), (8, "naive-quantized")])
+def test_compressed_tensors_are_explained_as_their_weights_say(bits, file_format, plain, tmp_path):
+    pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+    from transformers import CompressedTensorsConfig
+
+    save_compressed(copy.deepcopy(plain), bits, file_format, tmp_path)
+
+    def load_compressed(**options):
+        return AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, **options).eval()
+
+    model, prompts = load_compressed(), padded_prompts()
+    assert any(name.endswith("weight_scale") for name, _ in model.named_parameters())
+    unquantised = load_compressed(quantization_config=CompressedTensorsConfig(dequantize=True))
+    out = explain_generate(model, **prompts, max_new_tokens=5)
+    mask = torch.cat([prompts["attention_mask"], out.step_mask.long()], dim=1)
+    expected = explain_sequences(unquantised, out.sequences, out.prompt_length, mask)
+    assert_same_heatmaps(out.attributions, expected.attributions)
+    other = explain_sequences(plain, out.sequences, out.prompt_length, mask)
+    assert out.attributions.sub(other.attributions).abs().max() > 1e-3
+    assert verify(load_compressed()) < 1e-4
+
+
+def save_compressed(model, bits, file_format, folder):
+    """Saves a model with weights of so many bits, in float8 for "naive-quantized", as the llm-compressor does."""
+    from compressed_tensors.compressors import ModelCompressor
+    from compressed_tensors.quantization import (
+        QuantizationArgs,
+        QuantizationConfig,
+        QuantizationScheme,
+        apply_quantization_config,
+    )
+
+    is_float = file_format == "naive-quantized"
+    groups = {"strategy": "channel"} if bits == 8 else {"strategy": "group", "group_size": 32}
+    weights = QuantizationArgs(num_bits=bits, type="float" if is_float else "int", symmetric=True, **groups)
+    scheme = {"all": QuantizationScheme(targets=["Linear"], weights=weights)}
+    config = QuantizationConfig(config_groups=scheme, ignore=["lm_head"], format=file_format, quantization_status="frozen")
+    apply_quantization_config(model, config)
+    for layer in model.modules():
+        if hasattr(layer, "weight_scale"):
+            largest = layer.weight.reshape(len(layer.weight), layer.weight_scale.shape[1], -1).abs().amax(-1)
+            layer.weight_scale.data = largest.detach() / (448 if is_float else 2 ** (bits - 1) - 1)
+    compressor = ModelCompressor.from_pretrained_model(model, quantization_format=file_format)
+    compressor.compress_model(model)
+    model.save_pretrained(folder)
+    compressor.update_config(folder)
+
+
 def test_kernels_without_a_backward_pass_are_refused_with_what_to_do(load, caplog):
     caplog.set_level(logging.CRITICAL)
     model, prompts = load(TorchAoConfig(Int8DynamicActivationInt8WeightConfig())), padded_prompts()

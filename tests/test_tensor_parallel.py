@@ -1,7 +1,9 @@
-"""Two processes that share the heads of a model: each returns the heatmaps that one process with all heads returns."""
+"""Two processes that share a model: each returns the heatmaps that one process returns, or both say why they cannot."""
 
+import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_llama import assert_same_heatmaps, padded_prompts
+from small_llama import assert_same_heatmaps, padded_prompts, small_llama
 from tensor_parallel_worker import CONFIGS, explain_all
 from transformers import AutoConfig, AutoModelForCausalLM
+
+from gradellm_hf import InvalidInputError, explain_generate, explain_sequences
 
 _SIZES = {
     "vocab_size": 98,
@@ -45,6 +49,13 @@ MODELS = {
         "num_local_experts": 4,
         "num_experts_per_tok": 2,
     },
+    "qwen3_moe whose experts are spread too": {
+        "model_type": "qwen3_moe",
+        **_SIZES,
+        "moe_intermediate_size": 32,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
     "olmo2, whose heads are put together before attention": {"model_type": "olmo2", **_SIZES},
     "phi3, the same in one projection": {"model_type": "phi3", **_SIZES},
     "gpt_neox, one projection in parts": {"model_type": "gpt_neox", **_SIZES},
@@ -64,26 +75,54 @@ MODELS = {
 PROMPTS = padded_prompts()
 
 
+#: What is said, by the beginning of a refusal's name.
+REFUSALS = {
+    "pipeline": r"layers are spread over processes \(pipeline parallelism\).*device_map",
+    "flattened": r"`FullyShardedDataParallel` \(FSDP1\).*FSDP2",
+    "heads": r"spread over 2 processes, but `num_key_value_heads` is [13], which",
+    "another library": "DeepSpeed or Megatron",
+    "texts": r"different texts to explain.*seed all alike",
+}
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """By model: the tensors of one process, and those of each of two."""
+def finished(tmp_path_factory):
+    """The folder that two processes have worked on, and by model the tensors of one process."""
     folder = tmp_path_factory.mktemp("tensor parallel")
     (folder / "prompts.json").write_text(json.dumps({name: x.tolist() for name, x in PROMPTS.items()}))
     expected = {}
     for number, (name, values) in enumerate(MODELS.items()):
         torch.manual_seed(number)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**values)).eval()
-        model.save_pretrained(folder / f"model-{number}")
+        model.save_pretrained(folder / _folder(name))
         expected[name] = explain_all(model, PROMPTS)
-    worker = Path(__file__).with_name("tensor_parallel_worker.py")
+    for heads in (1, 3):
+        config = AutoConfig.for_model(**{**MODELS["llama"], "num_key_value_heads": heads})
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder / f"heads-{heads}")
+    in_two_processes("tensor_parallel_worker.py", folder)
+    return folder, expected
+
+
+def in_two_processes(name, folder):
+    worker = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", worker, folder]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(worker.parents[1])}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-9000:]
+
+
+@pytest.fixture(scope="module")
+def results(finished):
+    """By model: the tensors of one process, and those of each of two."""
+    folder, expected = finished
     return {
-        name: (expected[name], [load_file(folder / f"model-{number}.{rank}.safetensors") for rank in range(2)])
-        for number, name in enumerate(MODELS)
+        name: (expected[name], [load_file(folder / f"{_folder(name)}.{rank}.safetensors") for rank in range(2)])
+        for name in MODELS
     }
+
+
+def _folder(name):
+    return f"model-{list(MODELS).index(name)}{'-experts' if 'experts' in name else ''}"
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -117,9 +156,79 @@ def test_weights_that_are_split_without_the_heads_are_not_added_up(results):
     expected, both = results["llama"]
     for tensors in both:
         assert_same_heatmaps(tensors["fsdp"], expected["given.attributions"])
+        assert_same_heatmaps(tensors["fsdp.generated"], expected["replay.attributions"][:1])
+
+
+def test_processes_that_share_only_weights_may_explain_texts_of_their_own_and_differ_in_memory(results):
+    expected, both = results["llama"]
+    for rank, tensors in enumerate(both):
+        assert_same_heatmaps(tensors["fsdp.row"], expected["given.attributions"][rank : rank + 1])
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_what_cannot_be_explained_in_parts_is_refused_in_both_processes(finished, kind):
+    for rank in range(2):
+        messages = json.loads((finished[0] / f"refusals.{rank}.json").read_text())
+        of_kind = [message for name, message in messages.items() if name.startswith(kind)]
+        assert of_kind
+        assert all(re.search(REFUSALS[kind], message) for message in of_kind)
 
 
 def test_the_paper_preset_sees_all_heads(results):
     for name in ("llama", "phi3, the same in one projection", "gpt_neox, one projection in parts"):
         assert all("paper.attributions" in tensors for tensors in results[name][1])
     assert "paper.attributions" not in results["qwen3 of another width"][0]
+
+
+def only_there_while_they_run(model):
+    """Takes the weights out of a model and puts them into a module while it runs, forward and backward, as ZeRO-3 does."""
+    for module in model.modules():
+        if not (weights := dict(module.named_parameters(recurse=False))):
+            continue
+        whole = {name: weight.data for name, weight in weights.items()}
+
+        def put_in(*_, weights=weights, whole=whole):
+            for name, weight in weights.items():
+                weight.data = whole[name]
+
+        def take_out(*_, weights=weights):
+            for weight in weights.values():
+                weight.data = weight.new_empty(0)
+
+        module.register_forward_pre_hook(put_in)
+        module.register_forward_hook(take_out)
+        module.register_full_backward_pre_hook(put_in)
+        module.register_full_backward_hook(take_out)
+        take_out()
+    return model
+
+
+@pytest.mark.parametrize("config", ["replay", "stepwise", "paper"])
+def test_weights_that_are_elsewhere_until_their_module_runs_are_explained_exactly(config):
+    model, config = small_llama(num_attention_heads=6, head_dim=8), CONFIGS[config]
+    expected = explain_generate(model, **PROMPTS, max_new_tokens=5, explain_config=config)
+    given = explain_sequences(model, PROMPTS["input_ids"], 4, explain_config=config)
+    parted = only_there_while_they_run(copy.deepcopy(model))
+    assert all(weight.shape == (0,) for weight in parted.parameters())
+    out = explain_generate(parted, **PROMPTS, max_new_tokens=5, explain_config=config)
+    assert_same_heatmaps(out.attributions, expected.attributions)
+    given_out = explain_sequences(parted, PROMPTS["input_ids"], 4, explain_config=config)
+    assert_same_heatmaps(given_out.attributions, given.attributions)
+    with pytest.raises(InvalidInputError, match=f"the model has {model.config.vocab_size} tokens"):
+        explain_sequences(parted, PROMPTS["input_ids"] + 97, 4)
+
+
+def test_weights_that_deepspeed_spreads_are_explained_exactly(tmp_path):
+    pytest.importorskip("deepspeed", reason="DeepSpeed is not installed")
+    import zero3_worker
+
+    model = small_llama(num_attention_heads=6, head_dim=8)
+    model.save_pretrained(tmp_path / "model")
+    in_two_processes("zero3_worker.py", tmp_path)
+    expected = zero3_worker.explain_all(model, torch.arange(5, 14)[None])
+    for rank in range(2):
+        tensors = load_file(tmp_path / f"zero3.{rank}.safetensors")
+        assert tensors.pop("verify").item() < 1e-4
+        assert set(tensors) == set(expected)
+        for name, heatmaps in expected.items():
+            assert_same_heatmaps(tensors[name], heatmaps)
