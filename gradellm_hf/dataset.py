@@ -8,9 +8,11 @@ hard, loses at most the shard that each process was working on, and goes on with
 
 import argparse
 import contextlib
+import inspect
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ import torch
 
 from .architecture import explained_layers, unwrap
 from .batches import SortedPrompts
+from .commands.checks import at_least, check_folder, check_prompts, seed, wrong
+from .commands.loading import DTYPES, device_map, load_model
 from .configuration import GradELLMConfig, is_index
 from .dataset_explanations import FORMAT, DatasetExplanations, load_dataset_explanations
-from .errors import GradELLMError, InvalidInputError
+from .errors import InvalidInputError
 from .manifest import check_same_job, describe_job, read_manifest, write_manifest
 from .model import GradELLM
 from .processes import only_writer, processes
@@ -155,17 +159,27 @@ def _check_folder(folder: Path, job: dict[str, Any]) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
+    parser.set_defaults(gguf_file=None)
     parser.add_argument("--model", required=True, help="a folder, or the name of a model on the Hub")
     parser.add_argument("--input", required=True, help="a .jsonl or .parquet file, or a folder of Dataset.save_to_disk")
     parser.add_argument("--output", required=True, help="the folder to write to, or to continue")
     parser.add_argument("--column", help="the field with the prompt (default: prompt, messages or chat)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="tokens to write a prompt (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=8, help="prompts explained together (default: %(default)s)")
-    parser.add_argument("--shard-size", type=int, help="prompts a file (default: a 64th of them, at most 32 batches)")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to write a prompt (default: 64)")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=8, metavar="N", help="prompts explained together (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-size", type=at_least(1), metavar="N", help="prompts a file (default: a 64th of them, at most 32 batches)"
+    )
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of sampling (default: %(default)s)")
     parser.add_argument("--scores", choices=sorted(_DTYPES), default="float32", help="how the heatmaps are stored")
-    parser.add_argument("--dtype", default="auto", help="of the model: auto, float32, bfloat16, ... (default: as in its file)")
-    parser.add_argument("--device-map", help="for accelerate, to spread one model over devices; else each process has its own")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the model (default: as in its files)")
+    parser.add_argument(
+        "--device-map",
+        type=device_map,
+        metavar="MAP",
+        help="for accelerate, to spread one model over devices; else each process has its own",
+    )
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     json_object: dict[str, Any] = {"type": _json_object, "default": {}, "metavar": "JSON"}
     parser.add_argument("--generate", help="more options of generate, e.g. '{\"do_sample\": true}'", **json_object)
@@ -173,21 +187,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns its exit status, 1 where not a single prompt could be explained.
+    """Runs the command; returns its exit code, 1 where a prompt could not be explained.
 
     Raises:
         As `explain_dataset`; and OSError, where the model or the input cannot be read.
     """
+    generate_kwargs, config = _generate_kwargs(options), GradELLMConfig.from_dict(options.config)
+    folder = Path(options.output)
+    check_folder("--output", folder)
+    read_manifest(folder, FORMAT)  # of a job of this kind, if of any
+    check_prompts(options.input, options.column)
     state = processes()
-    explainer = GradELLM.from_pretrained(
-        options.model,
-        device_map=options.device_map or {"": state.device},
-        dtype=options.dtype,
-        trust_remote_code=options.trust_remote_code,
-        config=GradELLMConfig.from_dict(options.config),
-    )
+    options.device_map = options.device_map or {"": state.device}
     explanations = explain_dataset(
-        explainer,
+        load_model(options, config),
         options.input,
         options.output,
         column=options.column,
@@ -195,39 +208,43 @@ def run(options: argparse.Namespace) -> int:
         shard_size=options.shard_size,
         seed=options.seed,
         dtype=options.scores,
-        **{"max_new_tokens": options.max_new_tokens, **options.generate},
+        **generate_kwargs,
     )
     failed = len(explanations.errors)
     if state.is_main_process:
+        for index, error in explanations.errors.items():
+            print(f"Prompt {index} was not explained: {error}", file=sys.stderr)
         print(f"{len(explanations) - failed} of {len(explanations)} prompts explained in {options.output}", file=sys.stderr)
     state.destroy_process_group()
-    return int(failed == len(explanations))
+    return int(failed > 0)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command by itself. Exit status 2 after an error, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gradellm_hf.dataset", description="Explain what a model writes after each of many prompts."
-    )
-    add_arguments(parser)
-    try:
-        return run(parser.parse_args(arguments))
-    except KeyboardInterrupt:
-        print("Stopped. Run the same command again to continue.", file=sys.stderr)
-        return 130
-    except (GradELLMError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 2
+def _generate_kwargs(options: argparse.Namespace) -> dict[str, Any]:
+    given: dict[str, Any] = options.generate
+    if not_for_generate := sorted(given.keys() & inspect.signature(explain_dataset).parameters.keys()):
+        raise wrong(f"--generate takes options of `generate`; {not_for_generate} have options of their own")
+    if options.max_new_tokens is None:
+        return {"max_new_tokens": 64, **given}
+    if "max_new_tokens" in given:
+        raise wrong("--max-new-tokens and --generate both say `max_new_tokens`; leave one out")
+    return {"max_new_tokens": options.max_new_tokens, **given}
 
 
 def _json_object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"a JSON object is expected, got {text}")
     return value
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command by itself, as `gradellm dataset`."""
+    from .cli import main as command_line
+
+    return command_line(["dataset", *(sys.argv[1:] if arguments is None else arguments)])
 
 
 if __name__ == "__main__":

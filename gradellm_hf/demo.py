@@ -1,6 +1,5 @@
 """`python -m gradellm_hf.demo`: asks a small real model a question and shows what each token of its answer rests on."""
 
-import argparse
 import os
 import sys
 import time
@@ -12,7 +11,6 @@ from transformers.utils import logging
 
 from .configuration import GradELLMConfig
 from .demo_model import load_smollm2
-from .errors import GradELLMError
 from .generation import explain_generate
 
 CONTEXT = (
@@ -23,20 +21,18 @@ QUESTION = "What does Marta buy at the harbour?"
 _MAX_NEW_TOKENS = 40
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m gradellm_hf.demo", description=__doc__)
-    parser.add_argument(
-        "--output", type=Path, default=Path("demo-output"), help="folder for the results (default: %(default)s)"
-    )
-    parser.add_argument("--color", action="store_true", help="colour the list even where the output is not a terminal")
-    options = parser.parse_args(arguments)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The demo by itself, as `gradellm demo`."""
+    from .cli import main as command_line
+
+    return command_line(["demo", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def run(folder: Path, color: bool) -> None:
+    """Asks, explains, and writes the results to a folder; `color` also where the output is no terminal."""
     logging.disable_progress_bar()
     print("Loading SmolLM2-135M-Instruct (the first time, its weights are unpacked: half a minute) ...", flush=True)
-    try:
-        model, tokenizer = load_smollm2()
-    except GradELLMError as error:
-        sys.exit(str(error))
-
+    model, tokenizer = load_smollm2()
     chat = [{"role": "user", "content": f"{CONTEXT}\n\n{QUESTION}"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     generate_kwargs = {**inputs, "max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False}
@@ -55,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Answer:   {tokenizer.decode(out.sequences[0, out.prompt_length :], skip_special_tokens=True)}\n")
     print("Each generated token, and the earlier tokens that contributed most to it, strongest first.")
     print(f"Special tokens are left out; they hold {special_share:.0%} of the scores.\n")
-    color = options.color or (sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    color = color or (sys.stdout.isatty() and "NO_COLOR" not in os.environ)
     print(explanation.render(color=color))
 
-    options.output.mkdir(parents=True, exist_ok=True)
-    tensors, page = options.output / "explanation.safetensors", options.output / "explanation.html"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, page = folder / "explanation.safetensors", folder / "explanation.html"
     out.save(tensors, tokenizer)
     explanation.to_html(page, title=QUESTION)
     print(f"\nGeneration alone took {generation_time:.2f} s, generation and explanation {both_time:.2f} s.")
@@ -68,4 +64,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

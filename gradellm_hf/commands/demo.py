@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from .checks import check_folder
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -12,7 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..demo import main
+    check_folder("--output", options.output)
+    from ..demo import run as ask_and_explain
 
-    main(["--output", str(options.output), *(["--color"] if options.color else [])])
+    ask_and_explain(options.output, options.color)
     return 0

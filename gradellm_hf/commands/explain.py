@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checks import at_least, between, check_text, seed, wrong
 from .loading import add_model_arguments, load_model
-from .results import add_result_arguments, write_results
+from .results import add_result_arguments, check_results, write_results
 
 if TYPE_CHECKING:
     from ..configuration import GradELLMConfig
@@ -48,18 +49,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
     group = parser.add_argument_group("generation")
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens to generate at most (default: 64)")
+    group.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to generate at most (default: 64)")
     group.add_argument("--do-sample", action="store_true", default=None, help="sample instead of taking the likeliest token")
-    group.add_argument("--temperature", type=float, metavar="T", help="with --do-sample")
-    group.add_argument("--top-p", type=float, metavar="P", help="with --do-sample")
-    group.add_argument("--top-k", type=int, metavar="K", help="with --do-sample")
-    group.add_argument("--seed", type=int, metavar="N", help="of the random numbers of --do-sample")
-    group.add_argument("--num-beams", type=int, metavar="N", help="beam search")
+    group.add_argument("--temperature", type=between(0), metavar="T", help="with --do-sample")
+    group.add_argument("--top-p", type=between(0, 1, inclusive=True), metavar="P", help="with --do-sample")
+    group.add_argument("--top-k", type=at_least(1), metavar="K", help="with --do-sample")
+    group.add_argument("--seed", type=seed, metavar="N", help="of the random numbers of --do-sample")
+    group.add_argument("--num-beams", type=at_least(1), metavar="N", help="beam search")
     add_result_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     generate_kwargs = _generate_kwargs(options)
+    check_results(options, **{"--prompt-file": None if options.prompt_file in (None, "-") else Path(options.prompt_file)})
     prompt = _prompt(options)
     config = _config(options)
     model = load_model(options)
@@ -68,37 +70,60 @@ def run(options: argparse.Namespace) -> int:
 
         set_seed(options.seed)
     explanation = model.explain(prompt, options.target, explain_config=config, **generate_kwargs)
-    write_results(explanation, options)
-    return 0
+    return write_results(explanation, options)
 
 
 def _generate_kwargs(options: argparse.Namespace) -> dict[str, Any]:
     names = ("max_new_tokens", "do_sample", *_SAMPLING, "num_beams")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     if options.target is not None:
+        check_text("--target", options.target)
         if given:
-            raise _wrong(f"nothing is generated with --target: leave out {_as_options(given)}")
+            raise wrong(f"nothing is generated with --target: leave out {_as_options(given)}")
         return {}
     if "do_sample" not in given and (needless := [name for name in _SAMPLING if name in given]):
-        raise _wrong(f"{_as_options(needless)} needs --do-sample")
+        raise wrong(f"{_as_options(needless)} needs --do-sample")
     return {"max_new_tokens": 64, "do_sample": False, **given}
 
 
 def _prompt(options: argparse.Namespace) -> Any:
-    file = options.prompt_file
-    text = options.prompt
-    if file is not None:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    name = "--prompt" if options.prompt_file is None else f"--prompt-file {options.prompt_file}"
+    text = check_text(name, options.prompt if options.prompt_file is None else _read(options.prompt_file))
     if not options.chat and options.system is None:
         return text
     messages = [{"role": "user", "content": text}]
-    if file is not None and file.endswith(".json"):
-        try:
-            messages = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise _wrong(f"--chat with {file}: not a JSON list of messages: {error}") from error
-    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    if options.prompt_file is not None and options.prompt_file.endswith(".json"):
+        messages = _messages(name, text)
+    system = [] if options.system is None else [{"role": "system", "content": check_text("--system", options.system)}]
     return [*system, *messages]
+
+
+def _read(file: str) -> str:
+    from ..errors import InvalidInputError
+
+    try:
+        if file != "-":
+            return Path(file).read_text(encoding="utf-8-sig")  # some editors mark the beginning
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="strict")
+        return "" if sys.stdin is None else sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(
+            f"--prompt-file {file}: no text in {error.encoding}, from byte {error.start} on. Write it as {error.encoding}."
+        ) from error
+
+
+def _messages(name: str, text: str) -> list[dict[str, Any]]:
+    try:
+        messages = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise wrong(f"--chat with {name}: not a JSON list of messages: {error}") from error
+    is_list = isinstance(messages, list) and len(messages) > 0
+    if not is_list or not all(isinstance(message, dict) and "role" in message for message in messages):
+        raise wrong(
+            f'--chat with {name}: not a JSON list of messages, such as [{{"role": "user", "content": "Name a colour."}}].'
+        )
+    return messages
 
 
 def _config(options: argparse.Namespace) -> "GradELLMConfig":
@@ -111,7 +136,7 @@ def _config(options: argparse.Namespace) -> "GradELLMConfig":
             return GradELLMConfig.paper(**layers)
         return GradELLMConfig(spatial="loosened" if options.preset == "loosened" else "attention", **layers)
     except InvalidInputError as error:
-        raise _wrong(str(error)) from error
+        raise wrong(str(error)) from error
 
 
 def _layers(text: str) -> str | int | list[int]:
@@ -122,10 +147,6 @@ def _layers(text: str) -> str | int | list[int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not all, a number or numbers with commas") from None
     return numbers if "," in text else numbers[0]
-
-
-def _wrong(message: str) -> argparse.ArgumentError:
-    return argparse.ArgumentError(None, message)
 
 
 def _as_options(names: Any) -> str:

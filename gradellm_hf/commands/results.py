@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .checks import at_least, check_files, check_picture
+
 if TYPE_CHECKING:
     from ..explanation import Explanation
+
+_SHOWN_ERRORS = 10
 
 
 def add_result_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,27 +21,64 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--png", type=Path, metavar="FILE", help="write a picture of the heatmap (also .pdf, .svg)")
     group.add_argument("--save", type=Path, metavar="FILE", help="write the scores as .safetensors, for `gradellm show`")
     group.add_argument(
-        "--top", type=_positive, default=6, metavar="K", help="tokens to name for each one (default: %(default)s)"
+        "--top", type=at_least(1), default=6, metavar="K", help="tokens to name for each one (default: %(default)s)"
     )
     group.add_argument("--json", action="store_true", help="print the scores as JSON instead of lines to read")
 
 
-def write_results(explanation: "Explanation", options: argparse.Namespace) -> None:
-    """Writes the files that were asked for, then prints the explanation."""
-    if options.html is not None:
-        explanation.to_html(options.html)
-    if options.png is not None:
-        explanation.plot(options.png)
-    if options.save is not None:
-        explanation.save(options.save)
-    for path in (options.html, options.png, options.save):
-        if path is not None:
+def check_results(options: argparse.Namespace, **inputs: Path | None) -> None:
+    """Raises InvalidInputError where a file that is asked for could not be written, or would replace another one of the call.
+
+    Args:
+        inputs: Files that the call reads, by the options that name them.
+    """
+    check_files({"--save": options.save, "--html": options.html, "--png": options.png}, inputs)
+    check_picture("--png", options.png)
+
+
+def write_results(explanation: "Explanation", options: argparse.Namespace) -> int:
+    """Writes the files that were asked for, then prints the explanation; returns the exit code.
+
+    A file that cannot be written does not keep the others from being written.
+    """
+    code = 0
+    writers = ((options.save, explanation.save), (options.html, explanation.to_html), (options.png, explanation.plot))
+    for path, write in writers:
+        if path is None:
+            continue
+        try:
+            write(path)
+        except Exception as error:
+            if options.debug:
+                raise
+            print(f"gradellm: error: {str(path)!r} was not written: {error}", file=sys.stderr)
+            code = 1
+        else:
             print(f"Wrote {path}", file=sys.stderr)
     if options.json:
-        print(json.dumps(as_json(explanation, options.top), ensure_ascii=False))
+        print_json(as_json(explanation, options.top))
     else:
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(explanation.render(top=options.top, color=color))
+    return code
+
+
+def print_json(value: Any) -> None:
+    """Prints a JSON value; with escapes where standard output has no characters for it, so that nothing of it is lost."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text)
+
+
+def print_errors(errors: dict[int, str], verb: str) -> None:
+    """Says which prompts of a job failed, and why; of many, the first."""
+    for index, error in list(errors.items())[:_SHOWN_ERRORS]:
+        print(f"Prompt {index} was not {verb}: {error}", file=sys.stderr)
+    if len(errors) > _SHOWN_ERRORS:
+        print(f"... and {len(errors) - _SHOWN_ERRORS} more were not.", file=sys.stderr)
 
 
 def as_json(explanation: "Explanation", top: int) -> dict[str, Any]:
@@ -70,9 +111,3 @@ def as_json(explanation: "Explanation", top: int) -> dict[str, Any]:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)

@@ -1,9 +1,10 @@
 """`gradellm verify`."""
 
 import argparse
-import json
 
+from .checks import between, seed
 from .loading import add_model_arguments, load_model
+from .results import print_json
 
 _EXAMPLES = """
 Both engines explain a short random text, all layers of it. Exit code 1 where they differ by more than the tolerance.
@@ -18,11 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=between(0, inclusive=True),
         metavar="X",
         help="largest difference, relative to the largest score (default: 1e-3; 1e-1 in bfloat16 and float16)",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random text (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of the random text (default: 0)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     difference = verify(model, seed=options.seed)
     exact = difference <= tolerance
     if options.json:
-        print(json.dumps({"model": options.model, "difference": difference, "tolerance": tolerance, "exact": exact}))
+        print_json({"model": options.model, "difference": difference, "tolerance": tolerance, "exact": exact})
     else:
         verdict = "exact up to rounding" if exact else "NOT exact with the replay engine; use the stepwise engine"
         print(f"{options.model}: {verdict}. The engines differ by {difference:.1e} (tolerance {tolerance:.0e}).")

@@ -70,12 +70,9 @@ def evaluate(
     explainer, settings = GradELLM(model.model, tokenizer or model.tokenizer), settings or Settings()
     if explainer.tokenizer is None:
         raise InvalidInputError("There is no tokenizer to read the prompts with. Give the model's: `tokenizer=...`.")
-    by_name = _methods(methods)
-    metrics = _known("metrics", METRICS if metrics is None else metrics, METRICS)
-    generate_kwargs = {"max_new_tokens": 1, "do_sample": False, **generate_kwargs}
     where = where or {}
-    reader = PromptReader(prompts, column, (*FIELDS, *where))
-    chosen = _chosen(reader, where, max_prompts)
+    by_name, metrics, chosen = plan(prompts, methods, metrics, column, where, max_prompts)
+    generate_kwargs = {"max_new_tokens": 1, "do_sample": False, **generate_kwargs}
     job = describe_job(
         FORMAT,
         model.model,
@@ -89,6 +86,21 @@ def evaluate(
     )
     _Run(explainer, by_name, metrics, settings, generate_kwargs).into(Path(output_dir), job, chosen)
     return load_evaluation(output_dir)
+
+
+def plan(
+    prompts: Any,
+    methods: Sequence[str] | Mapping[str, Method] | None,
+    metrics: Sequence[str] | None,
+    column: str | None,
+    where: Mapping[str, Any],
+    max_prompts: int | None,
+) -> tuple[Mapping[str, Method], list[str], list[Prompt]]:
+    """Methods by name, names of metrics, and the prompts: what is known without the model. Arguments and errors: `evaluate`."""
+    by_name = _methods(methods)
+    metrics = _known("metrics", METRICS if metrics is None else metrics, METRICS)
+    reader = PromptReader(prompts, column, (*FIELDS, *where))
+    return by_name, metrics, _chosen(reader, where, max_prompts)
 
 
 class _Run:
