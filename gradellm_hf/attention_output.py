@@ -86,6 +86,7 @@ class AttentionOutputChannel:
     def __exit__(self, *_: Any) -> None:
         for handle in self._handles:
             handle.remove()
+        self._mask = self._record = None  # they reach the run that made this object
 
     def _projections(self, module: nn.Module) -> Any:
         try:

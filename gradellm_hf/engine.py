@@ -73,14 +73,17 @@ class InterfaceWatch(AttentionWatch):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self._num_calls = 0
-        self._mask: Callable[[], Tensor]
+        self._mask: Callable[[], Tensor] | None = None
         self._num_keys: dict[int, int] = {}
 
     @contextlib.contextmanager
     def open(self, cache: Any, num_positions: int) -> Any:
         self._num_keys = key_lengths(cache, num_positions)
-        with attention_handler(self._handle):
-            yield
+        try:
+            with attention_handler(self._handle):
+                yield
+        finally:
+            self._mask = None  # it reaches the graph, whose backward functions reach this watch: nobody could collect that
         if self._num_calls != (expected := len(attention_layers(self.model))):
             raise UnsupportedArchitectureError(
                 f"`{self.model.config.model_type}` called its attention function {self._num_calls} times in a forward pass and "
@@ -88,6 +91,7 @@ class InterfaceWatch(AttentionWatch):
             )
 
     def visible(self) -> Tensor:
+        assert self._mask is not None  # asked for while a layer runs
         return self._mask()
 
     def _handle(
@@ -233,11 +237,12 @@ class _Run:
         def record(layer: int, heatmap: Tensor) -> None:
             missing.discard(layer)
             if channel is None:  # which has gathered all heads
-                heatmap = sum_over_heads(heatmap, head_group(self._modules[layer], watch.head_widths[layer]))
+                heatmap = sum_over_heads(heatmap, head_group(self._modules[layer], head_widths[layer]))
             self.heatmaps.add(layer, first, scale, heatmap)
 
         formula = None if channel else HeadFormula(self.config.spatial, self.config.positive_part == "head")
         watch = self.watch_type(self.model, self.layers, formula, record)
+        head_widths = watch.head_widths
         if channel:
             channel.open_chunk(last - first, watch.visible, record, whole_prefix=from_start)
         if is_plain(cache):

@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .architecture import attention_layers, calls_attention_interface, not_finite
+from .architecture import attention_layers, calls_attention_interface, keeps_cache, not_finite
 from .caches import fork_cache, is_plain
 from .configuration import GradELLMConfig
-from .errors import InvalidInputError
+from .errors import UnsupportedArchitectureError
 from .identity import findings
 from .quantization import is_quantized
 from .replay import replay
 from .sequences import ExplainedSequences
 from .tensor_parallel import first_reason, sharing_groups
+from .tolerances import logits_difference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,6 +38,8 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
     """
     if not calls_attention_interface(model):
         return "it does not look up its attention function in Transformers' AttentionInterface"
+    if not keeps_cache(model):
+        return "it keeps no cache of keys and values from call to call"
     if _rope_depends_on_length(model, sequences.length):
         return "its rotary position embedding depends on the length of a call, so several tokens at once are not what it wrote"
     verdicts = findings(model).verdicts
@@ -51,10 +54,8 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
             rows = 1 if cache is None or is_plain(cache) else sequences.token_ids.shape[0]
             reason = _check(model, sequences.head(rows, steps), cache)
             verdicts[key] = first_reason(reason, sharing_groups(model))
-        except (InvalidInputError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:  # whatever a model does when it sees several tokens at once on a cache; not remembered
-            return f"it cannot be replayed ({type(error).__name__}: {error})"
+        except UnsupportedArchitectureError as error:  # not remembered: it may be of this text, or of this configuration
+            return f"it cannot be replayed ({error})"
     return verdicts[key]
 
 
@@ -77,21 +78,24 @@ def _check(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) 
             outputs = sequences.forward(model, position, position + 1, step_cache)
             step_cache = outputs.cache
             reference.append(outputs.logits)
-    expected = torch.cat(reference, dim=1).float()
+    expected = torch.cat(reference, dim=1)
     replayed: list[Tensor] = []
 
     def last_logit(logits: Tensor, token_ids: Tensor) -> Tensor:
+        if sum(chunk.shape[1] for chunk in replayed) == steps:
+            replayed.pop()  # it did not fit in memory, and comes again in halves
         first = sum(chunk.shape[1] for chunk in replayed)  # more than one chunk where the prompt ends in an embedding
         replayed.append(logits.detach())
         chosen = logits.gather(-1, token_ids[..., None])[..., 0]
         return chosen * (torch.arange(first, first + logits.shape[1], device=logits.device) == steps - 1)
 
-    config = GradELLMConfig(target=last_logit, positive_only=False, output_layer_attributions=True)
+    options: dict[str, Any] = {"positive_only": False, "output_layer_attributions": True, "step_chunk_size": steps}
+    config = GradELLMConfig(target=last_logit, **options)
     layers = list(range(len(attention_layers(model))))
     heatmaps = replay(model, sequences, config, layers, fork_cache(cache, rows))
-    if not expected.isfinite().all():
+    if not (expected < torch.inf).all():  # minus infinity is a token that the model never writes
         raise not_finite(model, GradELLMConfig())
-    difference = (torch.cat(replayed, dim=1).float() - expected).abs().max() / expected.abs().max()
+    difference = logits_difference(torch.cat(replayed, dim=1), expected)
     if not difference <= (_QUANTIZED_TOLERANCE if is_quantized(model) else _TOLERANCES.get(model.dtype, 1e-3)):
         return (
             f"replaying several tokens at once changes its logits by {difference:.1e} of their size, against running one at "

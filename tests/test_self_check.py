@@ -10,6 +10,7 @@ from small_llama import assert_same_heatmaps, random_ids, small_llama
 from torch import Tensor, nn
 
 from gradellm_hf import GradELLMConfig, GradELLMWarning, InvalidInputError, explain_generate, explain_sequences, verify
+from gradellm_hf.attention import PositionLocalAttention
 
 STEPWISE = GradELLMConfig(engine="stepwise")
 
@@ -167,3 +168,45 @@ def test_a_model_may_be_seen_first_inside_of_inference_mode():
     with torch.inference_mode():
         out = explain_generate(model, ids, max_new_tokens=4)
     assert_same_heatmaps(out.attributions, explain_generate(small_llama(), ids, max_new_tokens=4).attributions)
+
+
+def test_an_error_inside_of_the_replay_is_not_taken_for_a_model_that_cannot_be_replayed(monkeypatch):
+    def break_down(ctx, gradient):
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    monkeypatch.setattr(PositionLocalAttention, "backward", break_down)
+    with pytest.raises(RuntimeError, match="on the same device"):
+        explain_sequences(small_llama(), random_ids(1, 9), 5)
+
+
+@pytest.mark.filterwarnings("error::gradellm_hf.GradELLMWarning")
+@pytest.mark.parametrize("embeds", [False, True], ids=["token ids", "embeddings"])
+def test_a_check_that_does_not_fit_in_memory_is_made_in_halves(monkeypatch, embeds):
+    model, ids, failures = small_llama(), random_ids(1, 7), []
+    options = {"inputs_embeds": model.get_input_embeddings()(ids).detach()} if embeds else {"inputs": ids}
+    expected = explain_generate(small_llama(), **options, max_new_tokens=4)
+    backward = PositionLocalAttention.backward
+
+    def out_of_memory(ctx, gradient):
+        if gradient.shape[2] > 1 and len(failures) < 2:
+            failures.append(gradient.shape[2])
+            raise torch.OutOfMemoryError("simulated")
+        return backward(ctx, gradient)
+
+    monkeypatch.setattr(PositionLocalAttention, "backward", out_of_memory)
+    out = explain_generate(model, **options, max_new_tokens=4)
+    assert failures[0] == (2 if embeds else 3)
+    assert_same_heatmaps(out.attributions, expected.attributions)
+
+
+@pytest.mark.filterwarnings("error::gradellm_hf.GradELLMWarning")
+@pytest.mark.parametrize(
+    "suppressed", [-torch.inf, torch.finfo(torch.float32).min, 0], ids=["minus infinity", "lowest", "zero"]
+)
+def test_logits_that_are_suppressed_or_all_zero_are_no_reason_against_a_replay(suppressed):
+    model, ids = small_llama(), random_ids(1, 9)
+    which = torch.arange(0, 97) if suppressed == 0 else torch.tensor([0, 50])
+    model.lm_head.register_forward_hook(lambda module, args, logits: logits.index_fill(-1, which, suppressed))
+    out = explain_sequences(model, ids, 5)
+    if suppressed != 0:
+        assert_same_heatmaps(out.attributions, explain_sequences(small_llama(), ids, 5).attributions)
