@@ -17,6 +17,7 @@ from .attention import attention_handler
 from .configuration import GradELLMConfig
 from .errors import InvalidInputError, UnsupportedArchitectureError
 from .identity import findings, look_again
+from .offloading import reload_offloaded_weights
 from .quantization import differentiable_weights
 from .tensor_parallel import check_distribution
 
@@ -186,7 +187,7 @@ def _layout(model: "PreTrainedModel") -> _Layout:
             return function(module, *args, **kwargs)
 
         kwargs = {"use_cache": True} if "use_cache" in forward_parameters(model) else {}
-        with explainable(model), torch.enable_grad(), attention_handler(count):
+        with explainable(model), torch.enable_grad(), reload_offloaded_weights(model), attention_handler(count):
             token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
             outputs = model(input_ids=token, return_dict=True, **kwargs)
         if not (calls_interface := bool(modules)):

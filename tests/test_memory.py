@@ -12,8 +12,9 @@ import pytest
 import torch
 from small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
 
-from gradellm_hf import GradELLMConfig, GradELLMError, explain_generate, explain_sequences, memory
+from gradellm_hf import GradELLMConfig, GradELLMError, explain_generate, explain_sequences, explain_stream, memory, verify
 from gradellm_hf.attention import PositionLocalAttention
+from gradellm_hf.methods import get_method
 from gradellm_hf.offloading import offload_hook
 
 CONFIGS = {
@@ -64,17 +65,36 @@ def peak_of_loaded_weights(model, run):
             hook.weights_map = original
 
 
-def test_explaining_an_offloaded_model_holds_no_more_weights_at_once_than_generating_with_it(config, tmp_path):
+def offloaded(tmp_path):
+    """An offloaded model, and the most bytes that may be loaded at once: what generating takes, and one layer."""
     model = accelerate.disk_offload(small_llama(head_dim=8), tmp_path, execution_device=torch.device("cpu"))
-    prompts = {**padded_prompts(), "max_new_tokens": 5}
-    explain_generate(model, **prompts, explain_config=config)  # what is checked once a model is not counted
-    generating = peak_of_loaded_weights(model, lambda: model.generate(**prompts))
-    explaining = peak_of_loaded_weights(model, lambda: explain_generate(model, **prompts, explain_config=config))
-    largest_layer = max(
-        sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in small_llama(head_dim=8).model.layers
-    )
+    generating = peak_of_loaded_weights(model, lambda: model.generate(**padded_prompts(), max_new_tokens=5))
     assert generating > 0
-    assert explaining <= generating + largest_layer
+    layers = small_llama(head_dim=8).model.layers
+    return model, generating + max(sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers)
+
+
+def test_explaining_an_offloaded_model_holds_no_more_weights_at_once_than_generating_with_it(config, tmp_path):
+    model, most = offloaded(tmp_path)
+    prompts = {**padded_prompts(), "max_new_tokens": 5}
+    for _ in range(2):  # the first time, the model is looked at and checked
+        assert peak_of_loaded_weights(model, lambda: explain_generate(model, **prompts, explain_config=config)) <= most
+    assert peak_of_loaded_weights(model, lambda: explain_sequences(model, random_ids(2, 11), 6, explain_config=config)) <= most
+
+
+@pytest.mark.parametrize("run", [verify, lambda model: list(explain_stream(model, random_ids(1, 7), max_new_tokens=3))])
+def test_the_first_look_at_an_offloaded_model_does_not_load_it_as_a_whole(run, tmp_path):
+    model, most = offloaded(tmp_path)
+    assert peak_of_loaded_weights(model, lambda: run(model)) <= most
+
+
+@pytest.mark.parametrize("name", ["saliency", "input_x_gradient", "integrated_gradients"])
+def test_other_gradients_of_an_offloaded_model_do_not_load_it_as_a_whole(name, tmp_path):
+    model, most = offloaded(tmp_path)
+    ids = random_ids(1, 9)
+    scores = []
+    assert peak_of_loaded_weights(model, lambda: scores.append(get_method(name)(model, ids, 7))) <= most
+    assert_same_heatmaps(scores[0], get_method(name)(small_llama(head_dim=8), ids, 7))
 
 
 def test_an_offloaded_model_is_left_as_it_was_also_after_an_error(monkeypatch):

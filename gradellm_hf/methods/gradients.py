@@ -9,6 +9,7 @@ from torch import Tensor
 from ..architecture import explainable
 from ..errors import InvalidInputError
 from ..metrics.perturbation import PerturbedText
+from ..offloading import reload_offloaded_weights
 from .registry import heatmaps
 
 Target = Literal["logit", "log_probability", "probability"]
@@ -59,7 +60,7 @@ def _gradients(text: PerturbedText, target: Target) -> Iterator[tuple[Tensor, Te
     """Embeddings and the gradient of each step at them, `[R, S - 1, E]`: one forward pass, one backward pass a step."""
     length = text.token_ids.shape[1] - 1
     with explainable(text.model, padded=not bool(text.real.all())):
-        with torch.enable_grad():
+        with torch.enable_grad(), reload_offloaded_weights(text.model):
             embeddings = text.embeddings[:, :length].clone().requires_grad_()
             logits = text.forward(embeddings, text.real[:, :length], text.position_ids[:, :length], text.num_steps)
             values = predicted_targets(logits, text.token_ids[:, text.prompt_length :], target)

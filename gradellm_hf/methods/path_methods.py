@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..architecture import explainable
 from ..errors import GradELLMError
 from ..metrics.perturbation import PerturbedText
+from ..offloading import reload_offloaded_weights
 from .gradients import Target, predicted_targets
 from .registry import heatmaps
 
@@ -101,7 +102,8 @@ class _StepTarget(nn.Module):
 def _each_step(text: PerturbedText, target: Target, attribute: Callable[..., Tensor]) -> Tensor:
     scores = text.embeddings.new_zeros(text.num_rows, text.num_steps, text.token_ids.shape[1])
     module = _StepTarget(text, target).eval()
-    with explainable(text.model, padded=not bool(text.real.all())), torch.enable_grad():
+    padded = not bool(text.real.all())
+    with explainable(text.model, padded), reload_offloaded_weights(text.model), torch.enable_grad():
         for step in range(text.num_steps):
             length = text.prompt_length + step
             arguments = (text.real[:, :length], text.position_ids[:, :length], text.token_ids[:, length])
