@@ -52,7 +52,9 @@ class ProjectionWatch(AttentionWatch):
         kept = [self._head_outputs[layer] for layer in self.layers]
         gradients = torch.autograd.grad(outputs.logits[:, -1:], kept, gradient)
         for layer, head_outputs, head_gradients in zip(self.layers, kept, gradients, strict=True):
-            weights, value = outputs.attentions[layer][:, :, -1:].detach(), self._values(layer, outputs)
+            # Accelerate brings what a model returns to the device of its input; the layer may be on another.
+            weights = outputs.attentions[layer][:, :, -1:].detach().to(head_outputs.device)
+            value = self._values(layer, outputs).to(head_outputs.device)
             output, head_gradient = (_by_head(x[:, -1:].detach(), weights.shape[1]) for x in (head_outputs, head_gradients))
             if not explains_head_outputs(weights, value, output):
                 raise UnsupportedArchitectureError(
