@@ -1,0 +1,210 @@
+"""Do the tests notice? Breaks one small thing at a time in a copy of the checkout, and runs the tests that should see it.
+
+`python -m scripts.mutate gradellm_hf/caches.py --tests tests/test_caches.py --limit 10`. Without `--tests`, those of
+`NOTICED_BY`, which names the fast ones first: a break is done with at the first test that fails. Prints a table as it goes.
+
+A break that survives is either a test that is missing, or no break at all (a shortcut that only saves time, say).
+"""
+
+import argparse
+import ast
+import copy
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "site", "*.egg-info")
+
+_ENGINES = ["attention", "explain_sequences", "self_check", "generation_repeated", "variants", "exactness"]
+_JOBS = ["dataset", "processes", "dataset_killed"]
+#: By file of the package: the tests that should notice a break in it, fast ones first.
+NOTICED_BY = {
+    "attention": ["attention", "formula", *_ENGINES],
+    "batches": _JOBS,
+    "caches": ["caches", "generation_repeated", "drop_in", "multimodal", "streaming"],
+    "dataset": _JOBS,
+    "engine": [*_ENGINES, "memory", "state_restored"],
+    "formula": ["formula", *_ENGINES],
+    "manifest": _JOBS,
+    "model_patches": ["adapters", "adapter_plugin", "family_adapters", "paper_preset", "exactness"],
+    "prompt": ["bad_input", "explain_sequences", "drop_in", "caches", "multimodal", "streaming"],
+    "recording": ["bad_input", "drop_in", "caches", "multimodal", "streaming"],
+    "sequences": ["explain_sequences", "self_check", "drop_in", "caches", "multimodal", "dtypes"],
+    "shards": _JOBS,
+    "targets": ["targets", *_ENGINES],
+}
+
+_OPPOSITE = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+}
+
+
+@dataclass(frozen=True)
+class Break:
+    """One change of a file: `old` on line `line` becomes `new`, and the file `source`."""
+
+    path: Path
+    line: int
+    old: str
+    new: str
+    source: str
+
+
+def breaks_of(path: Path) -> list[Break]:
+    """Every break of a file that is tried, in the order of its text."""
+    text = path.read_bytes()
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    found = []
+    for node, new in _changes(ast.parse(text)):
+        begin, end = (starts[x - 1] + y for x, y in ((node.lineno, node.col_offset), (node.end_lineno, node.end_col_offset)))
+        source = (text[:begin] + new.encode() + text[end:]).decode()
+        found.append(Break(path, node.lineno, text[begin:end].decode(), new, source))
+        compile(source, path, "exec")
+    return sorted(found, key=lambda x: (x.line, x.old, x.new))
+
+
+def _changes(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
+    """Nodes of a tree, and what to write in their place. Not in messages, annotations and docstrings."""
+    for node in _code(tree):
+        match node:
+            case ast.Compare(ops=[op]) | ast.BoolOp(op=op) | ast.BinOp(op=op) if type(op) in _OPPOSITE:
+                opposite = _OPPOSITE[type(op)]()
+                changed = copy.copy(node)
+                if isinstance(node, ast.Compare):
+                    changed.ops = [opposite]
+                else:
+                    changed.op = opposite
+                yield node, f"({ast.unparse(changed)})"
+            case ast.UnaryOp(op=ast.Not()):
+                yield node, f"bool({ast.unparse(node.operand)})"
+            case ast.Constant(value=bool()):
+                yield node, str(not node.value)
+            case ast.Constant(value=int() | float()):
+                yield node, repr(node.value + 1)
+            case ast.Slice(upper=ast.expr() as upper):
+                yield upper, f"({ast.unparse(upper)}) - 1"
+            case ast.IfExp():
+                yield node, f"({ast.unparse(node.body)})"
+                yield node, f"({ast.unparse(node.orelse)})"
+            case ast.Call(func=ast.Name("max" | "min"), args=[_, _, *_]):
+                for argument in node.args:
+                    yield node, f"({ast.unparse(argument)})"
+            case ast.If(body=[*_, ast.Return() as early]):
+                yield early, "pass"
+            case ast.Call(keywords=[_, *_]):
+                for i in range(len(node.keywords)):
+                    changed = copy.copy(node)
+                    changed.keywords = node.keywords[:i] + node.keywords[i + 1 :]
+                    yield node, ast.unparse(changed)
+            case ast.Expr(value=ast.Call()) | ast.AugAssign() | ast.Raise() | ast.Continue() | ast.Break():
+                yield node, "pass"
+            case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]):
+                yield node, "pass"
+
+
+def _code(node: ast.AST) -> Iterator[ast.AST]:
+    yield node
+    for name, value in ast.iter_fields(node):
+        if isinstance(node, ast.Raise) or name in ("annotation", "returns", "decorator_list", "bases"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            is_check = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
+            if (
+                isinstance(child, ast.AST)
+                and not isinstance(child, ast.JoinedStr | ast.Import | ast.ImportFrom)
+                and not is_check
+            ):
+                yield from _code(child)
+
+
+def chosen(paths: list[Path], limit: int | None, seed: int) -> list[Break]:
+    """Breaks of different lines, at random."""
+    by_line: dict[tuple[Path, int], list[Break]] = {}
+    for path in paths:
+        for change in breaks_of(path):
+            by_line.setdefault((path, change.line), []).append(change)
+    generator = random.Random(seed)
+    lines = generator.sample(list(by_line), min(len(by_line), limit or len(by_line)))
+    return [generator.choice(by_line[line]) for line in sorted(lines)]
+
+
+def first_failure(copied: Path, tests: list[str], time_limit: float) -> str | None:
+    """The first of the tests that fails, or that the time ran out; None where all pass."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(copied), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(command, cwd=copied, env=environment, capture_output=True, text=True, timeout=time_limit)
+    except subprocess.TimeoutExpired:
+        return f"the time limit of {time_limit:.0f} s"
+    if done.returncode == 0:
+        return None
+    failure = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    return failure.group(1) if failure else f"pytest's exit status {done.returncode}"
+
+
+def tests_of(path: Path) -> list[str]:
+    """The tests of a file of the package, fast ones first."""
+    names = next((NOTICED_BY[name] for name in (path.stem, path.parts[0]) if name in NOTICED_BY), _ENGINES)
+    return [f"tests/test_{name}.py" for name in names]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--tests", nargs="+", help="instead of those of NOTICED_BY")
+    parser.add_argument("--limit", type=int, help="how many lines to break; all of them unless given")
+    parser.add_argument("--seed", type=int, default=0, help="which lines")
+    parser.add_argument("--time-limit", type=float, default=300, help="seconds that the tests may take")
+    options = parser.parse_args()
+    changes = chosen([path.resolve() for path in options.files], options.limit, options.seed)
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+        copied = Path(shutil.copytree(ROOT, Path(folder) / "copy", ignore=_LEFT_OUT))
+        tests = {path: options.tests or tests_of(path.relative_to(ROOT)) for path in {change.path for change in changes}}
+        everything = list(dict.fromkeys(test for files in tests.values() for test in files))
+        if failing := first_failure(copied, everything, 10 * options.time_limit):
+            sys.exit(f"Without any break, {failing} fails.")
+        print("| line | break | noticed by |\n|---|---|---|", flush=True)
+        for change in changes:
+            relative = change.path.relative_to(ROOT)
+            (copied / relative).write_text(change.source)
+            failure = first_failure(copied, tests[change.path], options.time_limit)
+            shutil.copyfile(change.path, copied / relative)
+            survivors += failure is None
+            shown = " -> ".join(_on_one_line(text) for text in (change.old, change.new))
+            print(f"| {relative}:{change.line} | `{shown}` | {failure or '**survived**'} |", flush=True)
+    print(f"\n{len(changes) - survivors} of {len(changes)} noticed.")
+    return 0
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
