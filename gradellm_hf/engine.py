@@ -20,7 +20,7 @@ from .heatmaps import Heatmaps
 from .memory import is_out_of_memory, out_of_memory, progress_bar, release_memory
 from .offloading import reload_offloaded_weights
 from .sequences import ExplainedSequences
-from .targets import contrast_ids, evaluate_target
+from .targets import check_contrast, contrast_ids, evaluate_target
 from .tensor_parallel import head_group, out_of_memory_in_group, sum_over_heads, tensor_parallel_group
 
 if TYPE_CHECKING:
@@ -208,6 +208,8 @@ class _Run:
         self._modules = attention_layers(model)
         self.group = tensor_parallel_group(model)
         self._foils = contrast_ids(config, sequences.generated_ids, vocabulary_size(model))
+        if self._foils is not None:
+            check_contrast(self._foils, sequences.generated_ids, sequences.step_mask, sequences.first_step)
 
     def watched(self) -> AbstractContextManager[Any]:
         return self.channel.watch() if self.channel else contextlib.nullcontext()

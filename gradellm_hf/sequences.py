@@ -35,6 +35,7 @@ class ExplainedSequences:
         prefill_rows: Where that call has other rows (each beam of a prompt): a row with the prompt of each of its rows, and
             its row with the prompt of each row.
         first_logits: The logits from which `generate` chose the first token, `[R, V]`.
+        first_step: The number of the first step in the whole text, where earlier ones count as the prompt.
     """
 
     token_ids: Tensor
@@ -48,6 +49,7 @@ class ExplainedSequences:
     prefill_kwargs: dict[str, Any] = field(default_factory=dict)
     prefill_rows: tuple[Tensor, Tensor] | None = None
     first_logits: Tensor | None = None
+    first_step: int = 0
 
     @property
     def length(self) -> int:

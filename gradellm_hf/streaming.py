@@ -162,10 +162,11 @@ class _StepExplainer(BaseStreamer):
             step_mask=sequences.step_mask[:, -1:],
             prompt_embeds=sequences.prompt_embeds if n == 0 else None,
             first_logits=sequences.first_logits if n == 0 else None,
+            first_step=n,
         )
         with explainable(self._model, padded=step.attention_mask is not None):
             heatmaps = stepwise(self._model, step, self._config, self._layers, self._cache)
-        if not (heatmaps.attributions.isfinite().all() and heatmaps.target_scores.isfinite().all()):
+        if not heatmaps.are_finite:
             raise not_finite(self._model, self._config)
         self._cache = self._last_cache
         by_layer = heatmaps.layer_attributions

@@ -219,14 +219,14 @@ def test_only_the_records_that_were_asked_for_are_evaluated(llama, tokenizer, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"level": "word"}, "`level` must be one of"),
-        ({"calibration": "log"}, "`calibration` must be one of"),
+        ({"level": "word"}, "`level` must be 'step' or"),
+        ({"calibration": "log"}, "`calibration` must be 'scale' or"),
         ({"num_samples": 0}, "`num_samples` must be an int of at least 1, got 0"),
         ({"batch_size": None}, "`batch_size` must be an int of at least 1, got None"),
-        ({"num_portions": 2.5}, "`num_portions` must be an int"),
-        ({"pis": ()}, "`pis` must be ascending shares"),
+        ({"num_portions": 2.5}, "`num_portions` must be None .* or an int of at least 1, got 2.5"),
+        ({"pis": ()}, "`pis` must be shares between 0 and 1, at least one"),
         ({"pis": (0.5, 0.2)}, "`pis` must be ascending shares"),
-        ({"pis": (0.5, 1.2)}, "`pis` must be ascending shares"),
+        ({"pis": (0.5, 1.2)}, "`pis` must be shares between 0 and 1, got 1.2"),
         ({"seed": "a"}, "`seed` must be an int"),
     ],
 )

@@ -97,8 +97,19 @@ def _prompt(options: argparse.Namespace) -> Any:
             messages = json.loads(text)
         except json.JSONDecodeError as error:
             raise _wrong(f"--chat with {file}: not a JSON list of messages: {error}") from error
+        _check_messages(file, messages)
     system = [] if options.system is None else [{"role": "system", "content": options.system}]
     return [*system, *messages]
+
+
+def _check_messages(file: str, messages: Any) -> None:
+    from ..chats import check_chat
+    from ..errors import InvalidInputError
+
+    try:
+        check_chat(messages)
+    except InvalidInputError as error:
+        raise _wrong(f"--chat with {file}: {error}") from error
 
 
 def _config(options: argparse.Namespace) -> "GradELLMConfig":

@@ -39,10 +39,13 @@ def _load(path: Path, row: int) -> "Explanation":
     from ..outputs import ExplainGenerateOutput
 
     try:
-        return Explanation.load(path)
+        explanation = Explanation.load(path)
     except InvalidInputError as error:
         try:
             output = ExplainGenerateOutput.load(path)
         except InvalidInputError:
             raise error from None
-    return Explanation.from_output(output, row, None)
+        return Explanation.from_output(output, row, None)
+    if row != 0:
+        raise InvalidInputError(f"There is no row {row}: {str(path)!r} holds one sequence, which is row 0.")
+    return explanation
