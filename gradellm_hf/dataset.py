@@ -23,7 +23,7 @@ from .configuration import GradELLMConfig
 from .dataset_explanations import FORMAT, DatasetExplanations, load_dataset_explanations
 from .errors import GradELLMError, InvalidInputError
 from .manifest import check_same_job, describe_job, read_manifest, write_manifest
-from .model import GradELLM
+from .model import GradELLM, text_tokenizer
 from .processes import only_writer, processes
 from .prompts_input import PromptReader
 from .shards import remove_partial_files, shard_path, shard_paths, write_shard
@@ -139,8 +139,7 @@ def _write_missing_shards(prompts: SortedPrompts, job: dict[str, Any], folder: P
 
 
 def _check_arguments(tokenizer: Any, batch_size: Any, shard_size: Any, seed: Any, dtype: Any) -> None:
-    if tokenizer is None:
-        raise InvalidInputError("There is no tokenizer to read the prompts with. Give the model's: `tokenizer=...`.")
+    text_tokenizer(tokenizer)
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise InvalidInputError(f"`dtype` must be one of {sorted(_DTYPES)}, got {dtype!r}.")
     whole_number("seed", seed)

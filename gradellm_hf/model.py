@@ -123,7 +123,7 @@ class GradELLM:
         """
         config = self._config(explain_config)
         prompts, is_single = _prompts(text)
-        tokenizer = self._checked_tokenizer()
+        tokenizer = text_tokenizer(self.tokenizer)
         encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
         if target is None:
             input_ids, attention_mask = self._batch(tokenizer, [ids for _, _, ids in encoded])
@@ -188,18 +188,25 @@ class GradELLM:
         device = input_device(model)
         return ids.to(device), mask.to(device)
 
-    def _checked_tokenizer(self) -> Any:
-        tokenizer = getattr(self.tokenizer, "tokenizer", self.tokenizer)  # of a processor
-        if tokenizer is None:
-            raise InvalidInputError(
-                "There is no tokenizer to read text with. Give one, GradELLM(model, tokenizer), or token ids to `generate`."
-            )
-        if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
-            raise InvalidInputError(
-                f"`tokenizer` must be the model's tokenizer or processor, as AutoTokenizer.from_pretrained loads it, got "
-                f"{type(tokenizer).__name__}."
-            )
-        return tokenizer
+
+def text_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer, also of a processor.
+
+    Raises:
+        InvalidInputError: It is none, or there is none.
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    if tokenizer is None:
+        raise InvalidInputError(
+            "There is no tokenizer to read text with. Give the model's: `GradELLM(model, tokenizer)`, or `tokenizer=...` where "
+            "prompts are given; or give token ids to `generate`."
+        )
+    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+        raise InvalidInputError(
+            "`tokenizer` must be the model's tokenizer or processor, as AutoTokenizer.from_pretrained loads it, got "
+            f"{type(tokenizer).__name__}."
+        )
+    return tokenizer
 
 
 def _check_config(config: Any, name: str = "config") -> None:

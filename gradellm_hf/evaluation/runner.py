@@ -19,7 +19,7 @@ from ..errors import InvalidInputError
 from ..manifest import check_same_job, describe_job, fingerprint, read_manifest, write_manifest
 from ..memory import is_out_of_memory, release_memory
 from ..methods import Method, get_method, method_names
-from ..model import GradELLM
+from ..model import GradELLM, text_tokenizer
 from ..processes import only_writer, processes
 from ..prompts_input import Prompt, PromptReader
 from .measures import METRICS, Settings
@@ -72,8 +72,7 @@ def evaluate(
     settings = Settings() if settings is None else settings
     if not isinstance(settings, Settings):
         raise InvalidInputError(f"`settings` must be a Settings, got {settings!r}.")
-    if explainer.tokenizer is None:
-        raise InvalidInputError("There is no tokenizer to read the prompts with. Give the model's: `tokenizer=...`.")
+    text_tokenizer(explainer.tokenizer)
     by_name = _methods(methods)
     metrics = _known("metrics", METRICS if metrics is None else metrics, METRICS)
     generate_kwargs = {"max_new_tokens": 1, "do_sample": False, **generate_kwargs}

@@ -11,7 +11,7 @@ from ..architecture import input_device
 from ..arguments import is_index, is_list
 from ..errors import InvalidInputError
 from ..metrics.agreement import token_labels
-from ..model import GradELLM, encode_prompt, encode_target
+from ..model import GradELLM, encode_prompt, encode_target, text_tokenizer
 from ..prompts_input import Prompt
 from ..token_text import special_tokens, token_texts
 
@@ -51,7 +51,7 @@ def read_text(
     Raises:
         InvalidInputError: The prompt or a field of the record is not usable, or the model wrote nothing.
     """
-    tokenizer: Any = getattr(explainer.tokenizer, "tokenizer", explainer.tokenizer)  # of a processor
+    tokenizer = text_tokenizer(explainer.tokenizer)
     rendered, add_special_tokens, ids = encode_prompt(tokenizer, prompt.content)
     device, seconds = input_device(explainer.model), None
     target = prompt.fields.get("target")
