@@ -8,6 +8,7 @@ import regex
 import torch
 from torch import Tensor
 
+from .arguments import is_index, is_list
 from .errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def unit_ranges(explanation: "Explanation", level: "Level", generated: "Level | 
     border, length = explanation.prompt_length, len(explanation.tokens)
     return [
         *_ranges(explanation, 0, border, level),
-        *_ranges(explanation, border, length, generated or level),
+        *_ranges(explanation, border, length, level if generated is None else generated),
     ]
 
 
@@ -109,7 +110,7 @@ def merged(explanation: "Explanation", units: list[Unit]) -> dict[str, Any]:
 
 def _ranges(explanation: "Explanation", first: int, last: int, level: "Level") -> list[Unit]:
     """Units of the tokens `first:last`. Special tokens are units of their own."""
-    begins_of = _BEGINS.get(level)
+    begins_of = _BEGINS.get(level) if isinstance(level, str) else None
     if begins_of is None:
         raise InvalidInputError(f"The level of units must be one of {sorted(_BEGINS)}, got {level!r}.")
     tokens, special = explanation.tokens, explanation.special
@@ -133,7 +134,7 @@ def _ranges(explanation: "Explanation", first: int, last: int, level: "Level") -
 def _named(spans: Spans) -> Iterator[tuple[str, Span]]:
     if isinstance(spans, Mapping):
         yield from spans.items()
-    elif isinstance(spans, Sequence) and not isinstance(spans, str):
+    elif is_list(spans):
         yield from ((f"span {i}", span) for i, span in enumerate(spans, start=1))
     else:
         raise InvalidInputError(f"Spans are a dict or a list of (start, end) pairs and substrings, got {spans!r}.")
@@ -151,7 +152,7 @@ def _place(span: Any, prompt: str, name: str) -> tuple[int, int]:
                 "character offsets in `text`."
             )
         return starts[0], starts[0] + len(span)
-    if isinstance(span, Sequence) and len(span) == 2 and all(isinstance(i, int) for i in span):
+    if is_list(span) and len(span) == 2 and all(map(is_index, span)):
         start, end = span
         if 0 <= start < end <= len(prompt):
             return start, end

@@ -13,7 +13,7 @@ from .errors import InvalidInputError, UnsupportedArchitectureError
 from .explanation import Explanation
 from .manifest import fingerprint
 from .memory import is_out_of_memory, release_memory
-from .model import GradELLM, encode_prompt
+from .model import GradELLM, encode_prompt, text_tokenizer
 from .prompts_input import PromptReader
 from .shards import Result, check_storable
 
@@ -48,7 +48,7 @@ class SortedPrompts:
         self._explainer, self._prompts, self._batch_size, self._seed = explainer, prompts, batch_size, seed
         self._generate_kwargs, self._dtype = generate_kwargs, dtype
         self._has_explained = False
-        tokenizer = getattr(explainer.tokenizer, "tokenizer", explainer.tokenizer)  # of a processor
+        tokenizer = text_tokenizer(explainer.tokenizer)
         digest, first_error, lengths = hashlib.sha256(), None, array("Q")
         for index in range(len(prompts)):
             record: Any = None

@@ -1,13 +1,13 @@
 """What to explain and how: `GradELLMConfig`."""
 
 import json
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
 
+from .arguments import choice, is_index, is_list, true_or_false, whole_number
 from .errors import InvalidInputError
 
 Spatial = Literal["attention", "loosened"]
@@ -58,20 +58,18 @@ class GradELLMConfig:
 
     def __post_init__(self) -> None:
         self._check_layers()
-        _check_choice("spatial", self.spatial, get_args(Spatial))
-        _check_choice("channel", self.channel, get_args(Channel))
-        _check_choice("positive_part", self.positive_part, get_args(PositivePart))
-        _check_choice("engine", self.engine, get_args(Engine))
+        choice("spatial", self.spatial, get_args(Spatial))
+        choice("channel", self.channel, get_args(Channel))
+        choice("positive_part", self.positive_part, get_args(PositivePart))
+        choice("engine", self.engine, get_args(Engine))
         if not callable(self.target):
-            _check_choice("target", self.target, get_args(Target), "a callable (logits, token_ids) -> scores")
+            choice("target", self.target, get_args(Target), "a callable (logits, token_ids) -> scores")
         for name in ("positive_only", "output_layer_attributions"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidInputError(f"`{name}` must be True or False, got {getattr(self, name)!r}.")
-        if is_index(self.step_chunk_size):
-            object.__setattr__(self, "step_chunk_size", operator.index(self.step_chunk_size))  # type: ignore[arg-type]
-        size = self.step_chunk_size
-        if size is not None and (not is_index(size) or size < 1):
-            raise InvalidInputError(f"`step_chunk_size` must be None (automatic) or an int of at least 1, got {size!r}.")
+            true_or_false(name, getattr(self, name))
+        if self.step_chunk_size is not None:
+            object.__setattr__(
+                self, "step_chunk_size", whole_number("step_chunk_size", self.step_chunk_size, 1, none="automatic")
+            )
         self._check_contrast()
         if self.positive_part == "head" and (not self.positive_only or self.channel != "heads"):
             raise InvalidInputError(
@@ -125,6 +123,8 @@ class GradELLMConfig:
             InvalidInputError: An option is unknown, or the target was a callable, which JSON cannot hold.
         """
         names = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping):
+            raise InvalidInputError(f"The options of GradELLMConfig are a dict by name, got {values!r}.")
         if unknown := sorted(set(values) - names):
             raise InvalidInputError(f"Unknown options {unknown} of GradELLMConfig; the known ones are {sorted(names)}.")
         target = values.get("target")
@@ -148,11 +148,11 @@ class GradELLMConfig:
             valid = layers == "all"
         elif is_index(layers):
             valid = layers >= 1
-            object.__setattr__(self, "layers", operator.index(layers))
+            object.__setattr__(self, "layers", int(layers))
         else:
-            valid = isinstance(layers, Sequence) and len(layers) > 0 and all(map(is_index, layers))
+            valid = is_list(layers) and len(layers) > 0 and all(map(is_index, layers))
             if valid:
-                object.__setattr__(self, "layers", [operator.index(i) for i in layers])
+                object.__setattr__(self, "layers", [int(i) for i in layers])
         if not valid:
             raise InvalidInputError(
                 f'`layers` must be "all", an int of at least 1 (that many last layers) or a non-empty list of layer '
@@ -165,14 +165,19 @@ class GradELLMConfig:
                 '`target="contrast"` and `contrast_token_ids` belong together: the foil\'s token id for each step, '
                 f"broadcastable to [R, N]. Got target={self.target!r} and contrast_token_ids={self.contrast_token_ids!r}."
             )
+        if self.contrast_token_ids is not None:
+            foil_ids(self.contrast_token_ids)
 
 
-def is_index(value: Any) -> bool:
-    """Whether it is an integer, Python's or NumPy's, and not a bool."""
-    return hasattr(value, "__index__") and not isinstance(value, bool | torch.Tensor)
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...], alternative: str | None = None) -> None:
-    if not isinstance(value, str) or value not in choices:
-        expected = " or ".join([*map(repr, choices), *([alternative] if alternative else [])])
-        raise InvalidInputError(f"`{name}` must be {expected}, got {value!r}.")
+def foil_ids(foils: Any) -> torch.Tensor:
+    """Token ids given as `contrast_token_ids`; raises InvalidInputError where they are none."""
+    expected = "`contrast_token_ids` must be token ids: a whole number of at least 0, or an array of them"
+    try:
+        ids = None if isinstance(foils, str | bytes | bytearray | memoryview) else torch.as_tensor(foils)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        ids = None
+    if ids is None:
+        raise InvalidInputError(f"{expected}; got {foils!r}.")
+    if ids.numel() and (ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex() or bool(ids.min() < 0)):
+        raise InvalidInputError(f"{expected}; got {ids.dtype} values from {ids.flatten()[0].item()} on.")
+    return ids.long()

@@ -19,14 +19,15 @@ from typing import Any
 import torch
 
 from .architecture import explained_layers, unwrap
+from .arguments import whole_number
 from .batches import SortedPrompts
 from .commands.checks import at_least, check_folder, check_prompts, seed, wrong
 from .commands.loading import DTYPES, device_map, load_model
-from .configuration import GradELLMConfig, is_index
+from .configuration import GradELLMConfig
 from .dataset_explanations import FORMAT, DatasetExplanations, load_dataset_explanations
 from .errors import InvalidInputError
 from .manifest import check_same_job, describe_job, read_manifest, write_manifest
-from .model import GradELLM
+from .model import GradELLM, text_tokenizer
 from .processes import only_writer, processes
 from .prompts_input import PromptReader
 from .shards import remove_partial_files, shard_path, shard_paths, write_shard
@@ -84,14 +85,18 @@ def explain_dataset(
     """
     if not isinstance(model, GradELLM):
         model = GradELLM(model)
-    tokenizer, config = tokenizer or model.tokenizer, explain_config or model.explain_config or GradELLMConfig()
+    tokenizer = model.tokenizer if tokenizer is None else tokenizer
+    config = model.explain_config if explain_config is None else explain_config
+    if config is None:
+        config = GradELLMConfig()
     _check_arguments(tokenizer, batch_size, shard_size, seed, dtype)
     batch_size, seed = int(batch_size), int(seed)
     explainer = GradELLM(model.model, tokenizer, config)
     explained_layers(unwrap(model.model), config)
     ordered = SortedPrompts(explainer, PromptReader(prompts, column), batch_size, seed, _DTYPES[dtype], generate_kwargs)
-    shard_size = int(shard_size or 0) or min(-(-len(ordered) // _SHARDS), _BATCHES_PER_SHARD * batch_size)
-    shard_size = -(-shard_size // batch_size) * batch_size
+    if shard_size is None:
+        shard_size = min(-(-len(ordered) // _SHARDS), _BATCHES_PER_SHARD * batch_size)
+    shard_size = -(-int(shard_size) // batch_size) * batch_size
     options = {
         "explain_config": config.to_dict(),
         "batch_size": batch_size,
@@ -138,15 +143,13 @@ def _write_missing_shards(prompts: SortedPrompts, job: dict[str, Any], folder: P
 
 
 def _check_arguments(tokenizer: Any, batch_size: Any, shard_size: Any, seed: Any, dtype: Any) -> None:
-    if tokenizer is None:
-        raise InvalidInputError("There is no tokenizer to read the prompts with. Give the model's: `tokenizer=...`.")
-    if dtype not in _DTYPES:
+    text_tokenizer(tokenizer)
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise InvalidInputError(f"`dtype` must be one of {sorted(_DTYPES)}, got {dtype!r}.")
-    if not is_index(seed):
-        raise InvalidInputError(f"`seed` must be an int, got {seed!r}.")
-    for name, size in (("batch_size", batch_size), ("shard_size", shard_size)):
-        if not (size is None and name == "shard_size") and (not is_index(size) or size < 1):
-            raise InvalidInputError(f"`{name}` must be an int of at least 1, got {size!r}.")
+    whole_number("seed", seed)
+    whole_number("batch_size", batch_size, 1)
+    if shard_size is not None:
+        whole_number("shard_size", shard_size, 1, none="chosen from the number of prompts")
 
 
 def _check_folder(folder: Path, job: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from .heatmaps import Heatmaps
 from .memory import is_out_of_memory, out_of_memory, progress_bar, release_memory
 from .offloading import reload_offloaded_weights
 from .sequences import ExplainedSequences
-from .targets import contrast_ids, evaluate_target
+from .targets import check_contrast, contrast_ids, evaluate_target
 from .tensor_parallel import head_group, out_of_memory_in_group, sharing_groups, sum_over_heads
 
 if TYPE_CHECKING:
@@ -220,6 +220,8 @@ class _Run:
         self._modules = attention_layers(model)
         self.groups = sharing_groups(model)
         self._foils = contrast_ids(config, sequences.generated_ids, vocabulary_size(model))
+        if self._foils is not None:
+            check_contrast(self._foils, sequences.generated_ids, sequences.step_mask, sequences.first_step)
 
     def watched(self) -> AbstractContextManager[Any]:
         return self.channel.watch() if self.channel else contextlib.nullcontext()
@@ -253,7 +255,7 @@ class _Run:
             logits = outputs.logits[:, first - last :]
             ids, mask = (x[:, steps].to(logits.device) for x in (sequences.generated_ids, sequences.step_mask))
             if sequences.written_logits is not None:
-                sequences.written_logits.check(first, logits, mask)
+                sequences.written_logits.check(first, logits, mask, sequences.first_step)
             foils = None if self._foils is None else self._foils[:, steps].to(ids.device)
             targets = evaluate_target(self.config, logits, ids, mask, foils)
             self.heatmaps.set_targets(first, last, targets)

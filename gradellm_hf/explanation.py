@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .aggregation import Spans, Unit, merged, span_ranges, unit_ranges
+from .arguments import choice, whole_number
 from .configuration import GradELLMConfig
 from .errors import InvalidInputError
 from .files import read_tensors, write_tensors
@@ -83,7 +84,9 @@ class Explanation:
     unit_names: list[str | None] | None = None
 
     def __post_init__(self) -> None:
-        length, num_steps = len(self.tokens), len(self.tokens) - self.prompt_length
+        length = len(self.tokens)
+        object.__setattr__(self, "prompt_length", whole_number("prompt_length", self.prompt_length, 0, length))
+        num_steps = length - self.prompt_length
         num_layers = 0 if self.layer_attributions is None else len(self.layer_attributions)
         shapes = {
             "attributions": (num_steps, length),
@@ -126,7 +129,7 @@ class Explanation:
                 which have no text.
         """
         num_rows, num_steps, length = output.attributions.shape  # type: ignore[union-attr]
-        if not 0 <= row < num_rows:
+        if whole_number("row", row) not in range(num_rows):
             raise InvalidInputError(f"There is no row {row}: {num_rows} sequences are explained.")
         sequence = output.sequences[row].cpu()  # type: ignore[index]
         if len(sequence) != length:
@@ -218,8 +221,7 @@ class Explanation:
         Raises:
             InvalidInputError: There is no such normalisation.
         """
-        if by not in ("max", "sum"):
-            raise InvalidInputError(f'`normalize` divides by "max" or "sum", got {by!r}.')
+        choice("by", by, ("max", "sum"))
         size = self.attributions.abs()
         total = size.amax(-1, keepdim=True) if by == "max" else size.sum(-1, keepdim=True)
         total = total.masked_fill(total == 0, 1)
@@ -235,15 +237,16 @@ class Explanation:
 
         Args:
             step: 0 to `N - 1`; negative ones count from the end.
-            k: At most so many.
+            k: At most so many, 0 or more.
             include_special: Whether special tokens count.
 
         Returns:
             Their positions, texts and scores. Negative scores rank by their size.
 
         Raises:
-            InvalidInputError: There is no such step.
+            InvalidInputError: There is no such step, or `k` is no number of units.
         """
+        step, k = whole_number("step", step), whole_number("k", k, 0)
         num_steps = len(self.attributions)
         if not -num_steps <= step < num_steps:
             raise InvalidInputError(f"There is no step {step}: {num_steps} steps are explained.")

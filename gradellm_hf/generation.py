@@ -87,11 +87,13 @@ def explain_sequences(
         model: As for `explain_generate`.
         sequences: Token ids of prompts, padded on the left, and continuations, `[R, S]`.
         prompt_length: `P`, from 1 to `S`.
-        attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
+        attention_mask: 0 for padding and 1 for tokens, `[R, P]` or `[R, S]`, of any type. In the continuation, 0 marks steps
+            after a row's end, and every token before is explained, end-of-sequence tokens too.
         explain_config: What to explain and how; see `GradELLMConfig`.
 
     Returns:
-        As `explain_generate`. A row also ends at its first end-of-sequence token.
+        As `explain_generate`. Where the mask says nothing of the continuation, a row ends with an end-of-sequence token after
+        which there are only padding or end-of-sequence tokens; one in the midst of text ends nothing.
 
     Raises:
         UnsupportedArchitectureError: The model cannot be explained exactly.
@@ -137,7 +139,7 @@ def _explain(
             )
         if heatmaps is None:
             heatmaps = stepwise_as_written(model, sequences, config, layers, cache)
-    if not all(x.isfinite().all() for x in (heatmaps.attributions, heatmaps.target_scores, heatmaps.token_probabilities)):
+    if not heatmaps.are_finite:
         raise not_finite(model, config)
     return heatmaps
 

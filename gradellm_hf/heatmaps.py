@@ -45,6 +45,12 @@ class Heatmaps:
             token_probabilities=zeros(rows, steps),
         )
 
+    @property
+    def are_finite(self) -> bool:
+        """Whether scores, targets and probabilities are numbers."""
+        parts = (self.attributions, self.target_scores, self.token_probabilities)
+        return all(bool(part.isfinite().all()) for part in parts)
+
     def set_targets(self, first: int, last: int, targets: TargetValues) -> None:
         self.target_scores[:, first:last] = targets.scores.to(self.target_scores)
         self.token_probabilities[:, first:last] = targets.probabilities.to(self.token_probabilities)

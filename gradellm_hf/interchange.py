@@ -188,7 +188,7 @@ def _inseq_object(name: str, module: str = _INSEQ_DATA, **attributes: Any) -> di
 
 
 def _inseq_sequence(explanation: Explanation) -> dict[str, Any]:
-    ids = explanation.token_ids or [-1] * len(explanation.tokens)
+    ids = [-1] * len(explanation.tokens) if explanation.token_ids is None else explanation.token_ids
     tokens = [
         _inseq_object("TokenWithId", "inseq.utils.typing", token=token, id=token_id)
         for token, token_id in zip(explanation.tokens, ids)

@@ -1,19 +1,20 @@
 """`GradELLM`: a model and its tokenizer, from text to explanations."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from .architecture import input_device, unwrap, vocabulary_size
+from .architecture import input_device, placeholder_mask, unwrap, vocabulary_size
+from .arguments import is_list
+from .chats import Chat, check_chat, is_chat
 from .configuration import GradELLMConfig
 from .errors import InvalidInputError
 from .generation import explain_generate, explain_sequences
 from .outputs import ExplainGenerateOutput
 from .token_text import token_texts
 
-Chat = Sequence[Mapping[str, Any]]
 _FILE_OPTIONS = (  # of `from_pretrained`, which the tokenizer needs too
     "cache_dir",
     "force_download",
@@ -89,7 +90,7 @@ class GradELLM:
         self, inputs: torch.Tensor | None = None, *, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
     ) -> ExplainGenerateOutput:
         """As `explain_generate`, with this object's configuration where none is given."""
-        config = explain_config or self.explain_config
+        config = self._config(explain_config)
         return explain_generate(self.model, inputs, explain_config=config, **generate_kwargs)
 
     def explain(
@@ -104,9 +105,11 @@ class GradELLM:
 
         Args:
             text: A prompt; a chat, which is a list of messages `{"role": ..., "content": ...}` and goes through the tokenizer's
-                chat template; or a list of prompts or chats.
+                chat template; or a list of prompts or chats. A content is a text or a list of parts
+                `{"type": "text", "text": ...}`: images, videos and sounds are refused.
             target: A text that the model shall write after the prompt, one for each prompt (teacher forcing); it follows
-                the prompt directly, so where a space belongs between them it begins with one. None: the model writes.
+                the prompt directly, so where a space belongs between them it begins with one. All of it is explained, also
+                what comes after an end-of-sequence token in it. None: the model writes.
             explain_config: What to explain and how; this object's configuration where none is given.
             **generate_kwargs: For `model.generate`: `max_new_tokens`, `do_sample`, ... Not together with `target`.
 
@@ -114,14 +117,14 @@ class GradELLM:
             An `Explanation`; a list of them for a list of prompts, or where `num_return_sequences` asks for several.
 
         Raises:
-            InvalidInputError: There is no tokenizer, no text, or no chat template; the tokenizer is not the model's; or an
-                argument is not usable.
+            InvalidInputError: There is no tokenizer, no text, or no chat template; a chat holds something else than text; the
+                tokenizer is not the model's; or an argument is not usable.
             UnsupportedArchitectureError: The model cannot be explained exactly.
         """
+        config = self._config(explain_config)
         prompts, is_single = _prompts(text)
-        tokenizer = self._checked_tokenizer()
+        tokenizer = text_tokenizer(self.tokenizer)
         encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-        config = explain_config or self.explain_config
         if target is None:
             input_ids, attention_mask = self._batch(tokenizer, [ids for _, _, ids in encoded])
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -148,6 +151,10 @@ class GradELLM:
     def __repr__(self) -> str:
         return f"GradELLM({type(self.model).__name__}, config={self.explain_config!r})"
 
+    def _config(self, given: GradELLMConfig | None) -> GradELLMConfig | None:
+        _check_config(given, "explain_config")
+        return self.explain_config if given is None else given
+
     def _explain_targets(
         self, tokenizer: Any, prompts: list[list[int]], targets: list[list[int]], config: GradELLMConfig | None
     ) -> ExplainGenerateOutput:
@@ -169,38 +176,52 @@ class GradELLM:
             raise InvalidInputError(
                 f"The tokenizer gave the token id {highest}, but the model knows {size} tokens. Use the model's own tokenizer."
             )
+        placeholders = placeholder_mask(model, torch.tensor([token_id for row in rows for token_id in row]))
+        if placeholders is not None and bool(placeholders.any()):
+            raise InvalidInputError(
+                "The text holds placeholders of images, videos or sounds, and there is nothing that they stand for. Give what "
+                "the model's processor makes of text and images, as tensors, to `explain_generate`."
+            )
         padding, width = tokenizer.pad_token_id or 0, max(map(len, rows))
         ids = torch.tensor([[padding] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
         device = input_device(model)
         return ids.to(device), mask.to(device)
 
-    def _checked_tokenizer(self) -> Any:
-        tokenizer = getattr(self.tokenizer, "tokenizer", self.tokenizer)  # of a processor
-        if tokenizer is None:
-            raise InvalidInputError(
-                "There is no tokenizer to read text with. Give one, GradELLM(model, tokenizer), or token ids to `generate`."
-            )
-        return tokenizer
+
+def text_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer, also of a processor.
+
+    Raises:
+        InvalidInputError: It is none, or there is none.
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    if tokenizer is None:
+        raise InvalidInputError(
+            "There is no tokenizer to read text with. Give the model's: `GradELLM(model, tokenizer)`, or `tokenizer=...` where "
+            "prompts are given; or give token ids to `generate`."
+        )
+    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+        raise InvalidInputError(
+            "`tokenizer` must be the model's tokenizer or processor, as AutoTokenizer.from_pretrained loads it, got "
+            f"{type(tokenizer).__name__}."
+        )
+    return tokenizer
 
 
-def _check_config(config: Any) -> None:
+def _check_config(config: Any, name: str = "config") -> None:
     if config is not None and not isinstance(config, GradELLMConfig):
         raise InvalidInputError(
-            f"`config` must be a GradELLMConfig, got {type(config).__name__}. It says what to explain and how; the model's own "
+            f"`{name}` must be a GradELLMConfig, got {type(config).__name__}. It says what to explain and how; the model's own "
             "configuration comes with the model."
         )
 
 
-def _is_chat(value: Any) -> bool:
-    return isinstance(value, Sequence) and len(value) > 0 and all(isinstance(message, Mapping) for message in value)
-
-
 def _prompts(text: Any) -> tuple[list[str | Chat], bool]:
     """The prompts, and whether only one was given, not in a list."""
-    is_single = isinstance(text, str) or _is_chat(text)
-    prompts = [text] if is_single else list(text) if isinstance(text, Sequence) else []
-    if not prompts or not all(isinstance(prompt, str) or _is_chat(prompt) for prompt in prompts):
+    is_single = isinstance(text, str) or is_chat(text)
+    prompts = [text] if is_single else list(text) if is_list(text) else []
+    if not prompts or not all(isinstance(prompt, str) or is_chat(prompt) for prompt in prompts):
         raise InvalidInputError(
             'Give a text, a chat [{"role": "user", "content": ...}, ...], or a list of texts or chats with at least one in it; '
             f"got {text!r}."
@@ -209,16 +230,21 @@ def _prompts(text: Any) -> tuple[list[str | Chat], bool]:
 
 
 def _targets(target: Any, expected: int) -> list[str]:
-    targets = [target] if isinstance(target, str) else list(target) if isinstance(target, Sequence) else []
+    targets = [target] if isinstance(target, str) else list(target) if is_list(target) else []
     if len(targets) != expected or not all(isinstance(text, str) and text for text in targets):
         raise InvalidInputError(f"`target` must be a non-empty text for each of the {expected} prompts, got {target!r}.")
     return targets
 
 
 def encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[str, bool, list[int]]:
-    """The text that the model reads, whether special tokens are still added to it, and its token ids."""
+    """The text that the model reads, whether special tokens are still added to it, and its token ids.
+
+    Raises:
+        InvalidInputError: It is neither text nor a chat of text, it is empty, or there is no chat template.
+    """
     add_special_tokens = isinstance(prompt, str)
     if not isinstance(prompt, str):
+        check_chat(prompt)
         if not getattr(tokenizer, "chat_template", None):
             raise InvalidInputError(
                 "The tokenizer has no chat template, so it cannot write a chat. Give the prompt as one text, or set "

@@ -7,8 +7,10 @@ from transformers import AutoModelForCausalLM, TextGenerationPipeline
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import ModelOutput
+from transformers.utils.chat_template_utils import Chat
 
 from .architecture import unwrap
+from .chats import check_chat
 from .configuration import GradELLMConfig
 from .generation import explain_generate
 from .outputs import ExplainGenerateOutput
@@ -25,7 +27,7 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
 
     Raises:
         UnsupportedArchitectureError: The model cannot be explained exactly.
-        InvalidInputError: An argument or the state of the model is not usable.
+        InvalidInputError: An argument or the state of the model is not usable, or a chat holds something else than text.
 
     Example:
         >>> generator = ExplainedTextGenerationPipeline(model=model, tokenizer=tokenizer)
@@ -40,6 +42,11 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
         if explain_config is not None:
             forward_params["explain_config"] = explain_config
         return preprocess_params, forward_params, postprocess_params
+
+    def preprocess(self, prompt_text: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        if isinstance(prompt_text, Chat):
+            check_chat(prompt_text.messages)
+        return super().preprocess(prompt_text, *args, **kwargs)
 
     def _forward(  # type: ignore[override]
         self, model_inputs: Any, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .architecture import placeholder_mask, vocabulary_size
+from .arguments import binary_mask, is_index
 from .caches import is_quantized_cache
-from .configuration import is_index
 from .errors import InvalidInputError
 from .quantization import is_quantized
 from .recording import PromptRecording, check_left_padding
@@ -61,7 +61,8 @@ class GenerateCall:
         _check_dimensions("the prompt", ids, 2, "token ids of shape [batch, P]")
         _check_dimensions("`inputs_embeds`", embeds, 3, "embeddings of shape [batch, P, E]")
         _check_dimensions("`attention_mask`", mask, 2, "a mask of shape [batch, P]")
-        check_left_padding(mask, mask.shape[1] if mask is not None else 0)
+        if mask is not None:
+            check_left_padding(binary_mask("attention_mask", mask), mask.shape[1])
         self.ids, self.embeds, self.attention_mask = ids, embeds, mask
         #: Columns of the prompt in the returned sequences.
         self.prompt_ids_length = ids.shape[1] if ids is not None else int(embeds is None)
@@ -204,8 +205,23 @@ class GenerateCall:
 
 def until_end_of_sequence(generated_ids: Tensor, end_ids: list[int]) -> Tensor:
     """Step mask `[R, N]`: False after the first end-of-sequence token of a row."""
-    is_eos = torch.isin(generated_ids, torch.tensor(end_ids, dtype=torch.long, device=generated_ids.device))
-    return is_eos.cumsum(1) - is_eos.long() == 0
+    return _until(_is_one_of(generated_ids, end_ids))
+
+
+def _until_padding(given_ids: Tensor, end_ids: list[int], padding_ids: list[int]) -> Tensor:
+    """Step mask `[R, N]`: False after an end-of-sequence token that nothing but padding, or more such tokens, follow."""
+    is_eos = _is_one_of(given_ids, end_ids)
+    is_filling = is_eos | _is_one_of(given_ids, padding_ids)
+    return _until(is_eos & is_filling.flip(1).cumprod(1).flip(1).bool())
+
+
+def _until(is_last: Tensor) -> Tensor:
+    """False after the first True of a row."""
+    return is_last.cumsum(1) - is_last.long() == 0
+
+
+def _is_one_of(token_ids: Tensor, known: list[int]) -> Tensor:
+    return torch.isin(token_ids, torch.tensor(known, dtype=torch.long, device=token_ids.device))
 
 
 def eos_token_ids(eos: int | list[int] | Tensor | None) -> list[int]:
@@ -217,14 +233,19 @@ def given_sequences(
 ) -> ExplainedSequences:
     """Text that already exists; arguments and errors as for `explain_sequences`."""
     _check_sequences(model, sequences, prompt_length, attention_mask)
-    padding = None
+    prompt_length = int(prompt_length)
     with torch.inference_mode(False):
-        ends = eos_token_ids(model.generation_config.eos_token_id)
-        step_mask = until_end_of_sequence(sequences[:, prompt_length:], ends)
-        if attention_mask is not None:
-            padding = attention_mask[:, :prompt_length]
-            if attention_mask.shape[1] > prompt_length:
-                step_mask = step_mask & (attention_mask[:, prompt_length:] != 0).long().cumprod(1).bool()
+        mask = None if attention_mask is None else binary_mask("attention_mask", attention_mask).to(sequences.device)
+        padding = None if mask is None else mask[:, :prompt_length].long()
+        check_left_padding(padding, prompt_length)
+        if mask is not None and mask.shape[1] == sequences.shape[1]:
+            step_mask = mask[:, prompt_length:]
+            _check_rows_end_once(step_mask)
+        else:
+            ends = eos_token_ids(model.generation_config.eos_token_id)
+            configs = (model.generation_config, model.config.get_text_config(decoder=True))
+            pads = [config.pad_token_id for config in configs if getattr(config, "pad_token_id", None) is not None]
+            step_mask = _until_padding(sequences[:, prompt_length:], ends, pads)
     return extended_prompt(sequences, prompt_length, sequences.shape[1] - prompt_length, step_mask, padding)
 
 
@@ -246,13 +267,22 @@ def _check_sequences(model: "PreTrainedModel", sequences: Any, prompt_length: in
         raise InvalidInputError(
             "The prompts hold images, videos or sounds, which `explain_sequences` does not take. Use `explain_generate`."
         )
-    if attention_mask is not None:
-        if not isinstance(attention_mask, Tensor) or attention_mask.shape not in ((rows, length), (rows, prompt_length)):
-            got = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
-            raise InvalidInputError(
-                f"`attention_mask` must have shape [R, S] = {[rows, length]} or [R, P] = {[rows, prompt_length]}, got {got}."
-            )
-        check_left_padding(attention_mask, prompt_length)
+    if attention_mask is None:
+        return
+    if not isinstance(attention_mask, Tensor) or attention_mask.shape not in ((rows, length), (rows, prompt_length)):
+        got = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
+        raise InvalidInputError(
+            f"`attention_mask` must have shape [R, S] = {[rows, length]} or [R, P] = {[rows, prompt_length]}, got {got}."
+        )
+
+
+def _check_rows_end_once(step_mask: Tensor) -> None:
+    rows = (step_mask.int().diff(dim=1) > 0).any(1).nonzero().flatten().tolist()
+    if rows:
+        raise InvalidInputError(
+            f"In the continuation of row(s) {rows}, `attention_mask` has a 1 behind a 0. There, 0 marks what comes after a "
+            "row's end, which only more of it can follow. Put the 0s at the end."
+        )
 
 
 def _recorded_rows(prompt_rows: Tensor, num_recorded: int) -> tuple[Tensor, Tensor]:

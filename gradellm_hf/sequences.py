@@ -31,6 +31,7 @@ class ExplainedSequences:
         prefill_rows: Where that call has other rows (each beam of a prompt): a row with the prompt of each of its rows, and
             its row with the prompt of each row.
         written_logits: Those from which `generate` chose the tokens, where it did.
+        first_step: The number of the first step in the whole text, where earlier ones count as the prompt.
     """
 
     token_ids: Tensor
@@ -44,6 +45,7 @@ class ExplainedSequences:
     prefill_kwargs: dict[str, Any] = field(default_factory=dict)
     prefill_rows: tuple[Tensor, Tensor] | None = None
     written_logits: WrittenLogits | None = None
+    first_step: int = 0
 
     @property
     def length(self) -> int:

@@ -165,13 +165,14 @@ class _StepExplainer(BaseStreamer):
             step_mask=sequences.step_mask[:, -1:],
             prompt_embeds=sequences.prompt_embeds if n == 0 else None,
             written_logits=sequences.written_logits and sequences.written_logits.after(n),
+            first_step=n,
         )
         check_same_text(self._model, step.token_ids, step.prompt_length, 1)
         with explainable(self._model, padded=step.attention_mask is not None):
             engine = stepwise_as_written if n == 0 else stepwise
             with self._recording.paused():
                 heatmaps = engine(self._model, step, self._config, self._layers, self._cache)
-        if not all(x.isfinite().all() for x in (heatmaps.attributions, heatmaps.target_scores, heatmaps.token_probabilities)):
+        if not heatmaps.are_finite:
             raise not_finite(self._model, self._config)
         self._cache = self._last_cache
         by_layer = heatmaps.layer_attributions

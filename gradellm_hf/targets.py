@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .configuration import GradELLMConfig, TargetFunction
+from .configuration import GradELLMConfig, TargetFunction, foil_ids
 from .errors import InvalidInputError
 
 
@@ -62,22 +62,40 @@ def contrast_ids(config: GradELLMConfig, token_ids: torch.Tensor, vocabulary_siz
     """The foils of `config` as `[R, N]`, or None.
 
     Raises:
-        InvalidInputError: They are not token ids, or do not broadcast to the generated tokens' shape.
+        InvalidInputError: They are out of the vocabulary, or do not broadcast to the generated tokens' shape.
     """
     if config.contrast_token_ids is None:
         return None
     expected = f"token ids from 0 to {vocabulary_size - 1} that broadcast to [R, N] = {list(token_ids.shape)}"
+    foils = foil_ids(config.contrast_token_ids).to(token_ids.device)
+    if foils.numel() and foils.max() >= vocabulary_size:
+        raise InvalidInputError(f"`contrast_token_ids` must be {expected}; got values up to {foils.max()}.")
     try:
-        foils = torch.as_tensor(config.contrast_token_ids, device=token_ids.device)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise InvalidInputError(f"`contrast_token_ids` must be {expected}; got {config.contrast_token_ids!r}.") from error
-    is_integer = not (foils.is_floating_point() or foils.dtype == torch.bool)
-    if foils.numel() and not (is_integer and foils.min() >= 0 and foils.max() < vocabulary_size):
-        raise InvalidInputError(f"`contrast_token_ids` must be {expected}; got {foils.dtype} values up to {foils.max()}.")
-    try:
-        return foils.long().broadcast_to(token_ids.shape)
+        return foils.broadcast_to(token_ids.shape)
     except RuntimeError as error:
         raise InvalidInputError(f"`contrast_token_ids` has shape {list(foils.shape)}; expected {expected}.") from error
+
+
+def check_contrast(foils: torch.Tensor, token_ids: torch.Tensor, step_mask: torch.Tensor, first_step: int = 0) -> None:
+    """Refuses a foil that is the chosen token: the difference of their logits is 0, whatever the text.
+
+    Args:
+        foils, token_ids: `[R, N]`.
+        step_mask: False for steps that are not explained, `[R, N]`; their foils do not count.
+        first_step: The number of the first of these steps, for the error.
+
+    Raises:
+        InvalidInputError: A foil is the token that was chosen at its step.
+    """
+    same = ((foils == token_ids) & step_mask.to(foils.device)).nonzero()
+    if len(same):
+        row, step = same[0].tolist()
+        raise InvalidInputError(
+            f"The foil of step {first_step + step} in row {row} is the chosen token itself (id {int(foils[row, step])}), so "
+            "there is nothing to contrast: the difference of their logits is 0. Give each step a foil that differs from its "
+            "token, `contrast_token_ids` of shape [R, N]. Where `generate` chose the foil, what it wrote is the exception's "
+            "`generated`: explain that by `explain_sequences` with such foils, or ask for fewer tokens."
+        )
 
 
 def _gather(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:

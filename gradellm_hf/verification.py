@@ -1,13 +1,23 @@
 """`verify`: both engines on a short input, for a look at a new or custom architecture."""
 
+import math
 from typing import Any
 
 import torch
 
-from .architecture import calls_attention_interface, explainable, explained_layers, input_device, unwrap, vocabulary_size
+from .architecture import (
+    calls_attention_interface,
+    explainable,
+    explained_layers,
+    input_device,
+    not_finite,
+    unwrap,
+    vocabulary_size,
+)
+from .arguments import whole_number
 from .caches import fork_cache
 from .configuration import GradELLMConfig
-from .errors import InvalidInputError, UnsupportedArchitectureError
+from .errors import UnsupportedArchitectureError
 from .replay import replay
 from .sequences import ExplainedSequences
 from .stepwise import stepwise
@@ -27,9 +37,13 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
 
     Returns:
         `max |replay - stepwise| / max |stepwise|` over the signed heatmaps of all layers.
+
+    Raises:
+        InvalidInputError: An argument or the state of the model is not usable, or the model produces NaN.
+        UnsupportedArchitectureError: The model cannot be explained exactly, or only by the stepwise engine.
     """
-    if prompt_length < 1 or num_steps < 1:
-        raise InvalidInputError(f"`prompt_length` and `num_steps` must be at least 1, got {prompt_length} and {num_steps}.")
+    prompt_length, num_steps = whole_number("prompt_length", prompt_length, 1), whole_number("num_steps", num_steps, 1)
+    seed = whole_number("seed", seed, 0, 2**63 - 1)
     inner = unwrap(model)
     config = GradELLMConfig(positive_only=False, output_layer_attributions=True)
     layers = explained_layers(inner, config)
@@ -50,8 +64,13 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
             step_mask=torch.ones(1, num_steps, dtype=torch.bool, device=tokens.device),
         )
         cache = sequences.prefill(inner)
-        expected = stepwise(inner, sequences, config, layers, fork_cache(cache)).layer_attributions
-        replayed = replay(inner, sequences, config, layers, cache).layer_attributions
+        both = [stepwise(inner, sequences, config, layers, fork_cache(cache)), replay(inner, sequences, config, layers, cache)]
+    if not all(heatmaps.are_finite for heatmaps in both):
+        raise not_finite(inner, config)
+    expected, replayed = (heatmaps.layer_attributions for heatmaps in both)
     assert expected is not None
     assert replayed is not None  # both asked for above
-    return ((replayed - expected).abs().max() / expected.abs().max()).item()
+    difference, size = (replayed - expected).abs().max().item(), expected.abs().max().item()
+    if size == 0:
+        return 0.0 if difference == 0 else math.inf
+    return difference / size

@@ -45,20 +45,21 @@ class WrittenLogits:
         samples: `[R, n, K]` of the first `n` steps; of those that were not seen, anything.
         seen: Which of them were seen, `[n]` bool.
         is_rounded: Whether they are only close to the model's: it, or the cache that they were computed with, is quantised.
-        first: Number of the first of them.
     """
 
     samples: Tensor
     seen: Tensor
     is_rounded: bool
-    first: int = 0
 
     def after(self, num_steps: int) -> "WrittenLogits":
         """Those of what comes after the first `num_steps` steps."""
-        return replace(self, samples=self.samples[:, num_steps:], seen=self.seen[num_steps:], first=self.first + num_steps)
+        return replace(self, samples=self.samples[:, num_steps:], seen=self.seen[num_steps:])
 
-    def check(self, first: int, logits: Tensor, step_mask: Tensor) -> None:
+    def check(self, first: int, logits: Tensor, step_mask: Tensor, first_step: int) -> None:
         """Holds the logits `[R, N, V]` of the steps from `first` on against these, where `step_mask` `[R, N]` is True.
+
+        Args:
+            first_step: The number of the first of these in the whole text, for the error.
 
         Raises:
             LogitsDifferError: They differ by more than rounding.
@@ -71,7 +72,7 @@ class WrittenLogits:
         tolerance = _QUANTIZED_TOLERANCE if self.is_rounded else _TOLERANCES.get(logits.dtype, 5e-3)
         for step, difference in enumerate(differences.masked_fill(~compared, 0).amax(0).tolist(), first):
             if not difference <= tolerance:
-                raise LogitsDifferError(self.first + step, difference)
+                raise LogitsDifferError(first_step + step, difference)
 
 
 class LogitsRecording:

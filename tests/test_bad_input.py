@@ -25,8 +25,11 @@ from gradellm_hf import (
     UnsupportedArchitectureError,
     explain_generate,
     explain_sequences,
+    explain_stream,
     verify,
 )
+from gradellm_hf.methods import get_method, inseq_method, method_names
+from gradellm_hf.metrics import deletion, insertion, pi_soft_nc, pi_soft_ns, rank_correlation, soft_nc, soft_ns
 
 
 @pytest.fixture(scope="module")
@@ -180,10 +183,9 @@ def test_a_configuration_that_is_none(llama, config):
     ("foils", "message"),
     [
         ([1, 2], r"`contrast_token_ids` .*\[R, N\] = \[2, 3\]"),
-        ([[1.5]], r"`contrast_token_ids` .*token ids.*torch\.float32"),
         (VOCABULARY, f"`contrast_token_ids` .*{VOCABULARY}"),
     ],
-    ids=["shape", "type", "out of the vocabulary"],
+    ids=["shape", "out of the vocabulary"],
 )
 def test_foils_that_do_not_fit_leave_the_text(llama, foils, message):
     config = GradELLMConfig(target="contrast", contrast_token_ids=foils)
@@ -227,6 +229,71 @@ def test_a_model_that_produces_nan(engine, value):
         explain_generate(model, ids, max_new_tokens=3, explain_config=config).attributions,
         explain_generate(small_llama(), ids, max_new_tokens=3).attributions,
     )
+
+
+HEATMAPS = torch.rand(1, 2, 6, generator=torch.Generator().manual_seed(0))
+
+
+def _verify(model: Any) -> None:
+    verify(model)
+
+
+def _stream(model: Any) -> None:
+    list(explain_stream(model, random_ids(1, 5), max_new_tokens=2))
+
+
+def _method(name: str) -> Any:
+    return lambda model: get_method(name)(model, random_ids(1, 6), 4)
+
+
+def _metric(metric: Any) -> Any:
+    return lambda model: metric(model, random_ids(1, 6), 4, HEATMAPS)
+
+
+RUNNING_THE_MODEL = {
+    "verify": _verify,
+    "explain_stream": _stream,
+    "explain_sequences": lambda model: explain_sequences(model, random_ids(1, 6), 4),
+    **{name: _method(name) for name in method_names() if name != "random"},
+    "inseq": lambda model: inseq_method("saliency")(model, random_ids(1, 6), 4),
+    **{metric.__name__: _metric(metric) for metric in (soft_ns, soft_nc, pi_soft_ns, pi_soft_nc, deletion, insertion)},
+    "rank_correlation": _metric(rank_correlation),
+}
+
+
+@pytest.mark.parametrize("name", RUNNING_THE_MODEL)
+@pytest.mark.parametrize("where", ["model.embed_tokens", "model.layers.2.mlp.down_proj"])
+def test_whatever_runs_a_model_that_produces_nan_says_so(name, where):
+    model = small_llama(head_dim=8)  # H * D == E, as the paper's preset needs
+    RUNNING_THE_MODEL[name](model)
+    model.get_submodule(where).weight.data[:] = float("nan")
+    with pytest.raises(InvalidInputError, match=r"produced NaN or infinite values in torch.float32.* Check its weights"):
+        RUNNING_THE_MODEL[name](model)
+
+
+@pytest.mark.parametrize("engine", ["replay", "stepwise"])
+def test_a_probability_that_is_nan_counts_although_the_heatmap_is_finite(engine):
+    model = small_llama()
+    ids = random_ids(1, 6)
+    other = next(token for token in range(VOCABULARY) if token not in ids.tolist()[0])
+    model.lm_head.weight.data[other] = float("nan")  # a logit that is not explained
+    with pytest.raises(InvalidInputError, match="produced NaN"):
+        explain_sequences(model, ids, 4, explain_config=GradELLMConfig(engine=engine))
+
+
+def test_a_token_that_the_model_never_writes_is_no_error():
+    model = small_llama()
+    ids = random_ids(1, 6)
+    other = next(token for token in range(VOCABULARY) if token not in ids.tolist()[0])
+    expected = deletion(model, ids, 4, HEATMAPS)
+
+    def suppress(module: nn.Module, args: Any, out: Any) -> None:
+        out.logits[..., other] = -torch.inf
+
+    model.register_forward_hook(suppress)
+    values = deletion(model, ids, 4, HEATMAPS)
+    assert values.isfinite().all()
+    assert (values > expected).all()  # its probability is the others'
 
 
 @pytest.mark.parametrize(

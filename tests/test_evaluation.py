@@ -76,6 +76,31 @@ def test_every_metric_has_a_value_of_every_method_where_it_is_defined(evaluation
         assert values[:, 0].isfinite().all(), metric  # the prompt with a rationale
 
 
+def test_all_of_a_target_is_measured_also_behind_an_end_of_sequence_token(llama, tokenizer, tmp_path):
+    record = {"prompt": "the old king", "target": " came</s> home to the sea</s></s>"}
+    seen = []
+
+    def method(model, sequences, prompt_length, attention_mask=None):
+        seen.append(get_method("saliency")(model, sequences, prompt_length, attention_mask))
+        return seen[-1]
+
+    before = llama.generation_config.eos_token_id
+    llama.generation_config.eos_token_id = tokenizer.eos_token_id
+    try:
+        options = {"methods": {"mine": method}, "metrics": ["deletion"], "settings": SETTINGS}
+        done = evaluate(llama, [record], tmp_path, tokenizer=tokenizer, **options)
+    finally:
+        llama.generation_config.eos_token_id = before
+    assert done.errors == {}
+    assert done.records[0]["continuation"] == record["target"]
+    assert (seen[-1][0].amax(-1) > 0).all()
+    sequences = torch.tensor([tokenizer(record["prompt"])["input_ids"] + tokenizer(record["target"])["input_ids"]])
+    length = sequences.shape[1] - done.records[0]["num_tokens"]
+    generator = SETTINGS.generator(0)
+    expected = deletion(llama, sequences, length, seen[-1], num_steps=3, generator=generator)  # no token ends this model's text
+    assert done.records[0]["values"]["deletion"]["mine"] == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_agreement_is_measured_where_people_marked_something(evaluation):
     defined = evaluation.values("auc").isfinite()
     assert defined.tolist() == [[True, False, False, False]] * 3
@@ -219,14 +244,14 @@ def test_only_the_records_that_were_asked_for_are_evaluated(llama, tokenizer, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"level": "word"}, "`level` must be one of"),
-        ({"calibration": "log"}, "`calibration` must be one of"),
+        ({"level": "word"}, "`level` must be 'step' or"),
+        ({"calibration": "log"}, "`calibration` must be 'scale' or"),
         ({"num_samples": 0}, "`num_samples` must be an int of at least 1, got 0"),
         ({"batch_size": None}, "`batch_size` must be an int of at least 1, got None"),
-        ({"num_portions": 2.5}, "`num_portions` must be an int"),
-        ({"pis": ()}, "`pis` must be ascending shares"),
+        ({"num_portions": 2.5}, "`num_portions` must be None .* or an int of at least 1, got 2.5"),
+        ({"pis": ()}, "`pis` must be shares between 0 and 1, at least one"),
         ({"pis": (0.5, 0.2)}, "`pis` must be ascending shares"),
-        ({"pis": (0.5, 1.2)}, "`pis` must be ascending shares"),
+        ({"pis": (0.5, 1.2)}, "`pis` must be shares between 0 and 1, got 1.2"),
         ({"seed": "a"}, "`seed` must be an int"),
     ],
 )

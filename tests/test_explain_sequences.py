@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
+from small_llama import PAD, assert_same_heatmaps, padded_prompts, random_ids, small_llama
 from torch import nn
 
-from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences
+from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +86,33 @@ def test_the_mask_ends_rows(llama):
     assert_same_heatmaps(out.attributions[1, :3], whole.attributions[1, :3])
 
 
-def test_the_models_end_of_sequence_token_ends_a_row():
-    model, sequences = small_llama(), random_ids(2, 12)
-    model.generation_config.eos_token_id = [int(sequences[0, 8]), 1]
+@pytest.mark.parametrize("pad", [PAD, 2], ids=["padding of its own", "padded with the end of sequence"])
+def test_an_end_of_sequence_token_ends_a_row_where_nothing_but_padding_follows(pad):
+    model, sequences = small_llama(), random_ids(3, 12)
+    model.generation_config.eos_token_id = [2, 1]
+    sequences[0, 8], sequences[0, 9:] = 2, pad
+    sequences[1, 8] = 2  # in the midst of text: a chat of several turns
+    sequences[2, 8], sequences[2, 10], sequences[2, 11] = 2, 1, pad
     out = explain_sequences(model, sequences, 7)
-    assert out.step_mask[0].tolist() == [True, True, False, False, False]
+    assert out.step_mask.tolist() == [[True, True, False, False, False], [True] * 5, [True, True, True, True, False]]
+    assert (out.attributions.amax(-1) > 0).tolist() == out.step_mask.tolist()
+
+
+def test_a_mask_over_the_continuation_alone_says_where_rows_end():
+    model, sequences = small_llama(), random_ids(2, 12)
+    plain = explain_sequences(model, sequences, 7)
+    model.generation_config.eos_token_id = [int(sequences[0, 9]), int(sequences[1, 10]), int(sequences[1, 11])]
+    whole = explain_sequences(model, sequences, 7, torch.ones(2, 12))
+    assert whole.step_mask.all()
+    assert torch.equal(whole.attributions, plain.attributions)
+    assert explain_sequences(model, sequences, 7, torch.ones(2, 7)).step_mask[1].tolist() == [True] * 4 + [False]
+
+
+def test_a_token_behind_the_end_of_a_row_is_refused(llama):
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1, 9] = 0
+    with pytest.raises(InvalidInputError, match=r"continuation of row\(s\) \[1\], `attention_mask` has a 1 behind a 0"):
+        explain_sequences(llama, random_ids(2, 12), 7, mask)
 
 
 def test_ids_of_32_bits_are_ids(llama):

@@ -90,7 +90,7 @@ def test_masked_positions_get_nothing_and_rows_are_independent():
 
 @pytest.mark.parametrize(("pi", "options"), [(1.2, {}), (-0.1, {}), (float("nan"), {}), (0.5, {"method": "softmax"})])
 def test_bad_shares_and_methods_are_refused(pi, options):
-    with pytest.raises(InvalidInputError, match=r"must be one of|between 0 and 1"):
+    with pytest.raises(InvalidInputError, match=r"must be 'scale' or|between 0 and 1"):
         calibrate(torch.rand(3), pi, **options)
     with pytest.raises(InvalidInputError, match="not finite"):
         calibrate(torch.tensor([1.0, torch.nan]), 0.5)
@@ -134,7 +134,7 @@ def test_bootstrap_repeats_with_its_generator_skips_what_is_undefined_and_refuse
     assert bootstrap(torch.tensor([1.0, torch.nan, 1.0]), num_resamples=50).high == 1
     assert bootstrap(values, confidence=0.5).high < bootstrap(values, confidence=0.99).high
     for options in ({"confidence": 1.0}, {"num_resamples": 0}):
-        with pytest.raises(InvalidInputError, match="must lie"):
+        with pytest.raises(InvalidInputError, match="must be a"):
             bootstrap(values, **options)
     with pytest.raises(InvalidInputError, match="one number a prompt"):
         bootstrap(values[:0])

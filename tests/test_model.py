@@ -69,6 +69,23 @@ def test_what_the_model_writes_is_explained_the_same_when_given_as_the_target(sm
     assert_same_heatmaps(given.attributions, written.attributions)
 
 
+def test_all_of_a_target_is_explained_also_behind_an_end_of_sequence_token(smol, smollm2):
+    model, tokenizer = smollm2
+    target = "Hello!<|im_end|>\n<|im_start|>user\nWhich colour?<|im_end|>\n<|im_start|>assistant\nBlue<|im_end|>"
+    assert tokenizer.eos_token_id == model.generation_config.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    whole, other = smol.explain([CHAT, "Rome is"], [target, " a city<|im_end|><|im_end|>"])
+    assert "".join(whole.tokens[whole.prompt_length :]) == target
+    assert "".join(other.tokens[other.prompt_length :]) == " a city<|im_end|><|im_end|>"
+    ids = torch.tensor([whole.token_ids])
+    logits = model(ids).logits[0, whole.prompt_length - 1 : -1]
+    chosen = logits.gather(-1, ids[0, whole.prompt_length :, None])[:, 0]
+    torch.testing.assert_close(whole.target_scores, chosen, rtol=1e-3, atol=1e-3)
+    assert (whole.attributions.amax(-1) > 0).all()
+    alone = smol.explain(CHAT, target)
+    assert alone.token_ids == whole.token_ids
+    assert_same_heatmaps(alone.attributions, whole.attributions)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("prompt", "target"),

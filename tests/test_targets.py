@@ -5,7 +5,7 @@ import torch
 from tiny_models import random_text, tiny_model
 from torch import Tensor
 
-from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
+from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences, explain_stream
 from gradellm_hf.targets import contrast_ids, evaluate_target
 
 R, N, V = 2, 3, 11
@@ -94,12 +94,6 @@ def test_foils_of_another_shape_are_refused_with_both_shapes(foils):
     assert f"[R, N] = {[R, N]}" in str(caught.value)
 
 
-def test_foils_that_are_not_token_ids_are_refused():
-    _, ids = logits_and_ids()
-    with pytest.raises(InvalidInputError, match=r"must be token ids from 0 to .*; got torch\.float32 values"):
-        contrast_ids(GradELLMConfig(target="contrast", contrast_token_ids=[0.5, 1.0, 2.0]), ids, V)
-
-
 @pytest.mark.parametrize(
     ("target", "got"),
     [
@@ -147,8 +141,48 @@ def test_targets_that_need_each_other_are_checked_on_construction():
         GradELLMConfig(target="logits")
 
 
-@pytest.mark.parametrize("foils", [[], [[1], [2, 3]], True, "token"], ids=repr)
-def test_foils_that_cannot_be_read_as_token_ids_are_refused(foils):
+@pytest.mark.parametrize(
+    "foils", [[[1], [2, 3]], True, [True], "token", b"\x01", -1, [3, -1], [0.5, 1.0], 2.0, float("nan"), 1j, {}], ids=repr
+)
+def test_foils_that_cannot_be_read_as_token_ids_are_refused_on_construction(foils):
+    with pytest.raises(InvalidInputError, match=r"`contrast_token_ids` must be token ids: .* got "):
+        GradELLMConfig(target="contrast", contrast_token_ids=foils)
+
+
+def test_no_foils_are_refused_where_there_are_steps():
     _, ids = logits_and_ids()
-    with pytest.raises(InvalidInputError, match=r"`contrast_token_ids`.*token ids from 0 to"):
-        contrast_ids(GradELLMConfig(target="contrast", contrast_token_ids=foils), ids, V)
+    with pytest.raises(InvalidInputError, match=r"`contrast_token_ids` has shape \[0\]; expected token ids from 0 to"):
+        contrast_ids(GradELLMConfig(target="contrast", contrast_token_ids=[]), ids, V)
+
+
+@pytest.mark.parametrize("engine", ["replay", "stepwise"])
+def test_a_foil_that_is_the_chosen_token_is_refused_by_step_and_token(engine):
+    model = tiny_model("llama", dtype=torch.float32)
+    token_ids, _ = random_text(model, 2, 5, 3)
+    foils = (token_ids[:, 5:] + 1) % model.config.vocab_size
+    foils[1, 2] = token_ids[1, 7]
+    config = GradELLMConfig(target="contrast", contrast_token_ids=foils, engine=engine)
+    message = rf"The foil of step 2 in row 1 is the chosen token itself \(id {token_ids[1, 7]}\)"
+    with pytest.raises(InvalidInputError, match=message):
+        explain_sequences(model, token_ids, 5, explain_config=config)
+    ends_before = torch.ones_like(token_ids)
+    ends_before[1, 7] = 0
+    out = explain_sequences(model, token_ids, 5, ends_before, explain_config=config)
+    assert (out.attributions.amax(-1) > 0).tolist() == [[True] * 3, [True, True, False]]
+
+
+def test_a_foil_that_the_model_chooses_leaves_the_text_to_be_explained_with_others():
+    model = tiny_model("llama", dtype=torch.float32)
+    prompt, _ = random_text(model, 1, 5, 0)
+    written = model.generate(prompt, max_new_tokens=4, do_sample=False)
+    config = GradELLMConfig(target="contrast", contrast_token_ids=int(written[0, 6]))
+    step = written[0, 5:].tolist().index(int(written[0, 6]))
+    with pytest.raises(InvalidInputError, match=f"The foil of step {step} in row 0 is the chosen token itself") as caught:
+        explain_generate(model, prompt, explain_config=config, max_new_tokens=4, do_sample=False)
+    assert torch.equal(caught.value.generated.sequences, written)
+    others = GradELLMConfig(target="contrast", contrast_token_ids=(written[:, 5:] + 1) % model.config.vocab_size)
+    assert (explain_sequences(model, written, 5, explain_config=others).attributions.amax(-1) > 0).all()
+    steps = explain_stream(model, prompt, explain_config=config, max_new_tokens=4, do_sample=False)
+    assert [next(steps).step for _ in range(step)] == list(range(step))
+    with pytest.raises(InvalidInputError, match=f"The foil of step {step} in row 0 is the chosen token itself"):
+        next(steps)

@@ -114,15 +114,17 @@ def _read(file: str) -> str:
 
 
 def _messages(name: str, text: str) -> list[dict[str, Any]]:
+    from ..chats import check_chat
+    from ..errors import InvalidInputError
+
     try:
         messages = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise wrong(f"--chat with {name}: not a JSON list of messages: {error}") from error
-    is_list = isinstance(messages, list) and len(messages) > 0
-    if not is_list or not all(isinstance(message, dict) and "role" in message for message in messages):
-        raise wrong(
-            f'--chat with {name}: not a JSON list of messages, such as [{{"role": "user", "content": "Name a colour."}}].'
-        )
+    try:
+        check_chat(messages)
+    except InvalidInputError as error:
+        raise wrong(f"--chat with {name}: {error}") from error
     return messages
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import metrics
-from ..configuration import is_index
+from ..arguments import choice, shares, true_or_false, whole_number
 from ..errors import InvalidInputError
 from ..metrics.calibration import Calibration
 from ..metrics.perturbation import Level, Removal, masked_mean
@@ -45,21 +45,21 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, choices in (("level", get_args(Level)), ("calibration", get_args(Calibration))):
-            if getattr(self, name) not in choices:
-                raise InvalidInputError(f"`{name}` must be one of {list(choices)}, got {getattr(self, name)!r}.")
-        for name in ("num_samples", "num_portions", "batch_size"):
-            number = getattr(self, name)
-            if not (is_index(number) and number >= 1) and not (name == "num_portions" and number is None):
-                raise InvalidInputError(f"`{name}` must be an int of at least 1, got {number!r}.")
-        if not self.pis or min(self.pis) < 0 or max(self.pis) > 1 or any(a >= b for a, b in pairwise(self.pis)):
+        choice("level", self.level, get_args(Level))
+        choice("calibration", self.calibration, get_args(Calibration))
+        true_or_false("perturb_special_tokens", self.perturb_special_tokens)
+        numbers: dict[str, Any] = {name: whole_number(name, getattr(self, name), 1) for name in ("num_samples", "batch_size")}
+        if self.num_portions is not None:
+            numbers["num_portions"] = whole_number("num_portions", self.num_portions, 1, none="one token at a time")
+        numbers |= {"seed": whole_number("seed", self.seed), "pis": shares("pis", self.pis)}
+        if any(a >= b for a, b in pairwise(numbers["pis"])):
             raise InvalidInputError(f"`pis` must be ascending shares between 0 and 1, at least one, got {self.pis}.")
-        if not is_index(self.seed):
-            raise InvalidInputError(f"`seed` must be an int, got {self.seed!r}.")
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)  # as Python's own, which JSON can hold
 
     def generator(self, index: int) -> torch.Generator:
         """The source of randomness of the prompt at a position."""
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + index) % 2**63)
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def _perturbing(
         text.sequences,
         text.prompt_length,
         heatmaps,
+        text.attention_mask,
         level=settings.level,
         fixed=text.fixed,
         batch_size=settings.batch_size,

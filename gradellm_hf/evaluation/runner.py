@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from ..architecture import unwrap
+from ..arguments import whole_number
 from ..errors import InvalidInputError
 from ..manifest import check_same_job, describe_job, fingerprint, read_manifest, write_manifest
 from ..memory import is_out_of_memory, release_memory
 from ..methods import Method, get_method, method_names
-from ..model import GradELLM
+from ..model import GradELLM, text_tokenizer
 from ..processes import only_writer, processes
 from ..prompts_input import Prompt, PromptReader
 from .measures import METRICS, Settings
@@ -67,10 +68,14 @@ def evaluate(
     """
     if not isinstance(model, GradELLM):
         model = GradELLM(model)
-    explainer, settings = GradELLM(model.model, tokenizer or model.tokenizer), settings or Settings()
-    if explainer.tokenizer is None:
-        raise InvalidInputError("There is no tokenizer to read the prompts with. Give the model's: `tokenizer=...`.")
-    where = where or {}
+    explainer = GradELLM(model.model, model.tokenizer if tokenizer is None else tokenizer)
+    settings = Settings() if settings is None else settings
+    if not isinstance(settings, Settings):
+        raise InvalidInputError(f"`settings` must be a Settings, got {settings!r}.")
+    text_tokenizer(explainer.tokenizer)
+    where = {} if where is None else where
+    if not isinstance(where, Mapping):
+        raise InvalidInputError(f"`where` must be a dict of fields and their values, got {where!r}.")
     by_name, metrics, chosen = plan(prompts, methods, metrics, column, where, max_prompts)
     generate_kwargs = {"max_new_tokens": 1, "do_sample": False, **generate_kwargs}
     job = describe_job(
@@ -177,7 +182,7 @@ class _Run:
                 run = partial(run, generator=self._settings.generator(index))
             start = time.perf_counter()
             try:
-                heatmap = run(self._explainer.model, text.sequences, text.prompt_length)
+                heatmap = run(self._explainer.model, text.sequences, text.prompt_length, text.attention_mask)
                 if not heatmap.isfinite().all():
                     raise InvalidInputError("The scores are not all finite.")
             except torch.AcceleratorError:
@@ -210,20 +215,21 @@ def _methods(methods: Sequence[str] | Mapping[str, Method] | None) -> Mapping[st
         if not methods:
             raise InvalidInputError("`methods` is empty: name at least one.")
         return methods
-    return {name: get_method(name) for name in _known("methods", methods or method_names(), method_names())}
+    known = method_names()
+    return {name: get_method(name) for name in _known("methods", known if methods is None else methods, known)}
 
 
 def _known(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
-    names, known = [names] if isinstance(names, str) else list(names), list(known)
-    unknown = [name for name in names if name not in known]
-    if unknown or not names or len(set(names)) < len(names):
+    known = list(known)
+    names = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
+    if not names or any(name not in known for name in names) or len(set(names)) < len(names):
         raise InvalidInputError(f"`{what}` must be different names out of {known}, at least one; got {names}.")
     return names
 
 
 def _chosen(reader: PromptReader, where: Mapping[str, Any], max_prompts: int | None) -> list[Prompt]:
-    if max_prompts is not None and max_prompts < 1:
-        raise InvalidInputError(f"`max_prompts` must be at least 1, got {max_prompts}.")
+    if max_prompts is not None:
+        max_prompts = whole_number("max_prompts", max_prompts, 1, none="all")
     prompts = (reader[index] for index in range(len(reader)))
     chosen = [p for p in prompts if all(p.fields.get(name) == value for name, value in where.items())][:max_prompts]
     if not chosen:

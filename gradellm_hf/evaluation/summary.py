@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
-from ..metrics.bootstrap import bootstrap
+from ..metrics.bootstrap import bootstrap, checked_confidence
 from ..metrics.pi_soft import normalised_area
 from .measures import METRICS
 from .records import jsonable
@@ -143,8 +143,9 @@ def summarise(evaluation: Evaluation, *, reference: str | None = "grad_ellm", co
         confidence: Coverage of the intervals.
 
     Raises:
-        InvalidInputError: No prompt is done.
+        InvalidInputError: No prompt is done, or `confidence` is not between 0 and 1.
     """
+    confidence = checked_confidence(confidence)
     if not evaluation.done():
         first = next(iter(evaluation.errors.values()), "none was begun")
         raise InvalidInputError(f"No prompt was evaluated, so there is nothing to summarise: {first}")

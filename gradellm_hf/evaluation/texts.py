@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..architecture import input_device
+from ..arguments import is_index, is_list
 from ..errors import InvalidInputError
 from ..metrics.agreement import token_labels
-from ..model import GradELLM, encode_prompt, encode_target
+from ..model import GradELLM, encode_prompt, encode_target, text_tokenizer
 from ..prompts_input import Prompt
 from ..token_text import special_tokens, token_texts
 
@@ -36,6 +37,11 @@ class EvaluatedText(NamedTuple):
     continuation: str
     seconds: float | None
 
+    @property
+    def attention_mask(self) -> Tensor:
+        """`[1, S]`: all of it is text, also what comes after an end-of-sequence token."""
+        return torch.ones_like(self.sequences)
+
 
 def read_text(
     explainer: GradELLM, prompt: Prompt, perturb_special_tokens: bool, generate_kwargs: Mapping[str, Any]
@@ -45,7 +51,7 @@ def read_text(
     Raises:
         InvalidInputError: The prompt or a field of the record is not usable, or the model wrote nothing.
     """
-    tokenizer: Any = getattr(explainer.tokenizer, "tokenizer", explainer.tokenizer)  # of a processor
+    tokenizer = text_tokenizer(explainer.tokenizer)
     rendered, add_special_tokens, ids = encode_prompt(tokenizer, prompt.content)
     device, seconds = input_device(explainer.model), None
     target = prompt.fields.get("target")
@@ -93,10 +99,9 @@ def _rationale(pieces: list[str], prompt: Prompt) -> Tensor | None:
         begin -= (len(marked) - len(marked.lstrip())) * (begin >= 0)
     if begin < 0:
         raise InvalidInputError("The text that the `rationale` refers to is not found in the prompt as the model reads it.")
-    try:
-        spans = [(begin + int(start), begin + int(end)) for start, end in ranges]
-    except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"The record's `rationale` must be a list of [start, end], got {ranges!r}.") from error
+    if not is_list(ranges) or not all(is_list(pair) and len(pair) == 2 and all(map(is_index, pair)) for pair in ranges):
+        raise InvalidInputError(f"The record's `rationale` must be a list of [start, end], got {ranges!r}.")
+    spans = [(begin + start, begin + end) for start, end in ranges]
     if any(not 0 <= start - begin < end - begin <= len(marked) for start, end in spans):
         raise InvalidInputError(f"The record's `rationale` {ranges!r} does not lie in its text of {len(marked)} characters.")
     return token_labels(pieces, spans)

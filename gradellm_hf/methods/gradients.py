@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..architecture import explainable
-from ..errors import InvalidInputError
+from ..arguments import choice
 from ..metrics.perturbation import PerturbedText
 from ..offloading import reload_offloaded_weights
 from .registry import heatmaps
@@ -48,8 +48,7 @@ def predicted_targets(logits: Tensor, token_ids: Tensor, target: Target) -> Tens
     Raises:
         InvalidInputError: The target is unknown.
     """
-    if target not in get_args(Target):
-        raise InvalidInputError(f"`target` must be one of {list(get_args(Target))}, got {target!r}.")
+    choice("target", target, get_args(Target))
     if target != "logit":
         logits = logits.log_softmax(-1)
     chosen = logits.gather(-1, token_ids[..., None])[..., 0]

@@ -65,7 +65,7 @@ def _run(
     logging.getLogger("inseq").setLevel(logging.ERROR)
     try:
         explainer = inseq.load_model(model, "dummy", tokenizer=_id_reader(vocabulary_size(model)))
-        id_reader, explainer.tokenizer = explainer.tokenizer, tokenizer or explainer.tokenizer
+        id_reader, explainer.tokenizer = explainer.tokenizer, explainer.tokenizer if tokenizer is None else tokenizer
         explainer.get_attribution_method(name, override_default_attribution=True, **options)
         explainer.tokenizer = id_reader
         prompt, whole = (" ".join(f"t{i}" for i in part) for part in (ids[:prompt_length], ids))
@@ -81,7 +81,7 @@ def _run(
         scores = scores.mean((2, 3))
     elif scores.ndim == 3:
         scores = scores.norm(dim=-1)
-    return scores.detach().nan_to_num(0)  # NaN: not yet written then
+    return scores.detach()  # NaN: not yet written then
 
 
 def _id_reader(vocabulary: int) -> Any:

@@ -52,7 +52,7 @@ def attn_lrp(*, python: str | os.PathLike[str] | None = None, absolute: bool = F
     Raises:
         GradELLMError: No interpreter is named, or there is no such file.
     """
-    interpreter = os.fspath(python or os.environ.get(INTERPRETER, ""))
+    interpreter = os.fspath(os.environ.get(INTERPRETER, "") if python is None else python)
     if not interpreter:
         raise GradELLMError(
             f"`attn_lrp` needs the interpreter of an environment with lxt: `python`, or {INTERPRETER}. {_SETUP}"
@@ -67,6 +67,7 @@ def attn_lrp(*, python: str | os.PathLike[str] | None = None, absolute: bool = F
             known = text.forward(
                 text.embeddings[:, :length], text.real[:, :length], text.position_ids[:, :length], text.num_steps
             )
+        text.check_finite(known.log_softmax(-1).amax(-1))
         targets = text.token_ids[:, prompt_length:]
         found = _explain(text, interpreter)
         _check_logits(text, known, known.gather(-1, targets[..., None])[..., 0], found["logits"].to(known))

@@ -4,12 +4,13 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ..architecture import explainable
+from ..arguments import choice, whole_number
 from ..errors import GradELLMError
 from ..metrics.perturbation import PerturbedText
 from ..offloading import reload_offloaded_weights
@@ -47,6 +48,7 @@ def integrated_gradients(
         GradELLMError: captum is not installed.
         InvalidInputError, UnsupportedArchitectureError: As for `Method`.
     """
+    num_points, batch_size = whole_number("num_points", num_points, 1), whole_number("batch_size", batch_size, 1)
     captum = _captum("integrated_gradients")
     text = PerturbedText(model, sequences, prompt_length, attention_mask)
 
@@ -100,6 +102,7 @@ class _StepTarget(nn.Module):
 
 
 def _each_step(text: PerturbedText, target: Target, attribute: Callable[..., Tensor]) -> Tensor:
+    choice("target", target, get_args(Target))
     scores = text.embeddings.new_zeros(text.num_rows, text.num_steps, text.token_ids.shape[1])
     module = _StepTarget(text, target).eval()
     padded = not bool(text.real.all())

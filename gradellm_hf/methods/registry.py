@@ -59,8 +59,14 @@ def method_names() -> list[str]:
 
 
 def heatmaps(text: PerturbedText, scores: Tensor) -> Tensor:
-    """Scores `[R, N, S or S - 1]` in the form that `Method` describes."""
+    """Scores `[R, N, S or S - 1]` in the form that `Method` describes.
+
+    Raises:
+        InvalidInputError: One of them is not finite: the model's weights are not, or its dtype has too small a range.
+    """
     P, N, S = text.prompt_length, text.num_steps, text.token_ids.shape[1]
     full = torch.nn.functional.pad(scores.detach().float(), (0, S - scores.shape[-1]))
     seen = torch.arange(S, device=full.device) < P + torch.arange(N, device=full.device)[:, None]
-    return full.masked_fill(~(seen & text.real[:, None] & text.step_mask[..., None]), 0)
+    full = full.masked_fill(~(seen & text.real[:, None] & text.step_mask[..., None]), 0)
+    text.check_finite(full)
+    return full

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
+from ..arguments import choice, real_number, whole_number
 from ..metrics.perturbation import PerturbedText, Window, hellinger
 from ..metrics.soft import checked_generator
 from .gradients import predicted_targets
@@ -36,7 +36,7 @@ def occlusion(
 
     The other arguments, return value and errors as for `Method`.
     """
-    _check_measure(measure, get_args(Measure))
+    choice("measure", measure, get_args(Measure))
     text = PerturbedText(model, sequences, prompt_length, attention_mask, batch_size=batch_size)
     window, targets = Window(0, text.num_steps), text.token_ids[:, prompt_length:]
     length = text.token_ids.shape[1] - 1
@@ -84,8 +84,11 @@ def lime(
 
     The other arguments, return value and errors as for `Method`.
     """
-    _check_measure(measure, ("log_probability", "probability"))
-    source = checked_generator(generator, num_samples)
+    choice("measure", measure, ("log_probability", "probability"))
+    num_samples = whole_number("num_samples", num_samples, 1)
+    ridge = real_number("ridge", ridge, "a number above 0", 0, open_ends=True)
+    kernel_width = real_number("kernel_width", kernel_width, "a number above 0", 0, open_ends=True)
+    source = checked_generator(generator)
     text = PerturbedText(model, sequences, prompt_length, attention_mask, batch_size=batch_size)
     window, targets = Window(0, text.num_steps), text.token_ids[:, prompt_length:]
     length = text.token_ids.shape[1] - 1
@@ -115,8 +118,3 @@ def _fit(features: Tensor, values: Tensor, ridge: float, kernel_width: float) ->
     y = values[..., None] - (weights * values[..., None]).sum(1, keepdim=True) / features.shape[1]
     penalty = ridge * torch.eye(features.shape[-1], dtype=x.dtype, device=x.device)
     return torch.linalg.solve(x.mT @ (weights * x) + penalty, x.mT @ (weights * y))[..., 0]
-
-
-def _check_measure(measure: str, known: tuple[str, ...]) -> None:
-    if measure not in known:
-        raise InvalidInputError(f"`measure` must be one of {list(known)}, got {measure!r}.")

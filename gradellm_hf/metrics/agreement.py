@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import binary_mask, is_index, is_list
 from ..errors import InvalidInputError
 from .perturbation import Level, PerturbedText, Window
-from .ranks import average_ranks, spearman
+from .ranks import average_ranks, check_no_nan, spearman
 
 
 def token_labels(tokens: Sequence[str], spans: Sequence[tuple[int, int]]) -> Tensor:
@@ -25,10 +26,13 @@ def token_labels(tokens: Sequence[str], spans: Sequence[tuple[int, int]]) -> Ten
         `[S]` bool.
 
     Raises:
-        InvalidInputError: A span is empty or does not lie in the text.
+        InvalidInputError: A span is no pair of whole numbers, is empty, or does not lie in the text.
     """
     length = sum(map(len, tokens))
-    for start, end in spans:
+    for span in spans:
+        if not is_list(span) or len(span) != 2 or not all(map(is_index, span)):
+            raise InvalidInputError(f"A span is a pair (start, end) of whole numbers, got {span!r}.")
+        start, end = span
         if not 0 <= start < end <= length:
             raise InvalidInputError(
                 f"The span ({start}, {end}) is empty or outside of the text, which has {length} characters."
@@ -52,8 +56,11 @@ def auc(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
 
     Args:
         scores: `[..., S]`.
-        labels: True for marked tokens, broadcast to `[..., S]`.
+        labels: True (or 1) for marked tokens, broadcast to `[..., S]`.
         mask: Which tokens count, broadcast to `[..., S]`; None: all.
+
+    Raises:
+        InvalidInputError: Shapes do not fit, a score is NaN, or `labels` or `mask` hold something else than 0 and 1.
     """
     labels, mask = _labels(scores, labels, mask)
     num_marked, num_others = labels.sum(-1).double(), (mask & ~labels).sum(-1).double()
@@ -132,9 +139,10 @@ def rank_correlation(
 
 
 def _labels(scores: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    check_no_nan("scores", scores)
     try:
-        labels = labels.bool().broadcast_to(scores.shape)
-        mask = torch.ones_like(labels) if mask is None else mask.bool().broadcast_to(scores.shape)
+        labels = binary_mask("labels", labels).broadcast_to(scores.shape)
+        mask = torch.ones_like(labels) if mask is None else binary_mask("mask", mask).broadcast_to(scores.shape)
     except RuntimeError as error:
         raise InvalidInputError(
             f"`labels` and `mask` must broadcast to the shape of `scores`, {list(scores.shape)}: {error}"

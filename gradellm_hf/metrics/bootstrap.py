@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..arguments import real_number, whole_number
 from ..errors import InvalidInputError
 from .soft import checked_generator
 
@@ -39,11 +40,11 @@ def bootstrap(
     """
     if values.ndim == 0 or values.shape[-1] == 0:
         raise InvalidInputError(f"`values` must hold one number a prompt, [..., R], got shape {list(values.shape)}.")
-    if not 0 < confidence < 1 or num_resamples < 1:
-        raise InvalidInputError(
-            f"`confidence` must lie between 0 and 1 and `num_resamples` be at least 1, got {confidence} and {num_resamples}."
-        )
+    confidence = checked_confidence(confidence)
+    num_resamples = whole_number("num_resamples", num_resamples, 1)
     values = values.double()
+    if bool(values.isinf().any()):
+        raise InvalidInputError("`values` holds infinite numbers, which have no mean.")
     rows = values.shape[-1]
     drawn = torch.randint(rows, (num_resamples, rows), generator=checked_generator(generator)).to(values.device)
     chunk = max(1, _ELEMENTS // max(1, values.numel()))
@@ -51,3 +52,8 @@ def bootstrap(
     tail = (1 - confidence) / 2
     low, high = torch.nanquantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype, device=means.device), dim=-1)
     return Interval(values.nanmean(-1), low, high)
+
+
+def checked_confidence(confidence: float) -> float:
+    """Raises InvalidInputError unless it lies between 0 and 1."""
+    return real_number("confidence", confidence, "a number between 0 and 1, neither of them", 0, 1, open_ends=True)

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ..arguments import binary_mask, choice, real_number
 from ..errors import InvalidInputError
 from .ranks import average_ranks
 
@@ -45,13 +46,11 @@ def calibrate(scores: Tensor, pi: float, mask: Tensor | None = None, *, method: 
     Raises:
         InvalidInputError: `pi` is not between 0 and 1, a score is not finite, or the method is unknown.
     """
-    if not 0 <= pi <= 1:
-        raise InvalidInputError(f"`pi` is a share between 0 and 1, got {pi}.")
-    if method not in get_args(Calibration):
-        raise InvalidInputError(f"`method` must be one of {list(get_args(Calibration))}, got {method!r}.")
+    pi = real_number("pi", pi, "a share between 0 and 1", 0, 1)
+    choice("method", method, get_args(Calibration))
     if not scores.isfinite().all():
         raise InvalidInputError("`scores` holds values that are not finite.")
-    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.broadcast_to(scores.shape)
+    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else binary_mask("mask", mask).broadcast_to(scores.shape)
     a = scores.double().clamp_min(0).masked_fill(~mask, 0)
     largest = a.amax(-1, keepdim=True)
     a = a / largest.masked_fill(largest == 0, 1)

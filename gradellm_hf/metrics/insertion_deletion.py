@@ -5,7 +5,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
+from ..arguments import choice, whole_number
 from .perturbation import Level, PerturbedText, Removal, Window
 from .soft import checked_generator
 
@@ -90,8 +90,7 @@ def _text(
     fixed: Tensor | None,
     batch_size: int,
 ) -> PerturbedText:
-    if removal not in get_args(Removal):
-        raise InvalidInputError(f"`removal` must be one of {list(get_args(Removal))}, got {removal!r}.")
+    choice("removal", removal, get_args(Removal))
     keep_last = removal != "zero"
     return PerturbedText(
         model, sequences, prompt_length, attention_mask, fixed=fixed, keep_last=keep_last, batch_size=batch_size
@@ -108,8 +107,8 @@ def _area(
     inserts: bool,
 ) -> Tensor:
     text.check_attributions(attributions)
-    if num_steps is not None and num_steps < 1:
-        raise InvalidInputError(f"`num_steps` must be None (one token at a time) or at least 1, got {num_steps}.")
+    if num_steps is not None:
+        num_steps = whole_number("num_steps", num_steps, 1, none="one token at a time")
     source = checked_generator(generator)
 
     def measure(window: Window, rows: Tensor) -> Tensor:

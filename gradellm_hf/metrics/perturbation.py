@@ -6,7 +6,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..architecture import check_model, forward_parameters, input_device, unwrap
+from ..architecture import check_model, forward_parameters, input_device, not_finite, unwrap
+from ..arguments import binary_mask, choice, whole_number
+from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
 from ..prompt import given_sequences
 
@@ -62,22 +64,21 @@ class PerturbedText:
         text = given_sequences(self.model, sequences, prompt_length, attention_mask)
         if text.num_steps == 0:
             raise InvalidInputError("`sequences` holds no token after the prompt, so there is nothing whose cause to measure.")
-        if batch_size < 1:
-            raise InvalidInputError(f"`batch_size` must be at least 1, got {batch_size}.")
+        batch_size = whole_number("batch_size", batch_size, 1)
         device = input_device(self.model)
         self.token_ids, self.step_mask = text.token_ids.to(device), text.step_mask.to(device)
-        self.prompt_length, self.num_steps, self.batch_size = prompt_length, text.num_steps, batch_size
+        self.prompt_length, self.num_steps, self.batch_size = text.prompt_length, text.num_steps, batch_size
         self.real = torch.ones_like(self.token_ids, dtype=torch.bool)
         if text.attention_mask is not None:
             self.real = text.attention_mask.to(device) != 0
         self.removable = self.real[:, :prompt_length].clone()
         if fixed is not None:
             shapes = (self.removable.shape, self.removable.shape[1:])
-            if not isinstance(fixed, Tensor) or fixed.dtype != torch.bool or fixed.shape not in shapes:
+            if not isinstance(fixed, Tensor) or fixed.shape not in shapes:
                 raise InvalidInputError(
                     f"`fixed` must be a bool tensor of shape [P] or [R, P], one of {list(map(list, shapes))}."
                 )
-            self.removable &= ~fixed.to(device)
+            self.removable &= ~binary_mask("fixed", fixed).to(device)
         if keep_last:
             self.removable[:, -1] = False
         if not bool(self.removable.any(dim=1).all()):
@@ -94,8 +95,7 @@ class PerturbedText:
 
     def windows(self, level: Level) -> list[Window]:
         """What is predicted together: each generated token alone, or all of them."""
-        if level not in get_args(Level):
-            raise InvalidInputError(f"`level` must be one of {list(get_args(Level))}, got {level!r}.")
+        choice("level", level, get_args(Level))
         if level == "sequence":
             return [Window(0, self.num_steps)]
         return [Window(step, step + 1) for step in range(self.num_steps)]
@@ -116,6 +116,9 @@ class PerturbedText:
 
         Returns:
             `[B, last - first, V]`, float32 (float64 where the model is).
+
+        Raises:
+            InvalidInputError: The model produced NaN.
         """
         length, num_predicted = self.prompt_length + window.last - 1, window.last - window.first
         real, embeddings = self.real[rows, :length], self.embeddings[rows, :length]
@@ -135,7 +138,14 @@ class PerturbedText:
                 real = real.gather(1, order)
                 positions = _positions(real)
         with torch.no_grad():
-            return self.forward(embeddings, real, positions, num_predicted).log_softmax(-1)
+            log_probabilities = self.forward(embeddings, real, positions, num_predicted).log_softmax(-1)
+        self.check_finite(log_probabilities.amax(-1))  # NaN where one of them is
+        return log_probabilities
+
+    def check_finite(self, values: Tensor) -> None:
+        """Raises InvalidInputError where what the model gave is not finite."""
+        if not bool(values.isfinite().all()):
+            raise not_finite(self.model, GradELLMConfig())
 
     @property
     def position_ids(self) -> Tensor:

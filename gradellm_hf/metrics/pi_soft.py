@@ -1,11 +1,13 @@
 """pi-Soft-NS and pi-Soft-NC: the soft metrics at a fixed expected share of what is kept, so that all methods keep alike."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..arguments import is_list, real_number, shares, whole_number
 from ..errors import InvalidInputError
 from .calibration import Calibration, calibrate
 from .perturbation import Level, PerturbedText, Window
@@ -43,13 +45,14 @@ def pi_soft_ns(
     Returns:
         The curve over `pis`, `[R, len(pis)]` or `[M, R, len(pis)]`; `normalised_area` makes one number of it.
     """
+    pis, num_samples = shares("pis", pis), whole_number("num_samples", num_samples, 1)
 
     def measure(text: PerturbedText, window: Window, rows: Tensor, a: Tensor, source: torch.Generator) -> Tensor:
         r = torch.stack([calibrate(a, pi, text.removable[rows], method=calibration) for pi in pis])
         return sufficiency(*soft_distances(text, window, rows, r, num_samples, source))
 
     text = PerturbedText(model, sequences, prompt_length, attention_mask, fixed=fixed, batch_size=batch_size)
-    return _curve(text, attributions, pis, generator, num_samples, level, measure)
+    return _curve(text, attributions, generator, level, measure)
 
 
 def pi_soft_nc(
@@ -71,13 +74,14 @@ def pi_soft_nc(
 
     Source, arguments, return value and errors as for `pi_soft_ns`.
     """
+    pis, num_samples = shares("pis", pis), whole_number("num_samples", num_samples, 1)
 
     def measure(text: PerturbedText, window: Window, rows: Tensor, a: Tensor, source: torch.Generator) -> Tensor:
         r = torch.stack([1 - calibrate(a, 1 - pi, text.removable[rows], method=calibration) for pi in pis])
         return comprehensiveness(*soft_distances(text, window, rows, r, num_samples, source))
 
     text = PerturbedText(model, sequences, prompt_length, attention_mask, fixed=fixed, batch_size=batch_size)
-    return _curve(text, attributions, pis, generator, num_samples, level, measure)
+    return _curve(text, attributions, generator, level, measure)
 
 
 def normalised_area(curve: Tensor, points: Sequence[float] | Tensor = PIS) -> Tensor:
@@ -90,25 +94,26 @@ def normalised_area(curve: Tensor, points: Sequence[float] | Tensor = PIS) -> Te
     Raises:
         InvalidInputError: There are fewer than two points, they are not ascending, or not as many as the curve has.
     """
-    x = torch.as_tensor(points, dtype=torch.float64, device=curve.device)
-    if x.ndim != 1 or len(x) < 2 or len(x) != curve.shape[-1] or bool((x.diff() <= 0).any()):
-        raise InvalidInputError(f"`points` must be {curve.shape[-1]} (at least 2) ascending numbers, got {list(points)}.")
+    expected = f"{curve.shape[-1]} (at least 2) ascending numbers"
+    given = points.tolist() if hasattr(points, "tolist") else points
+    if not is_list(given) or not 2 <= len(given) == curve.shape[-1]:
+        raise InvalidInputError(f"`points` must be {expected}, got {given!r}.")
+    numbers = [real_number("points", point, expected, -math.inf) for point in given]
+    x = torch.tensor(numbers, dtype=torch.float64, device=curve.device)
+    if bool((x.diff() <= 0).any()):
+        raise InvalidInputError(f"`points` must be {expected}, got {given!r}.")
     return torch.trapezoid(curve.double(), x) / (x[-1] - x[0])
 
 
 def _curve(
     text: PerturbedText,
     attributions: Tensor,
-    pis: Sequence[float],
     generator: torch.Generator | None,
-    num_samples: int,
     level: Level,
     measure: Callable[[PerturbedText, Window, Tensor, Tensor, torch.Generator], Tensor],
 ) -> Tensor:
     text.check_attributions(attributions)
-    if not len(pis):
-        raise InvalidInputError("`pis` is empty; give at least one share between 0 and 1.")
-    source = checked_generator(generator, num_samples)
+    source = checked_generator(generator)
     curve = text.mean_over_windows(
         level, lambda window, rows: measure(text, window, rows, text.scores(attributions, window, rows), source)
     )

@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from ..arguments import binary_mask
+from ..errors import InvalidInputError
+
 
 def average_ranks(x: Tensor, mask: Tensor) -> Tensor:
     """Ranks from 1 up over the last dimension where `mask` is True, ties sharing the mean of theirs; 0 elsewhere. float64."""
@@ -23,10 +26,21 @@ def spearman(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     Args:
         x, y: `[..., K]`, broadcast to each other.
         mask: Which elements count, broadcast to the same shape; None: all.
+
+    Raises:
+        InvalidInputError: An element is NaN, which has no rank, or `mask` holds something else than 0 and 1.
     """
+    for name, values in (("x", x), ("y", y)):
+        check_no_nan(name, values)
     x, y = torch.broadcast_tensors(x, y)
-    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask.broadcast_to(x.shape)
+    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else binary_mask("mask", mask).broadcast_to(x.shape)
     count = mask.sum(-1, keepdim=True)
     ranks = (average_ranks(values, mask) for values in (x, y))
     u, v = (((r - r.sum(-1, keepdim=True) / count).masked_fill(~mask, 0)) for r in ranks)
     return ((u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))).clamp(-1, 1)
+
+
+def check_no_nan(name: str, values: Tensor) -> None:
+    """Raises InvalidInputError where a value is NaN, which has no rank among the others."""
+    if bool(values.isnan().any()):
+        raise InvalidInputError(f"`{name}` holds NaN, which has no rank among the others.")

@@ -5,6 +5,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..arguments import choice, whole_number
 from ..errors import InvalidInputError
 from .calibration import minmax
 from .perturbation import Level, PerturbedText, Window
@@ -66,7 +67,7 @@ def soft_ns(
         r = scaled(text.scores(attributions, window, rows), text.removable[rows], scaling)
         return sufficiency(*soft_distances(text, window, rows, r, num_samples, source))
 
-    source = checked_generator(generator, num_samples)
+    source, num_samples = checked_generator(generator), whole_number("num_samples", num_samples, 1)
     return text.mean_over_windows(level, measure)
 
 
@@ -98,7 +99,7 @@ def soft_nc(
         r = 1 - scaled(text.scores(attributions, window, rows), text.removable[rows], scaling)
         return comprehensiveness(*soft_distances(text, window, rows, r, num_samples, source))
 
-    source = checked_generator(generator, num_samples)
+    source, num_samples = checked_generator(generator), whole_number("num_samples", num_samples, 1)
     return text.mean_over_windows(level, measure)
 
 
@@ -141,15 +142,12 @@ def comprehensiveness(distances: Tensor, without_prompt: Tensor) -> Tensor:
 
 def scaled(scores: Tensor, mask: Tensor, scaling: Scaling) -> Tensor:
     """Scores as probabilities; see `soft_ns`."""
-    if scaling not in get_args(Scaling):
-        raise InvalidInputError(f"`scaling` must be one of {list(get_args(Scaling))}, got {scaling!r}.")
+    choice("scaling", scaling, get_args(Scaling))
     return minmax(scores, mask) if scaling == "minmax" else scores.clamp(0, 1)
 
 
-def checked_generator(generator: torch.Generator | None, num_samples: int = 1) -> torch.Generator:
-    """The generator to draw from; raises InvalidInputError where it, or the number of draws, is not usable."""
-    if num_samples < 1:
-        raise InvalidInputError(f"`num_samples` must be at least 1, got {num_samples}.")
+def checked_generator(generator: torch.Generator | None) -> torch.Generator:
+    """The generator to draw from; raises InvalidInputError where it is not usable."""
     if generator is None:
         return torch.Generator().manual_seed(0)
     if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":

@@ -34,7 +34,7 @@ def report(explanation: "Explanation", *, title: str | None = None) -> str:
         explanation: What to show.
         title: Of the page.
     """
-    return _page(explanation, title or _DEFAULT_TITLE, form="report")
+    return _page(explanation, _DEFAULT_TITLE if title is None else title, form="report")
 
 
 def snippet(explanation: "Explanation") -> str:
@@ -71,7 +71,7 @@ def _data(explanation: "Explanation", *, with_layers: bool) -> dict[str, Any]:
             levels.append({"name": level, "sizes": [end - start for start, end in explanation.units(level)]})
     special = torch.tensor(explanation.special, dtype=torch.bool)
     layers = explanation.layer_attributions if with_layers else None
-    indices = explanation.layers or range(0 if layers is None else len(layers))
+    indices = range(0 if layers is None else len(layers)) if explanation.layers is None else explanation.layers
     return {
         "tokens": explanation.tokens,
         "names": explanation.unit_names,

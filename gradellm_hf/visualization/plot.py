@@ -4,6 +4,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
+from ..arguments import whole_number
 from ..errors import GradELLMError, InvalidInputError
 from .terminal import visible
 
@@ -51,8 +52,9 @@ def plot_heatmap(
 
     Raises:
         GradELLMError: matplotlib is not installed.
-        InvalidInputError: There is nothing to show.
+        InvalidInputError: There is nothing to show, or `dpi` is no number of at least 1.
     """
+    dpi = whole_number("dpi", dpi, 1)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -74,7 +76,7 @@ def plot_heatmap(
     scores = scores / highest.masked_fill(highest == 0, 1)
     signed = bool((scores < 0).any())
 
-    names = explanation.unit_names or [None] * length
+    names = [None] * length if explanation.unit_names is None else explanation.unit_names
     texts = [name or token for name, token in zip(names, explanation.tokens)]
     installed = set(get_font_names())
     fonts = [font for font in _FONTS if font in installed]
@@ -89,7 +91,7 @@ def plot_heatmap(
         interpolation="nearest",
         vmin=-1 if signed else 0,
         vmax=1,
-        cmap=cmap or ("PuOr" if signed else "Blues"),
+        cmap=("PuOr" if signed else "Blues") if cmap is None else cmap,
     )
     for axis, units, room in ((axes.xaxis, columns, width - 2.2), (axes.yaxis, rows, height - 1.6)):
         every = -(-len(units) // max(1, round(room / _LABEL_ROOM)))

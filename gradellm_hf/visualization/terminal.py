@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from ..arguments import whole_number
+
 if TYPE_CHECKING:
     from ..explanation import Explanation
 
@@ -23,7 +25,11 @@ def render(explanation: "Explanation", *, top: int = 6, color: bool = False, inc
         color: Shade each by its score relative to the line's highest, for terminals with 256 colours; otherwise write
             that number.
         include_special: Whether special tokens count as sources.
+
+    Raises:
+        InvalidInputError: `top` is no number of at least 0.
     """
+    top = whole_number("top", top, 0)
     border = explanation.prompt_length
     heads = [visible(token) for token in explanation.tokens[border:]]
     width = max(map(cell_width, heads), default=0)

@@ -1,0 +1,95 @@
+"""What an argument must be: numbers, choices and masks, read the same way by every function."""
+
+import math
+import operator
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidInputError
+
+
+def is_index(value: Any) -> bool:
+    """Whether it is an integer, Python's or NumPy's, and not a bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_list(value: Any) -> bool:
+    """Whether it is a sequence of values: neither text nor bytes."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes | bytearray | memoryview)
+
+
+def whole_number(name: str, value: Any, low: int | None = None, high: int | None = None, *, none: str = "") -> int:
+    """The number as an `int`.
+
+    Args:
+        low, high: The least and the largest number that it may be.
+        none: What None means, where the caller takes that; for the error.
+
+    Raises:
+        InvalidInputError: It is no integer (a bool is none, nor is 2.0), or out of range.
+    """
+    if is_index(value) and (low is None or value >= low) and (high is None or value <= high):
+        return operator.index(value)
+    limits = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+    otherwise = f"None ({none}) or " if none else ""
+    raise InvalidInputError(f"`{name}` must be {otherwise}an int{limits}, got {value!r}.")
+
+
+def real_number(name: str, value: Any, expected: str, low: float, high: float = math.inf, *, open_ends: bool = False) -> float:
+    """The number as a `float`.
+
+    Args:
+        expected: What it must be, for the error.
+        low, high: Between which it lies.
+        open_ends: Whether it may be neither of these.
+
+    Raises:
+        InvalidInputError: It is no finite number (a bool is none), or out of range.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
+        number = float(value)
+        if low < number < high or (not open_ends and number in (low, high)):
+            return number
+    raise InvalidInputError(f"`{name}` must be {expected}, got {value!r}.")
+
+
+def shares(name: str, values: Any) -> tuple[float, ...]:
+    """Shares between 0 and 1 as `float`s; raises InvalidInputError unless they are, and there is at least one."""
+    values = values.tolist() if hasattr(values, "tolist") else values  # of NumPy, of torch
+    if not is_list(values) or not len(values):
+        raise InvalidInputError(f"`{name}` must be shares between 0 and 1, at least one, got {values!r}.")
+    return tuple(real_number(name, value, "shares between 0 and 1", 0, 1) for value in values)
+
+
+def true_or_false(name: str, value: Any) -> bool:
+    """Raises InvalidInputError unless it is a bool."""
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"`{name}` must be True or False, got {value!r}.")
+    return value
+
+
+def choice(name: str, value: Any, choices: Sequence[str], alternative: str | None = None) -> Any:
+    """Raises InvalidInputError unless it is one of these words."""
+    if not isinstance(value, str) or value not in choices:
+        expected = " or ".join([*map(repr, choices), *([alternative] if alternative else [])])
+        raise InvalidInputError(f"`{name}` must be {expected}, got {value!r}.")
+    return value
+
+
+def binary_mask(name: str, mask: Tensor) -> Tensor:
+    """A mask as bools. It may be of any type; 1 is True and 0 is False, and there is nothing else.
+
+    Raises:
+        InvalidInputError: It holds another number, or NaN.
+    """
+    if mask.dtype == torch.bool:
+        return mask
+    is_one = mask == 1
+    other = ~(is_one | (mask == 0))
+    if bool(other.any()):
+        raise InvalidInputError(f"`{name}` must hold nothing but 0 and 1 (False and True), got {mask[other][0].item()}.")
+    return is_one
