@@ -40,7 +40,8 @@ class ExplainGenerateOutput(ModelOutput):
             `a[n, i]`: contribution of position `i` to generated token `n`. Exactly 0 for `i >= P + n`, for padding, and for
             steps after a row's end.
         step_mask (`torch.BoolTensor` of shape `(R, N)`):
-            False for steps after a row's first end-of-sequence token.
+            False for steps after a row's end: its first end-of-sequence token where `generate` wrote it; for given text
+            see `explain_sequences`.
         prompt_length (`int`):
             `P`, padding included; counts the positions of `inputs_embeds` too.
         target_scores (`torch.FloatTensor` of shape `(R, N)`):

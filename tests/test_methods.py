@@ -120,7 +120,7 @@ def test_methods_are_found_by_name_and_names_are_taken_once():
 
 def test_unknown_options_are_refused(llama, ids):
     for method, options in [(saliency, {"target": "loss"}), (occlusion, {"measure": "kl"}), (lime, {"measure": "hellinger"})]:
-        with pytest.raises(InvalidInputError, match="must be one of"):
+        with pytest.raises(InvalidInputError, match=r"must be '.*' or .*, got"):
             method(llama, ids, P, **options)
 
 
