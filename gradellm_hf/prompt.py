@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from .architecture import placeholder_mask, vocabulary_size
 from .configuration import is_index
 from .errors import InvalidInputError
 from .recording import PromptRecording, check_left_padding
+from .row_ends import RowEnds
 from .sequences import ExplainedSequences, extended_prompt
 
 if TYPE_CHECKING:
@@ -91,6 +93,10 @@ class GenerateCall:
             generation_config.return_dict_in_generate = True
             self.generate_kwargs = {**kwargs, "generation_config": generation_config}
             self.generate_kwargs.pop("return_dict_in_generate", None)
+        self._row_ends = RowEnds()
+        self.generate_kwargs["stopping_criteria"] = StoppingCriteriaList(
+            [*(kwargs.get("stopping_criteria") or ()), self._row_ends]
+        )
 
     def prompt_rows(self, num_rows: int, num_recorded: int) -> Tensor | None:
         """The recorded row with the prompt of each returned row; None where they correspond one to one."""
@@ -155,12 +161,16 @@ class GenerateCall:
             )
 
     def _step_mask(self, generated: dict[str, Any]) -> Tensor:
+        """As `generate` has decided it. Where that is not known, a row ends at an end-of-sequence token, or before padding."""
         ids = generated["sequences"][:, self.prompt_ids_length :]
-        mask = until_end_of_sequence(ids, self.eos_token_ids)
         beam_indices = generated.get("beam_indices")
         if beam_indices is not None and beam_indices.shape == ids.shape:
-            mask = mask & (beam_indices >= 0).to(mask.device)  # -1 after a hypothesis' end
-        elif self.ends_rows and self.pad_token_id is not None and self.pad_token_id not in self.eos_token_ids:
+            return (beam_indices >= 0).to(ids.device)  # -1 after a hypothesis' end
+        decided = self._row_ends.step_mask(generated["sequences"], self.prompt_ids_length)
+        if decided is not None:
+            return decided
+        mask = until_end_of_sequence(ids, self.eos_token_ids)
+        if self.ends_rows and self.pad_token_id is not None and self.pad_token_id not in self.eos_token_ids:
             padding_from_here = (ids == self.pad_token_id).flip(1).cumprod(1).flip(1).bool()
             mask = mask & ~padding_from_here
         return mask

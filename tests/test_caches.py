@@ -11,7 +11,6 @@ from small_llama import (
     small_llama,
 )
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, StaticCache
-from transformers.utils import logging
 
 from gradellm_hf import InvalidInputError, explain_generate, explain_sequences
 
@@ -66,15 +65,6 @@ def test_a_window_that_slides_over_the_prompt_does_not_matter(windowed_mistral, 
     assert (out.attributions[:, -1, :11] == 0).all()  # outside the window of the last query, positions 11 to 15
     assert (out.attributions[:, -1, 11:16].sum(-1) > 0).all()
     assert (out.attributions[:, -1, 16] == 0).all()
-
-
-@pytest.fixture
-def quiet_transformers():
-    """Assisted decoding logs a deprecation of its own making."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    yield
-    logging.set_verbosity(verbosity)
 
 
 @pytest.mark.usefixtures("quiet_transformers")
