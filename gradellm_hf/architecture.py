@@ -17,6 +17,7 @@ from .attention import attention_handler
 from .configuration import GradELLMConfig
 from .errors import InvalidInputError, UnsupportedArchitectureError
 from .quantization import differentiable_weights
+from .tolerances import logits_difference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -224,7 +225,8 @@ def not_finite(model: "PreTrainedModel", config: GradELLMConfig) -> InvalidInput
     source = "or the `target` function produced" if callable(config.target) else "produced"
     return InvalidInputError(
         f"The explained model {source} NaN or infinite values in {model.dtype}. Check its weights, or load it with a dtype "
-        "of larger range (`dtype=torch.bfloat16` or `torch.float32`)."
+        "of larger range (`dtype=torch.bfloat16` or `torch.float32`). A token whose logit is minus infinity, which the model "
+        "never writes, is no target and no foil."
     )
 
 
@@ -297,10 +299,10 @@ def check_plain_attention(model: "PreTrainedModel", padded: bool) -> None:
         padding = text.shape[1] // 8 if padded else 0
         mask = (torch.arange(text.shape[1], device=text.device) >= padding).long()[None]
         with torch.no_grad():
-            expected = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:].float()
+            expected = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:]
             with attention_implementation(model, plain):
-                actual = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:].float()
-        differences[key] = ((actual - expected).norm() / expected.norm()).item()
+                actual = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:]
+        differences[key] = logits_difference(actual, expected)
     if not differences[key] <= _PLAIN_TOLERANCES.get(model.dtype, 1e-3):
         raise UnsupportedArchitectureError(
             f"The attention implementation `{own}` cannot be watched, and `{plain}`, with which the model would be explained "

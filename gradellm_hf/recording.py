@@ -58,6 +58,11 @@ class PromptRecording:
         return len(self._calls) == 1 and self._first_position == 0
 
     @property
+    def cache(self) -> Any:
+        """The cache that these calls read the prompt into; None where they had none."""
+        return self._calls[-1].get("cache") if self._calls else None
+
+    @property
     def complete(self) -> bool:
         return self._position >= self._prompt_length
 
@@ -132,13 +137,18 @@ def _belongs_to_prompt(name: str, value: Any) -> bool:
 def record_prompt(model: "PreTrainedModel", prompt_length: int) -> Iterator[PromptRecording]:
     """Watches the model's forward calls of this thread until the prompt of `prompt_length` positions has been read."""
     recording = PromptRecording(prompt_length, forward_parameters(model))
+    num_layers = _num_layers(model)
+
+    def is_draft() -> bool:
+        """With `assistant_early_exit`, fewer layers of the model itself write the drafts, before it has read the prompt."""
+        return _num_layers(model) != num_layers
 
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        if not recording.complete:
+        if not (recording.complete or is_draft()):
             recording.add(_by_name(module, args, kwargs))
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        if recording.complete and recording.logits is None:
+        if recording.complete and recording.logits is None and not is_draft():
             recording.add_logits(output)
             remove()  # decoding runs without hooks, and compiled decoding stays compiled
 
@@ -154,6 +164,10 @@ def record_prompt(model: "PreTrainedModel", prompt_length: int) -> Iterator[Prom
         yield recording
     finally:
         remove()
+
+
+def _num_layers(model: "PreTrainedModel") -> Any:
+    return getattr(model.config, "num_hidden_layers", None)
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from .architecture import forward_parameters, keeps_cache
 from .errors import InvalidInputError
 from .quantization import is_quantized
+from .tolerances import logits_difference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -116,10 +117,9 @@ class ExplainedSequences:
 
     def check_first_logits(self, model: "PreTrainedModel", logits: Tensor) -> None:
         """Raises InvalidInputError where the model's logits of the first step, `[R, V]`, are not those of the generation."""
-        if self.first_logits is None or not logits.isfinite().all():
+        if self.first_logits is None or not (logits < torch.inf).all():
             return
-        expected = self.first_logits.to(logits.device).float()
-        difference = ((logits.detach().float() - expected).abs().max() / expected.abs().max()).item()
+        difference = logits_difference(logits, self.first_logits)
         tolerance = _QUANTIZED_TOLERANCE if is_quantized(model) else _LOGIT_TOLERANCES.get(logits.dtype, 5e-3)
         if not difference <= tolerance:
             raise InvalidInputError(

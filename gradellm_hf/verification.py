@@ -11,6 +11,7 @@ from .errors import InvalidInputError, UnsupportedArchitectureError
 from .replay import replay
 from .sequences import ExplainedSequences
 from .stepwise import stepwise
+from .tolerances import relative_difference
 
 
 def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int = 0) -> float:
@@ -26,7 +27,7 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
         seed: Chooses its tokens.
 
     Returns:
-        `max |replay - stepwise| / max |stepwise|` over the signed heatmaps of all layers.
+        `max |replay - stepwise| / max |stepwise|` over the signed heatmaps of all layers; 0 where both are 0 throughout.
     """
     if prompt_length < 1 or num_steps < 1:
         raise InvalidInputError(f"`prompt_length` and `num_steps` must be at least 1, got {prompt_length} and {num_steps}.")
@@ -54,4 +55,4 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
         replayed = replay(inner, sequences, config, layers, cache).layer_attributions
     assert expected is not None
     assert replayed is not None  # both asked for above
-    return ((replayed - expected).abs().max() / expected.abs().max()).item()
+    return relative_difference(replayed, expected)
