@@ -8,15 +8,23 @@ import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import StoppingCriteria
 
+from .positions import PositionRoom
+
 
 class RowEnds(StoppingCriteria):
     """The last stopping criterion of a call of `generate`: it ends no row, and learns which rows end.
 
     A `StoppingCriteriaList` joins what its criteria say with `|`, one after the other. What this one says is False for every
     row, and sees what it is joined to: what all criteria before it have decided, those that `generate` made itself included.
+
+    Args:
+        prompt_length: Columns of the prompt in the sequences.
+        room: How many tokens the model can read. Where more would be needed, as a row goes on, this ends the generation by
+            an InvalidInputError.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prompt_length: int, room: PositionRoom) -> None:
+        self._prompt_length, self._room = prompt_length, room
         self._ids: Tensor | None = None  # of the last step, `[R, tokens]`
         self._lengths: Tensor  # of each row at its end, in tokens; 0 while it goes on
         self._in_place: Tensor  # whether each row is the continuation of what it was before
@@ -37,8 +45,11 @@ class RowEnds(StoppingCriteria):
         else:  # without waiting for the device
             self._in_place = self._in_place & (input_ids[:, : before.shape[1]] == before).all()
         self._lengths = torch.where(decided & (self._lengths == 0), input_ids.shape[1], self._lengths)
+        num_steps = input_ids.shape[1] - self._prompt_length
+        if not self._room.fits(num_steps + 1) and not self._lengths.all():
+            self._room.check(num_steps + 1)
 
-    def step_mask(self, sequences: Tensor, prompt_length: int) -> Tensor | None:
+    def step_mask(self, sequences: Tensor) -> Tensor | None:
         """False for steps after a row's end, `[R, N]`; None where it is not known.
 
         It is not known where the criteria were not asked about the rows that were returned, in one order from step to step:
@@ -46,7 +57,6 @@ class RowEnds(StoppingCriteria):
 
         Args:
             sequences: What `generate` has returned, or written so far, `[R, S]`.
-            prompt_length: Columns of the prompt in it.
         """
         if self._ids is None or self._ids.shape[0] != sequences.shape[0] or not self._in_place:
             return None
@@ -54,7 +64,7 @@ class RowEnds(StoppingCriteria):
         if not torch.equal(self._ids[:, :length].to(sequences), sequences[:, :length]):
             return None
         lengths = self._lengths[:, None].to(sequences.device)
-        return (lengths == 0) | (torch.arange(prompt_length, sequences.shape[1], device=sequences.device) < lengths)
+        return (lengths == 0) | (torch.arange(self._prompt_length, sequences.shape[1], device=sequences.device) < lengths)
 
 
 class _NoRow(Tensor):

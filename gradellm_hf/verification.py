@@ -8,6 +8,7 @@ from .architecture import calls_attention_interface, explainable, explained_laye
 from .caches import fork_cache
 from .configuration import GradELLMConfig
 from .errors import InvalidInputError, UnsupportedArchitectureError
+from .positions import PositionRoom
 from .replay import replay
 from .sequences import ExplainedSequences
 from .stepwise import stepwise
@@ -39,6 +40,7 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
             f"`{inner.config.model_type}` does not call Transformers' AttentionInterface: it is explained with the stepwise "
             "engine only, and there is nothing to compare that with."
         )
+    PositionRoom(inner, prompt_length).check(num_steps)
     length = prompt_length + num_steps
     generator = torch.Generator().manual_seed(seed)
     with explainable(inner):
