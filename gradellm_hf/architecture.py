@@ -20,6 +20,7 @@ from .identity import findings, look_again
 from .offloading import reload_offloaded_weights
 from .quantization import differentiable_weights
 from .tensor_parallel import check_distribution
+from .tolerances import logits_difference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -244,7 +245,8 @@ def not_finite(model: "PreTrainedModel", config: GradELLMConfig) -> InvalidInput
     source = "or the `target` function produced" if callable(config.target) else "produced"
     return InvalidInputError(
         f"The explained model {source} NaN or infinite values in {model.dtype}. Check its weights, or load it with a dtype "
-        "of larger range (`dtype=torch.bfloat16` or `torch.float32`)."
+        "of larger range (`dtype=torch.bfloat16` or `torch.float32`). A token whose logit is minus infinity, which the model "
+        "never writes, is no target and no foil."
     )
 
 
@@ -320,10 +322,10 @@ def check_plain_attention(model: "PreTrainedModel", padded: bool) -> None:
         padding = text.shape[1] // 8 if padded else 0
         mask = (torch.arange(text.shape[1], device=text.device) >= padding).long()[None]
         with torch.no_grad():
-            expected = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:].float()
+            expected = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:]
             with attention_implementation(model, plain):
-                actual = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:].float()
-        differences[key] = ((actual - expected).norm() / expected.norm()).item()
+                actual = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:]
+        differences[key] = logits_difference(actual, expected)
     if not differences[key] <= _PLAIN_TOLERANCES.get(model.dtype, 1e-3):
         raise UnsupportedArchitectureError(
             f"The attention implementation `{own}` cannot be watched, and `{plain}`, with which the model would be explained "

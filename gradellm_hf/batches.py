@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from .architecture import unwrap
 from .errors import InvalidInputError, UnsupportedArchitectureError
 from .explanation import Explanation
 from .manifest import fingerprint
@@ -94,8 +93,6 @@ class SortedPrompts:
 
     def _explain_batch(self, batch: range) -> list[Result]:
         indices = [self._order[place] for place in batch]
-        for index in indices:
-            self._check_length(self._lengths[index])
         prompts = [self._prompts[index] for index in indices]
         with _seeded(f"{self._seed}-{batch.start}-{batch.stop}", self._explainer.model):
             explanations: list[Explanation] = self._explainer.explain(
@@ -109,16 +106,6 @@ class SortedPrompts:
             Result(index, prompt.id, explanations[i * each : (i + 1) * each])
             for i, (index, prompt) in enumerate(zip(indices, prompts))
         ]
-
-    def _check_length(self, length: int) -> None:
-        config: Any = unwrap(self._explainer.model).config.get_text_config(decoder=True)
-        longest = getattr(config, "max_position_embeddings", None)
-        new = self._generate_kwargs.get("max_new_tokens") or 1
-        if longest is not None and length + new > longest:
-            raise InvalidInputError(
-                f"The prompt has {length} tokens; with {new} new ones that is more than the {longest} positions that the model "
-                "knows. Shorten it."
-            )
 
     def _check_others(self, place: int, error: Exception) -> None:
         """Before the first error is put down to its prompt: can the shortest of the other prompts be explained?"""

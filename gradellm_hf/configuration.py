@@ -33,8 +33,8 @@ class GradELLMConfig:
         target: The scalar that is explained: `"logit"`, `"probability"` or `"log_probability"` of the chosen token,
             `"contrast"` (its logit minus that of a foil), or a callable `(logits [R, N, V], token_ids [R, N]) -> [R, N]`
             whose value at step `n` may depend on `logits[:, n]` only. It is called with chunks of consecutive steps.
-        contrast_token_ids: The foils of `target="contrast"`: one id, or ids that broadcast to `[R, N]`. At an explained step the
-            foil must differ from the chosen token.
+        contrast_token_ids: The foils of `target="contrast"`: one id, or ids that broadcast to `[R, N]`. At an explained step
+            the foil must differ from the chosen token.
         positive_only: Keep only positive parts (the relu of the paper).
         engine: `"replay"` (every step in one pass) or `"stepwise"` (one token at a time; the reference).
         output_layer_attributions: Also return the heatmap of each layer.

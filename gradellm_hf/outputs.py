@@ -40,7 +40,9 @@ class ExplainGenerateOutput(ModelOutput):
             `a[n, i]`: contribution of position `i` to generated token `n`. Exactly 0 for `i >= P + n`, for padding, and for
             steps after a row's end.
         step_mask (`torch.BoolTensor` of shape `(R, N)`):
-            False for steps after a row's end: its first end-of-sequence token where `generate` wrote it; for given text
+            False for steps after a row's end: those that follow the token at which `generate` ended it (an end-of-sequence
+            token, a stop string, any stopping criterion). If a `custom_generate` function does not ask the list of
+            stopping criteria: after the first end-of-sequence token, or where nothing but padding follows. For given text
             see `explain_sequences`.
         prompt_length (`int`):
             `P`, padding included; counts the positions of `inputs_embeds` too.

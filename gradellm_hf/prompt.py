@@ -1,22 +1,29 @@
 """From the arguments of a call, and from what `generate` did with them, to the sequences that the engines explain."""
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from .architecture import placeholder_mask, vocabulary_size
+from .architecture import forward_parameters, placeholder_mask, vocabulary_size
 from .arguments import binary_mask, is_index
 from .caches import is_quantized_cache
 from .errors import InvalidInputError
+from .positions import PositionRoom
 from .quantization import is_quantized
 from .recording import PromptRecording, check_left_padding
+from .row_ends import RowEnds
 from .sequences import ExplainedSequences, extended_prompt
 from .written_logits import WrittenLogits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+_ASSISTED = ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
 class GenerateCall:
@@ -100,6 +107,33 @@ class GenerateCall:
             generation_config.return_dict_in_generate = True
             self.generate_kwargs = {**kwargs, "generation_config": generation_config}
             self.generate_kwargs.pop("return_dict_in_generate", None)
+        self._row_ends = RowEnds(self.prompt_ids_length, self._room(model, kwargs, option))
+        self.generate_kwargs["stopping_criteria"] = StoppingCriteriaList(
+            [*(kwargs.get("stopping_criteria") or ()), self._row_ends]
+        )
+
+    def _room(self, model: "PreTrainedModel", kwargs: dict[str, Any], option: Callable[[str], Any]) -> PositionRoom:
+        """For how many tokens the model knows positions.
+
+        Raises:
+            InvalidInputError: Not for as many as this call will need. Where a row may end before, that is not known yet.
+        """
+        mask, position_ids = self.attention_mask, kwargs.get("position_ids")
+        if mask is None and self.ids is not None and self.pad_token_id not in (None, *self.eos_token_ids):
+            mask = self.ids != self.pad_token_id  # as `generate` does
+        length = self.prompt_length
+        if isinstance(position_ids, Tensor) and position_ids.numel():
+            length = int(position_ids.max()) + 1
+        elif mask is not None and "position_ids" in forward_parameters(model):
+            length = int((mask != 0).sum(-1).max())
+        room = PositionRoom(model, length)
+        num_steps, longest = option("max_new_tokens"), option("max_length")
+        if not is_index(num_steps):
+            num_steps = longest - self.prompt_ids_length if is_index(longest) else 1
+        may_end = bool(self.eos_token_ids) or self.ends_rows or option("max_time") is not None
+        reads_ahead = kwargs.get("assistant_model") is not None or any(map(option, _ASSISTED))
+        room.check(1 if may_end and not reads_ahead else num_steps)
+        return room
 
     def prompt_rows(self, num_rows: int, num_recorded: int) -> Tensor | None:
         """The recorded row with the prompt of each returned row; None where they correspond one to one."""
@@ -181,12 +215,16 @@ class GenerateCall:
             )
 
     def _step_mask(self, generated: dict[str, Any]) -> Tensor:
+        """As `generate` has decided it. Where that is not known, a row ends at an end-of-sequence token, or before padding."""
         ids = generated["sequences"][:, self.prompt_ids_length :]
-        mask = until_end_of_sequence(ids, self.eos_token_ids)
         beam_indices = generated.get("beam_indices")
         if beam_indices is not None and beam_indices.shape == ids.shape:
-            mask = mask & (beam_indices >= 0).to(mask.device)  # -1 after a hypothesis' end
-        elif self.ends_rows and self.pad_token_id is not None and self.pad_token_id not in self.eos_token_ids:
+            return (beam_indices >= 0).to(ids.device)  # -1 after a hypothesis' end
+        decided = self._row_ends.step_mask(generated["sequences"])
+        if decided is not None:
+            return decided
+        mask = until_end_of_sequence(ids, self.eos_token_ids)
+        if self.ends_rows and self.pad_token_id is not None and self.pad_token_id not in self.eos_token_ids:
             padding_from_here = (ids == self.pad_token_id).flip(1).cumprod(1).flip(1).bool()
             mask = mask & ~padding_from_here
         return mask
@@ -246,6 +284,10 @@ def given_sequences(
             configs = (model.generation_config, model.config.get_text_config(decoder=True))
             pads = [config.pad_token_id for config in configs if getattr(config, "pad_token_id", None) is not None]
             step_mask = _until_padding(sequences[:, prompt_length:], ends, pads)
+    longest = prompt_length
+    if padding is not None and "position_ids" in forward_parameters(model):  # padding takes no position
+        longest = int(padding.sum(-1).max())
+    PositionRoom(model, longest).check(step_mask.shape[1])
     return extended_prompt(sequences, prompt_length, sequences.shape[1] - prompt_length, step_mask, padding)
 
 

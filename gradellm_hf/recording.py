@@ -60,6 +60,11 @@ class PromptRecording:
         return len(self._calls) == 1 and self._first_position == 0
 
     @property
+    def cache(self) -> Any:
+        """The cache that these calls read the prompt into; None where they had none."""
+        return self._calls[-1].get("cache") if self._calls else None
+
+    @property
     def complete(self) -> bool:
         return self._position >= self._prompt_length
 
@@ -147,17 +152,22 @@ def record_prompt(model: "PreTrainedModel", prompt_length: int, decoding: bool =
         decoding: Whether the logits of the calls after that are looked at too, unless these calls may be compiled.
     """
     recording = PromptRecording(prompt_length, forward_parameters(model))
+    num_layers = _num_layers(model)
+
+    def is_draft() -> bool:
+        """With `assistant_early_exit`, fewer layers of the model itself write the drafts, before it has read the prompt."""
+        return _num_layers(model) != num_layers
 
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if recording.complete:
             handles[0].remove()
-        else:
+        elif not is_draft():
             recording.add(_by_name(module, args, kwargs))
 
     def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        arguments, logits = _by_name(module, args, kwargs), getattr(output, "logits", None)
-        if recording.complete and logits is not None and not recording.is_paused:
-            cache = getattr(output, "cache", None)
+        logits = getattr(output, "logits", None)
+        if recording.complete and logits is not None and not (recording.is_paused or is_draft()):
+            arguments, cache = _by_name(module, args, kwargs), getattr(output, "cache", None)
             end = _inputs(arguments).shape[1] if cache is None else int(cache.get_seq_length())
             recording.logits.add(cache, end, logits)
             if not decoding or _may_be_compiled(model, cache):
@@ -183,6 +193,10 @@ def _may_be_compiled(model: nn.Module, cache: Any) -> bool:
 
     has_fixed_size = getattr(cache, "is_compileable", False) and not isinstance(cache, DynamicCache)
     return has_fixed_size or model._compiled_call_impl is not None
+
+
+def _num_layers(model: "PreTrainedModel") -> Any:
+    return getattr(model.config, "num_hidden_layers", None)
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextvars
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -115,16 +116,37 @@ class _StepExplainer(BaseStreamer):
         give: Callable[[ExplainedStep], None],
     ):
         self._model, self._call, self._recording = model, call, recording
-        self._config, self._layers, self._give = config, layers, give
+        self._config, self._layers, self._give = self._apart(config), layers, give
         self._streamer: BaseStreamer | None = call.generate_kwargs.get("streamer")
         self._sequences: Tensor | None = None
         self._num_steps = 0
         self._last_cache: Any = None
         self._cache: Any = None
+        self._explains = False
 
     def keep_cache(self, module: Any, args: Any, outputs: Any) -> None:
-        """A forward hook: at first it sees the cache of the prompt, and after each explanation the one that goes on."""
-        self._last_cache = getattr(outputs, "cache", None)
+        """A forward hook: after each explanation it has seen the cache that goes on."""
+        if self._explains:
+            self._last_cache = getattr(outputs, "cache", None)
+
+    @contextmanager
+    def _explaining(self, explains: bool) -> Iterator[None]:
+        before, self._explains = self._explains, explains
+        try:
+            yield
+        finally:
+            self._explains = before
+
+    def _apart(self, config: GradELLMConfig) -> GradELLMConfig:
+        """The same, where a `target` that runs the model itself does not take part in the explanation's calls of it."""
+        if not callable(target := config.target):
+            return config
+
+        def apart(logits: Tensor, token_ids: Tensor) -> Tensor:
+            with self._explaining(False):
+                return target(logits, token_ids)
+
+        return replace(config, target=apart)
 
     def put(self, value: Tensor) -> None:
         if self._streamer is not None:
@@ -151,11 +173,9 @@ class _StepExplainer(BaseStreamer):
             )
 
     def _explain(self, token_ids: Tensor, n: int) -> ExplainedStep:
+        sequences = self._call.sequences({"sequences": token_ids}, self._recording, self._recording.cache)
         if n == 0:
-            self._written_cache = self._last_cache
-        sequences = self._call.sequences({"sequences": token_ids}, self._recording, self._written_cache)
-        if n == 0:
-            self._cache = prompt_cache(self._last_cache, sequences.prompt_length - 1)
+            self._cache = prompt_cache(self._recording.cache, sequences.prompt_length - 1)
             if self._cache is None:
                 self._call.check_readable_again(self._recording)
         step = replace(
@@ -168,10 +188,9 @@ class _StepExplainer(BaseStreamer):
             first_step=n,
         )
         check_same_text(self._model, step.token_ids, step.prompt_length, 1)
-        with explainable(self._model, padded=step.attention_mask is not None):
-            engine = stepwise_as_written if n == 0 else stepwise
-            with self._recording.paused():
-                heatmaps = engine(self._model, step, self._config, self._layers, self._cache)
+        engine = stepwise_as_written if n == 0 else stepwise
+        with explainable(self._model, padded=step.attention_mask is not None), self._explaining(True), self._recording.paused():
+            heatmaps = engine(self._model, step, self._config, self._layers, self._cache)
         if not heatmaps.are_finite:
             raise not_finite(self._model, self._config)
         self._cache = self._last_cache

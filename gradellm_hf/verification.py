@@ -1,6 +1,5 @@
 """`verify`: both engines on a short input, for a look at a new or custom architecture."""
 
-import math
 from typing import Any
 
 import torch
@@ -18,9 +17,11 @@ from .arguments import whole_number
 from .caches import fork_cache
 from .configuration import GradELLMConfig
 from .errors import UnsupportedArchitectureError
+from .positions import PositionRoom
 from .replay import replay
 from .sequences import ExplainedSequences
 from .stepwise import stepwise
+from .tolerances import relative_difference
 
 
 def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int = 0) -> float:
@@ -36,7 +37,7 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
         seed: Chooses its tokens.
 
     Returns:
-        `max |replay - stepwise| / max |stepwise|` over the signed heatmaps of all layers.
+        `max |replay - stepwise| / max |stepwise|` over the signed heatmaps of all layers; 0 if both are 0 throughout.
 
     Raises:
         InvalidInputError: An argument or the state of the model is not usable, or the model produces NaN.
@@ -52,6 +53,7 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
             f"`{inner.config.model_type}` does not call Transformers' AttentionInterface: it is explained with the stepwise "
             "engine only, and there is nothing to compare that with."
         )
+    PositionRoom(inner, prompt_length).check(num_steps)
     length = prompt_length + num_steps
     generator = torch.Generator().manual_seed(seed)
     with explainable(inner):
@@ -70,7 +72,4 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
     expected, replayed = (heatmaps.layer_attributions for heatmaps in both)
     assert expected is not None
     assert replayed is not None  # both asked for above
-    difference, size = (replayed - expected).abs().max().item(), expected.abs().max().item()
-    if size == 0:
-        return 0.0 if difference == 0 else math.inf
-    return difference / size
+    return relative_difference(replayed, expected)

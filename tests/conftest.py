@@ -34,3 +34,12 @@ logging.getLogger("transformers").addHandler(_FailOnDeprecation(level=logging.WA
 def smollm2():
     """(model, tokenizer): SmolLM2-135M-Instruct in float32. Shared: a test that changes it puts it back."""
     return load_smollm2()
+
+
+@pytest.fixture
+def quiet_transformers():
+    """Assisted decoding logs a deprecation of its own making."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    yield
+    transformers.utils.logging.set_verbosity(verbosity)

@@ -11,7 +11,6 @@ from small_llama import (
     small_llama,
 )
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, StaticCache
-from transformers.utils import logging
 
 from gradellm_hf import InvalidInputError, explain_generate, explain_sequences
 
@@ -75,15 +74,6 @@ def test_a_window_that_slides_past_a_prompt_shorter_than_itself_does_not_matter(
     expected, out = generate_both(windowed_mistral, **prompts, max_new_tokens=9, **options)
     assert torch.equal(out.sequences, expected)
     assert_explained_as_existing_text(windowed_mistral, out, prompts["attention_mask"])
-
-
-@pytest.fixture
-def quiet_transformers():
-    """Assisted decoding logs a deprecation of its own making."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    yield
-    logging.set_verbosity(verbosity)
 
 
 @pytest.mark.usefixtures("quiet_transformers")

@@ -64,8 +64,14 @@ USAGE = {
     "row -1": ([*SHOW, "--row", "-1"], "not a number of at least 0"),
     "device map of lists": ([*EXPLAIN, "--device-map", '{"": [0]}'], "a device, as a word or a number"),
     "empty device map": ([*EXPLAIN, "--device-map", "{}"], "a device, as a word or a number"),
-    "chat that is no list": (["explain", MODEL, "--chat", "--prompt-file", f"{WORK}/chat.json"], "A chat is a list of messages"),
-    "chat with a text in it": (["explain", MODEL, "--chat", "--prompt-file", f"{WORK}/mixed.json"], "A chat is a list of messages"),
+    "chat that is no list": (
+        ["explain", MODEL, "--chat", "--prompt-file", f"{WORK}/chat.json"],
+        "A chat is a list of messages",
+    ),
+    "chat with a text in it": (
+        ["explain", MODEL, "--chat", "--prompt-file", f"{WORK}/mixed.json"],
+        "A chat is a list of messages",
+    ),
     "chat without roles": (["explain", MODEL, "--chat", "--prompt-file", f"{WORK}/no-role.json"], "has no `role`"),
     "dtype of a job": ([*DATASET, "--dtype", "int3"], "invalid choice: 'int3'"),
     "batches of 0": ([*DATASET, "--batch-size", "0"], "'0' is not a number of at least 1"),

@@ -85,6 +85,16 @@ def test_an_explanation_holds_the_prompt_and_the_answer_of_its_own_result(pipeli
         assert "".join(explanation.tokens[: explanation.prompt_length]) == prompt
 
 
+def test_an_explanation_ends_where_a_stop_sequence_ended_its_answer(smollm2: Any) -> None:
+    model, tokenizer = smollm2
+    tokenizer.padding_side = "left"
+    explained = ExplainedTextGenerationPipeline(model=model, tokenizer=tokenizer, max_new_tokens=4, do_sample=False)
+    prompts = ["One, two, three, four,", "The capital of Italy is"]
+    [[six], [rome]] = explained(prompts, batch_size=2, stop_sequence=" six")
+    assert six["explanation"].text == six["generated_text"] == "One, two, three, four, five, six"
+    assert rome["explanation"].text == rome["generated_text"]
+
+
 def test_padded_batches_are_explained_like_single_prompts(pipelines: tuple[Any, Any]) -> None:
     batched = assert_same_answers(pipelines, PROMPTS, batch_size=3)
     for prompt, explanation in zip(PROMPTS, batched, strict=True):

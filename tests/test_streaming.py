@@ -173,6 +173,31 @@ def test_assisted_decoding_streams_several_tokens_at_once() -> None:
         assert_same_heatmaps(step.attributions, expected.attributions[:, n, : 9 + n])
 
 
+@pytest.mark.usefixtures("quiet_transformers")
+def test_drafts_of_the_models_own_first_layers_are_not_taken_for_what_it_wrote() -> None:
+    assert_streams_the_same(small_llama(), inputs=random_ids(1, 9), max_new_tokens=6, assistant_early_exit=2)
+
+
+@pytest.mark.parametrize("length", [4, 9, 15])
+def test_the_cache_of_a_negative_prompt_is_not_taken_for_that_of_the_prompt(length: int) -> None:
+    guidance = {"guidance_scale": 1.7, "negative_prompt_ids": random_ids(1, length, seed=4)}
+    assert_streams_the_same(small_llama(), inputs=random_ids(1, 9), max_new_tokens=4, **guidance)
+
+
+def test_a_target_may_run_the_model_itself() -> None:
+    model, foreign = small_llama(), random_ids(1, 9, seed=5)
+
+    def target(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+        model(foreign, use_cache=True)
+        return logits.gather(-1, token_ids[..., None])[..., 0]
+
+    options = {"inputs": random_ids(1, 9), "max_new_tokens": 4}
+    expected = list(explain_stream(model, **options))
+    steps = list(explain_stream(model, **options, explain_config=GradELLMConfig(target=target)))
+    for step, plain in zip(steps, expected, strict=True):
+        assert_same_heatmaps(step.attributions, plain.attributions)
+
+
 def test_a_streamer_of_the_caller_gets_what_generate_gives_it() -> None:
     model, ids = small_llama(), random_ids(1, 5)
     expected, collected = Collect(), Collect()

@@ -19,6 +19,7 @@ from ..architecture import input_device
 from ..errors import GradELLMError, UnsupportedArchitectureError
 from ..metrics.perturbation import PerturbedText
 from ..quantization import is_quantized
+from ..tolerances import logits_difference
 from .registry import Method, heatmaps
 
 INTERPRETER = "GRADELLM_LXT_PYTHON"  # the environment variable that names it
@@ -70,7 +71,7 @@ def attn_lrp(*, python: str | os.PathLike[str] | None = None, absolute: bool = F
         text.check_finite(known.log_softmax(-1).amax(-1))
         targets = text.token_ids[:, prompt_length:]
         found = _explain(text, interpreter)
-        _check_logits(text, known, known.gather(-1, targets[..., None])[..., 0], found["logits"].to(known))
+        _check_logits(text, known, targets, found["logits"].to(known))
         scores = heatmaps(text, found["relevances"].to(known.device))
         if not scores.isfinite().all():
             raise GradELLMError(f"lxt's relevances are not finite in {text.model.dtype}; load the model in torch.float32.")
@@ -79,8 +80,10 @@ def attn_lrp(*, python: str | os.PathLike[str] | None = None, absolute: bool = F
     return method
 
 
-def _check_logits(text: PerturbedText, known: Tensor, expected: Tensor, actual: Tensor) -> None:
-    difference = ((actual - expected).abs() * text.step_mask).max() / known.abs().max()
+def _check_logits(text: PerturbedText, known: Tensor, targets: Tensor, logits: Tensor) -> None:
+    """Holds lxt's `logits` of the `targets`, `[R, N]`, against all logits of the model, `[R, N, V]`."""
+    actual = known.scatter(-1, targets[..., None], logits[..., None])
+    difference = logits_difference(torch.where(text.step_mask[..., None], actual, known), known)
     if not difference <= _TOLERANCES.get(text.model.dtype, 1e-3):
         raise UnsupportedArchitectureError(
             f"In lxt's Transformers, logits of `{text.model.config.model_type}` differ by {difference:.1e} of the largest. It "
