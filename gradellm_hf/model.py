@@ -91,7 +91,7 @@ class GradELLM:
     ) -> ExplainGenerateOutput:
         """As `explain_generate`, with this object's configuration where none is given."""
         config = self._config(explain_config)
-        return explain_generate(self.model, inputs, explain_config=config, **generate_kwargs)
+        return explain_generate(self.model, inputs, explain_config=config, **self._with_tokenizer(generate_kwargs))
 
     def explain(
         self,
@@ -128,7 +128,7 @@ class GradELLM:
         if target is None:
             input_ids, attention_mask = self._batch(tokenizer, [ids for _, _, ids in encoded])
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-            out = explain_generate(self.model, **inputs, explain_config=config, **generate_kwargs)
+            out = explain_generate(self.model, **inputs, explain_config=config, **self._with_tokenizer(generate_kwargs))
         else:
             if generate_kwargs:
                 raise InvalidInputError(
@@ -154,6 +154,16 @@ class GradELLM:
     def _config(self, given: GradELLMConfig | None) -> GradELLMConfig | None:
         _check_config(given, "explain_config")
         return self.explain_config if given is None else given
+
+    def _with_tokenizer(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Arguments of `generate` with the tokenizer, if it needs one to find `stop_strings`."""
+        if self.tokenizer is None or "tokenizer" in generate_kwargs:
+            return generate_kwargs
+        configs = (generate_kwargs.get("generation_config"), unwrap(self.model).generation_config)
+        given = [generate_kwargs["stop_strings"]] if "stop_strings" in generate_kwargs else []
+        if all(strings is None for strings in given or [getattr(config, "stop_strings", None) for config in configs]):
+            return generate_kwargs
+        return {**generate_kwargs, "tokenizer": text_tokenizer(self.tokenizer)}
 
     def _explain_targets(
         self, tokenizer: Any, prompts: list[list[int]], targets: list[list[int]], config: GradELLMConfig | None

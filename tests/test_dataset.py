@@ -11,9 +11,9 @@ from pathlib import Path
 import accelerate
 import pytest
 import torch
-from dataset_job import contents, texts, tiny_llama, write_job
+from dataset_job import VOCABULARY, contents, texts, tiny_llama, write_job
 from tiny_tokenizers import byte_level_bpe
-from transformers import LogitsProcessor
+from transformers import GPT2Config, GPT2LMHeadModel, LogitsProcessor
 
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate
 from gradellm_hf.dataset import explain_dataset, load_dataset_explanations, main
@@ -146,11 +146,14 @@ def test_chats_go_through_the_template_and_columns_have_names(llama, chatting, t
     assert found[0].text.startswith("Paris")
 
 
-def test_prompts_that_fail_are_recorded_and_the_others_explained(llama, tokenizer, tmp_path):
-    good = texts(3)
+def test_prompts_that_fail_are_recorded_and_the_others_explained(tokenizer, tmp_path):
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, eos_token_id=None, pad_token_id=0
+    )
+    model, good = GPT2LMHeadModel(config).eval(), texts(3)
     chat = [{"role": "user", "content": "no template"}]
     prompts = [good[0], "", "Rome " * 200, good[1], chat, {"id": "odd", "text": "no such field"}, good[2], 7]
-    found = explain_dataset(llama, prompts, tmp_path / "out", tokenizer=tokenizer, batch_size=8, max_new_tokens=3)
+    found = explain_dataset(model, prompts, tmp_path / "out", tokenizer=tokenizer, batch_size=8, max_new_tokens=3)
     assert list(found.errors) == [1, 2, 4, 5, 7]
     reasons = ("empty", "128 positions", "no chat template", "no prompt in 'prompt' or 'messages' or 'chat'", "Give a text")
     for error, reason in zip(found.errors.values(), reasons, strict=True):

@@ -97,10 +97,10 @@ def test_a_loop_that_returns_only_the_new_tokens_is_refused():
         explain_generate(small_llama(), random_ids(1, 3), custom_generate=only_new)
 
 
-def test_steps_after_a_gap_in_the_mask_are_after_the_end():
+def test_a_mask_with_a_gap_behind_a_rows_end_is_refused():
     model, ids = small_llama(), random_ids(1, 8)
-    out = explain_sequences(model, ids, 4, torch.tensor([[1, 1, 1, 1, 1, 0, 1, 1]]))
-    assert out.step_mask.tolist() == [[True, False, False, False]]
+    with pytest.raises(InvalidInputError, match=r"continuation of row\(s\) \[0\], `attention_mask` has a 1 behind a 0"):
+        explain_sequences(model, ids, 4, torch.tensor([[1, 1, 1, 1, 1, 0, 1, 1]]))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

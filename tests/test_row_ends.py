@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import EosTokenCriteria, LogitsProcessor, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from gradellm_hf import explain_generate, explain_sequences, explain_stream
+from gradellm_hf.positions import PositionRoom
 from gradellm_hf.row_ends import RowEnds
 
 EOS = 95
@@ -164,15 +165,15 @@ def asked(ends: RowEnds, ids: Tensor, decided: list[bool]) -> None:
 
 def test_what_was_decided_about_other_rows_is_not_taken() -> None:
     ids = random_ids(2, 5)
-    ends = RowEnds()
-    assert ends.step_mask(ids, 3) is None
+    ends = RowEnds(3, PositionRoom(small_llama(), 3))
+    assert ends.step_mask(ids) is None
     asked(ends, ids[:, :4], [True, False])
     asked(ends, ids, [False, False])
-    assert ends.step_mask(ids, 3).tolist() == [[True, False], [True, True]]
-    assert ends.step_mask(ids.flip(0), 3) is None
-    assert ends.step_mask(ids[:1], 3) is None
+    assert ends.step_mask(ids).tolist() == [[True, False], [True, True]]
+    assert ends.step_mask(ids.flip(0)) is None
+    assert ends.step_mask(ids[:1]) is None
     asked(ends, torch.cat([ids.flip(0), ids[:, :1]], dim=1), [False, False])  # the rows have changed their places
-    assert ends.step_mask(torch.cat([ids.flip(0), ids[:, :1]], dim=1), 3) is None
+    assert ends.step_mask(torch.cat([ids.flip(0), ids[:, :1]], dim=1)) is None
 
 
 def test_a_batch_that_a_stop_string_ends_row_by_row(smollm2: Any) -> None:
