@@ -8,6 +8,7 @@ from typing import Any
 
 from .commands.loading import add_model_arguments, load_model
 
+_ERRORS_SHOWN = 5
 _EXAMPLES = """
 PROMPTS is a .jsonl or .parquet file or a folder of Dataset.save_to_disk. A record has a `prompt`, or a chat in `messages`, and
 where known: `id`; `task`, the group it is reported in; `target`, the continuation to explain; `rationale`, a list of
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns its exit status, 1 where not a single prompt could be evaluated.
+    """Runs the command; returns its exit status, 1 where a prompt could not be evaluated.
 
     Raises:
         As `gradellm_hf.evaluation.evaluate`.
@@ -91,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
     if state.is_main_process:
         report(evaluation, Path(options.output), options)
     state.destroy_process_group()
-    return 0 if evaluation.done() else 1
+    return int(bool(evaluation.errors))
 
 
 def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
@@ -99,6 +100,7 @@ def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
     from .evaluation import summarise
     from .evaluation.plots import plot_costs, plot_curves
     from .files import write_atomically
+    from .visualization.plot import write_figure
 
     _print_errors(evaluation)
     if not evaluation.done():
@@ -116,18 +118,23 @@ def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
         rows = [row for row in summary.rows if row.task == task]  # none where, say, agreement is all that is measured
         suffix = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"_{task}" if task) + ".png"
         if rows:
-            plot_costs(summary, task).savefig(folder / f"costs{suffix}")
+            write_figure(plot_costs(summary, task), folder / f"costs{suffix}")
         if any(row.curve for row in rows):
-            plot_curves(summary, task).savefig(folder / f"curves{suffix}")
+            write_figure(plot_curves(summary, task), folder / f"curves{suffix}")
 
 
 def _print_errors(evaluation: Any) -> None:
-    for index, error in evaluation.errors.items():
-        print(f"Prompt {index} was not evaluated: {error}", file=sys.stderr)
-    for method in evaluation.methods:
-        errors = evaluation.method_errors(method)
-        if errors:
-            print(f"{method} failed on {len(errors)} prompts; the first time: {errors[0]}", file=sys.stderr)
+    errors = evaluation.errors
+    for index, error in list(errors.items())[:_ERRORS_SHOWN]:
+        name = evaluation.records[index].get("id")
+        print(f"Prompt {index}{'' if name is None else f' ({name})'} was not evaluated: {error}", file=sys.stderr)
+    if len(errors) > _ERRORS_SHOWN:
+        print(f"{len(errors) - _ERRORS_SHOWN} more were not evaluated; the records of the job say why.", file=sys.stderr)
+    failed = {method: evaluation.method_errors(method) for method in evaluation.methods}
+    failed |= {metric: evaluation.metric_errors(metric) for metric in evaluation.metrics}
+    for name, messages in failed.items():
+        if messages:
+            print(f"{name} failed on {len(messages)} prompts; the first time: {messages[0]}", file=sys.stderr)
 
 
 class _List(argparse.Action):
