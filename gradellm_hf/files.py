@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import stat
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,8 +182,11 @@ class TensorFile:
     def __init__(self, path: str | os.PathLike[str], writer: str):
         if not Path(path).is_file():
             raise FileNotFoundError(f"There is no file {str(path)!r}.")
+        descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)
+        same = f"/dev/fd/{descriptor}"  # `safe_open` opens a path twice, and there may be another file there the second time
         try:
-            self._file = safe_open(path, "pt")  # mapped, not read
+            self._file = safe_open(same if os.path.exists(same) else path, "pt")  # mapped, not read
             header = self._file.metadata() or {}
             self.metadata = {name: parse_json(value, f"its `{name}`") for name, value in header.items()}
         except (SafetensorError, InvalidInputError) as error:
