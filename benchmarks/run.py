@@ -19,6 +19,7 @@ import transformers
 import gradellm_hf
 from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences
 from gradellm_hf.demo_model import load_smollm2
+from gradellm_hf.files import write_atomically
 
 from .dataset import dataset_row as measured_dataset
 from .per_step_loop import explain_step
@@ -80,7 +81,7 @@ def main() -> None:
         repetitions=options.repetitions,
     )
     table = "\n".join(f"| {what} | {measured} | {target} |" for what, measured, target in rows)
-    options.output.write_text(header + table + "\n" + _FOOTER.format(loop_steps=_LOOP_STEPS), encoding="utf-8")
+    write_atomically(options.output, (header + table + "\n" + _FOOTER.format(loop_steps=_LOOP_STEPS)).encode())
     print(f"\nWritten to {options.output}")
 
 

@@ -68,6 +68,10 @@ class SortedPrompts:
     def __len__(self) -> int:
         return len(self._order)
 
+    def index(self, place: int) -> int:
+        """The position in the input of the prompt at a place."""
+        return self._order[place]
+
     def explain(self, places: range, progress: Any) -> Iterator[Result]:
         """What becomes of the prompts at these places, batch by batch."""
         for start in range(places.start, places.stop, self._batch_size):
@@ -85,7 +89,7 @@ class SortedPrompts:
             if len(batch) == 1:
                 self._check_others(batch.start, error)
                 index = self._order[batch.start]
-                return [Result(index, self._id(index), [], f"{type(error).__name__}: {error}")]
+                return [Result(index, self._prompts.id(index), [], f"{type(error).__name__}: {error}")]
             size = -(-len(batch) // 2) if is_out_of_memory(error) else 1
         release_memory()  # here the error, and what its traceback held on to, is gone
         parts = [batch[i : i + size] for i in range(0, len(batch), size)]
@@ -119,12 +123,6 @@ class SortedPrompts:
             self._explain_batch(range(other, other + 1))
         except Exception as other_error:
             raise InvalidInputError(f"No prompt can be explained with these arguments: {other_error}") from error
-
-    def _id(self, index: int) -> Any:
-        try:
-            return self._prompts[index].id
-        except InvalidInputError:
-            return None
 
 
 @contextmanager

@@ -9,12 +9,14 @@ import torch
 
 from .arguments import choice, is_index, is_list, true_or_false, whole_number
 from .errors import InvalidInputError
+from .schema import TokenId, check, known_fields, parse_json
 
 Spatial = Literal["attention", "loosened"]
 Channel = Literal["heads", "attention_output"]
 Target = Literal["logit", "probability", "log_probability", "contrast"]
 PositivePart = Literal["layer", "head"]
 Engine = Literal["replay", "stepwise"]
+_Foils = TokenId | list[TokenId] | list[list[TokenId]]  # in a file
 TargetFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -141,7 +143,10 @@ class GradELLMConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "GradELLMConfig":
-        return cls.from_dict(json.loads(text))
+        """The inverse of `to_json`. Errors as for `from_dict`; InvalidInputError, too, where it is no JSON object."""
+        values = parse_json(text, "The configuration")
+        check(values, dict[str, Any], "The configuration")
+        return cls.from_dict(values)
 
     def _check_layers(self) -> None:
         layers: Any = self.layers
@@ -168,6 +173,22 @@ class GradELLMConfig:
             )
         if self.contrast_token_ids is not None:
             foil_ids(self.contrast_token_ids)
+
+
+def stored_config(values: dict[str, Any] | None) -> GradELLMConfig | None:
+    """The configuration in a file that `to_dict` went into; None for a callable target, which a file cannot hold.
+
+    Options that this release does not know, of a later one, are left out.
+
+    Raises:
+        InvalidInputError: An option is not usable.
+    """
+    if values is None or str(values.get("target")).startswith("callable:"):
+        return None
+    config = GradELLMConfig.from_dict(known_fields(values, GradELLMConfig))
+    if config.contrast_token_ids is not None:
+        check(values["contrast_token_ids"], _Foils, "`contrast_token_ids`")
+    return config
 
 
 def foil_ids(foils: Any) -> torch.Tensor:

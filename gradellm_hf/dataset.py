@@ -12,7 +12,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,16 @@ from .arguments import whole_number
 from .batches import SortedPrompts
 from .commands.checks import at_least, check_folder, check_prompts, seed, wrong
 from .commands.loading import DTYPES, device_map, load_model
+from .commands.results import print_errors
 from .configuration import GradELLMConfig
 from .dataset_explanations import FORMAT, DatasetExplanations, load_dataset_explanations
 from .errors import InvalidInputError
+from .files import remove_partial_files
 from .manifest import check_same_job, describe_job, read_manifest, write_manifest
 from .model import GradELLM, text_tokenizer
 from .processes import only_writer, processes
 from .prompts_input import PromptReader
-from .shards import remove_partial_files, shard_path, shard_paths, write_shard
+from .shards import Result, Shard, shard_path, shard_paths, write_shard
 
 __all__ = ["DatasetExplanations", "explain_dataset", "load_dataset_explanations"]
 
@@ -58,7 +60,8 @@ def explain_dataset(
     device. The results depend neither on the number of processes nor on interruptions. With another batch size, or where a
     batch did not fit in memory and was halved, they may differ in the last bits, and samples are others.
 
-    A prompt that cannot be explained is recorded with its error (see `DatasetExplanations.errors`), and the others go on.
+    A prompt that cannot be explained is recorded with its error (see `DatasetExplanations.errors`), and the others go on. The
+    same call tries those again that failed for something else than what they are: a lack of memory, say.
 
     Args:
         model: As for `explain_generate`; or a `GradELLM`, which brings its tokenizer and configuration.
@@ -129,17 +132,43 @@ def _write_missing_shards(prompts: SortedPrompts, job: dict[str, Any], folder: P
 
     size = job["shard_size"]
     shards = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
-    missing = [number for number in range(len(shards)) if not shard_path(folder, number).exists()]
+    to_do = {number: count for number, places in enumerate(shards) if (count := _to_do(prompts, places, folder, number))}
     state.wait_for_everyone()  # all have seen the same files
-    share = missing[state.process_index :: state.num_processes]
-    total = sum(len(shards[number]) for number in share)
+    share = list(to_do)[state.process_index :: state.num_processes]
+    total = sum(to_do[number] for number in share)
     disable = None if state.is_main_process else True  # None: where it is no terminal
     options: Any = {"total": total, "desc": "Explaining", "unit": "prompt", "disable": disable}
     progress: Any = tqdm(**options)
     with progress:
         for number in share:
-            write_shard(shard_path(folder, number), prompts.explain(shards[number], progress), _DTYPES[job["dtype"]])
+            path = shard_path(folder, number)
+            write_shard(path, _results(prompts, shards[number], path, progress), _DTYPES[job["dtype"]])
     state.wait_for_everyone()
+
+
+def _to_do(prompts: SortedPrompts, places: range, folder: Path, number: int) -> int:
+    """How many of these prompts are to be explained, also once more."""
+    path = shard_path(folder, number)
+    if not path.exists():
+        return len(places)
+    shard, expected = Shard(path), {prompts.index(place) for place in places}
+    if shard.prompts.keys() != expected:
+        raise InvalidInputError(f"{str(path)!r} holds other prompts than this job has there. Delete it and run the job again.")
+    return sum(shard.is_worth_another_try(index) for index in expected)
+
+
+def _results(prompts: SortedPrompts, places: range, path: Path, progress: Any) -> Iterator[Result]:
+    """What becomes of these prompts: what the file holds, where there is one, but for failures that may pass."""
+    if not path.exists():
+        yield from prompts.explain(places, progress)
+        return
+    shard = Shard(path)
+    for place in places:
+        index = prompts.index(place)
+        if shard.is_worth_another_try(index):
+            yield from prompts.explain(range(place, place + 1), progress)
+        else:
+            yield shard.result(index)
 
 
 def _check_arguments(tokenizer: Any, batch_size: Any, shard_size: Any, seed: Any, dtype: Any) -> None:
@@ -213,13 +242,14 @@ def run(options: argparse.Namespace) -> int:
         dtype=options.scores,
         **generate_kwargs,
     )
-    failed = len(explanations.errors)
     if state.is_main_process:
-        for index, error in explanations.errors.items():
-            print(f"Prompt {index} was not explained: {error}", file=sys.stderr)
-        print(f"{len(explanations) - failed} of {len(explanations)} prompts explained in {options.output}", file=sys.stderr)
+        print_errors(explanations.errors, "explained", explanations.ids)
+        done = len(explanations) - len(explanations.errors)
+        print(f"{done} of {len(explanations)} prompts explained in {options.output}", file=sys.stderr)
+        if explanations.errors:
+            print("Run the same command again to try those again that lacked memory or the like.", file=sys.stderr)
     state.destroy_process_group()
-    return int(failed > 0)
+    return int(bool(explanations.errors))
 
 
 def _generate_kwargs(options: argparse.Namespace) -> dict[str, Any]:

@@ -3,24 +3,58 @@
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .configuration import GradELLMConfig
+from .configuration import stored_config
 from .errors import InvalidInputError
 from .explanation import Explanation
-from .manifest import read_manifest
+from .files import reading
+from .manifest import MANIFEST, Manifest, read_manifest
 from .shards import Shard, shard_paths
 
 FORMAT = "gradellm_hf.dataset"
 _OPEN_SHARDS = 16
 
 
+class _Manifest(Manifest):
+    explain_config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FailedPrompt:
+    """What stands in the place of a prompt's explanations where it failed: nothing, so it is false, and says why.
+
+    Attributes:
+        index: Position of the prompt in the input.
+        id: The name that its record gives it.
+        error: Class and message of what went wrong.
+    """
+
+    index: int
+    id: Any
+    error: str
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[Explanation]:
+        return iter(())
+
+    def __getattr__(self, name: str) -> Any:
+        if name in dir(Explanation):
+            raise AttributeError(
+                f"There is no `{name}`: prompt {self.index} failed ({self.error}). Skip such prompts: `if explanation:`."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
 class DatasetExplanations(Sequence[Any]):
     """The explanations of many prompts, in their order. They stay in their files until they are asked for.
 
     `explanations[i]` is the `Explanation` of prompt `i`; a list of them, where several sequences were returned for each prompt;
-    None, where the prompt failed (see `errors`).
+    a `FailedPrompt`, which is false, where the prompt failed. So there is one for each prompt, also when iterating.
 
     Attributes:
         manifest: How they were made.
@@ -33,13 +67,12 @@ class DatasetExplanations(Sequence[Any]):
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        manifest = read_manifest(Path(folder), FORMAT)
+        manifest = read_manifest(Path(folder), FORMAT, _Manifest)
         if manifest is None:
             raise FileNotFoundError(f"There is no manifest in {str(folder)!r}: no job was started there.")
         self.manifest = manifest
-        config = manifest["explain_config"]
-        is_callable = str(config["target"]).startswith("callable:")
-        self._config = None if is_callable else GradELLMConfig.from_dict(config)
+        with reading(Path(folder) / MANIFEST):
+            self._config = stored_config(manifest["explain_config"])
         self._shards = functools.lru_cache(_OPEN_SHARDS)(Shard)
         self._paths: dict[int, Path] = {}
         self.errors: dict[int, str] = {}
@@ -53,7 +86,12 @@ class DatasetExplanations(Sequence[Any]):
                 self._are_several |= len(record["prompt_lengths"]) > 1
                 if record["error"] is not None:
                     self.errors[index] = record["error"]
-        if self._paths.keys() != set(range(len(self))):
+        if foreign := [index for index in self._paths if index >= len(self)]:
+            raise InvalidInputError(
+                f"{str(self._paths[foreign[0]])!r} has prompt {foreign[0]}, but the job has {len(self)}. Delete the file and "
+                "run the job again."
+            )
+        if len(self._paths) < len(self):
             raise InvalidInputError(
                 f"The job in {str(folder)!r} is not finished: {len(self._paths)} of {len(self)} prompts are done. Run it again "
                 "with the same arguments to continue it."
@@ -70,10 +108,10 @@ class DatasetExplanations(Sequence[Any]):
         index = range(len(self))[index]
         explanations = self._shards(self._paths[index]).explanations(index, explain_config=self._config)
         if not explanations:
-            return None
+            return FailedPrompt(index, self.ids[index], self.errors[index])
         return explanations if self._are_several else explanations[0]
 
-    def __iter__(self) -> Iterator[Explanation | list[Explanation] | None]:
+    def __iter__(self) -> Iterator[Explanation | list[Explanation] | FailedPrompt]:
         return (self[index] for index in range(len(self)))
 
     def __repr__(self) -> str:
@@ -85,6 +123,7 @@ def load_dataset_explanations(output_dir: str | os.PathLike[str]) -> DatasetExpl
 
     Example:
         >>> for explanation in load_dataset_explanations("out"):
-        ...     print(explanation)
+        ...     if explanation:  # else the prompt failed, and `explanation.error` says why
+        ...         print(explanation)
     """
     return DatasetExplanations(output_dir)

@@ -18,3 +18,8 @@ class InvalidInputError(GradELLMError, ValueError):
 
 class GradELLMWarning(UserWarning):
     """An explanation is exact but was made in another way than asked for."""
+
+
+def may_pass(error: str) -> bool:
+    """Whether what failed with an error, `class: message`, may succeed another time: memory was short, say."""
+    return error.partition(":")[0] not in (UnsupportedArchitectureError.__name__, InvalidInputError.__name__)

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code, 1 where a prompt could not be evaluated, or a method failed on one.
+    """Runs the command; returns its exit code, 1 where a prompt could not be evaluated, or a method or metric failed on one.
 
     Raises:
         As `gradellm_hf.evaluation.evaluate`.
@@ -116,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
     if state.is_main_process:
         report(evaluation, folder, options)
     state.destroy_process_group()
-    return int(bool(evaluation.errors) or any(map(evaluation.method_errors, evaluation.methods)))
+    return int(bool(evaluation.errors) or any(_failures(evaluation).values()))
 
 
 def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
@@ -124,6 +124,7 @@ def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
     from .evaluation import summarise
     from .evaluation.plots import plot_costs, plot_curves
     from .files import write_atomically
+    from .visualization.plot import write_figure
 
     _print_errors(evaluation)
     if not evaluation.done():
@@ -146,17 +147,22 @@ def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
         names.add(name.lower())
         suffix = f"{name}.png"
         if rows:
-            plot_costs(summary, task).savefig(folder / f"costs{suffix}")
+            write_figure(plot_costs(summary, task), folder / f"costs{suffix}")
         if any(row.curve for row in rows):
-            plot_curves(summary, task).savefig(folder / f"curves{suffix}")
+            write_figure(plot_curves(summary, task), folder / f"curves{suffix}")
 
 
 def _print_errors(evaluation: Any) -> None:
-    print_errors(evaluation.errors, "evaluated")
-    for method in evaluation.methods:
-        errors = evaluation.method_errors(method)
-        if errors:
-            print(f"{method} failed on {len(errors)} prompts; the first time: {errors[0]}", file=sys.stderr)
+    print_errors(evaluation.errors, "evaluated", {index: evaluation.records[index].get("id") for index in evaluation.errors})
+    for name, messages in _failures(evaluation).items():
+        if messages:
+            print(f"{name} failed on {len(messages)} prompts; the first time: {messages[0]}", file=sys.stderr)
+
+
+def _failures(evaluation: Any) -> dict[str, list[str]]:
+    """What went wrong with each method and each metric."""
+    failures = {method: evaluation.method_errors(method) for method in evaluation.methods}
+    return failures | {metric: evaluation.metric_errors(metric) for metric in evaluation.metrics}
 
 
 class _List(argparse.Action):

@@ -4,17 +4,17 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from itertools import compress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from .aggregation import Spans, Unit, merged, span_ranges, unit_ranges
 from .arguments import choice, whole_number
-from .configuration import GradELLMConfig
+from .configuration import GradELLMConfig, stored_config
 from .errors import InvalidInputError
-from .files import read_tensors, write_tensors
+from .files import TensorFile, reading, write_atomically, write_tensors
+from .schema import Natural, TensorKind, TokenId, check, check_tensors, field_types, known_fields
 from .token_text import special_tokens, token_texts
 
 if TYPE_CHECKING:
@@ -24,9 +24,16 @@ if TYPE_CHECKING:
     from .outputs import ExplainGenerateOutput
 
 Level = Literal["token", "word", "sentence"]
+UnitLevel = Literal["token", "word", "sentence", "span"]
 FORMAT = "gradellm_hf.explanation"
-FORMAT_VERSION = 1
-_TENSORS = ("attributions", "token_probabilities", "target_scores", "layer_attributions")
+FORMAT_VERSION = 2  # since checksums are written, which releases that read version 1 do not expect
+_FLOAT = (torch.float32,)
+_TENSORS = {
+    "attributions": TensorKind("NS", _FLOAT),
+    "token_probabilities": TensorKind("N", _FLOAT, (0, 1.001)),  # one, up to rounding
+    "target_scores": TensorKind("N", _FLOAT, optional=True),
+    "layer_attributions": TensorKind("LNS", _FLOAT, optional=True),
+}
 _WRITER = "Explanation.save"
 
 
@@ -68,45 +75,38 @@ class Explanation:
     """
 
     tokens: list[str]
-    token_ids: list[int] | None
-    prompt_length: int
+    token_ids: list[TokenId] | None
+    prompt_length: Natural
     attributions: Tensor
     token_probabilities: Tensor
     text: str
     special: list[bool]
     target_scores: Tensor | None = None
     layer_attributions: Tensor | None = None
-    layers: list[int] | None = None
+    layers: list[Natural] | None = None
     layer_names: list[str] | None = None
     model_name: str | None = None
     explain_config: GradELLMConfig | None = None
-    level: str = "token"
+    level: UnitLevel = "token"
     unit_names: list[str | None] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt_length", whole_number("prompt_length", self.prompt_length, 0))
+        this: Any = type(self)
+        for name, kind in field_types(this).items():
+            if name not in _TENSORS:
+                check(getattr(self, name), kind, f"`{name}`")
         length = len(self.tokens)
-        object.__setattr__(self, "prompt_length", whole_number("prompt_length", self.prompt_length, 0, length))
-        num_steps = length - self.prompt_length
-        num_layers = 0 if self.layer_attributions is None else len(self.layer_attributions)
-        shapes = {
-            "attributions": (num_steps, length),
-            "token_probabilities": (num_steps,),
-            "target_scores": (num_steps,),
-            "layer_attributions": (num_layers, num_steps, length),
-        }
-        for name, shape in shapes.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            value = torch.as_tensor(value).detach().to("cpu", torch.float32)
-            if value.shape != shape:
-                raise InvalidInputError(
-                    f"`{name}` must have shape {list(shape)} for {length} units, {self.prompt_length} of them prompt; got "
-                    f"{list(value.shape)}."
-                )
-            if not value.isfinite().all():
-                raise InvalidInputError(f"`{name}` holds values that are not finite, so it explains nothing.")
-            object.__setattr__(self, name, value)
+        if self.prompt_length > length:
+            raise InvalidInputError(f"`prompt_length` is {self.prompt_length}, but there are {length} units.")
+        tensors = {name: x for name in _TENSORS if (x := getattr(self, name)) is not None}
+        for name, value in tensors.items():
+            tensors[name] = torch.as_tensor(value).detach().to("cpu", torch.float32)
+            object.__setattr__(self, name, tensors[name])
+        sizes = {"S": length, "N": length - self.prompt_length}
+        check_tensors(tensors, _TENSORS, sizes | ({} if self.layers is None else {"L": len(self.layers)}))
+        if None not in (self.layers, self.layer_names) and len(self.layers) != len(self.layer_names):  # type: ignore[arg-type]
+            raise InvalidInputError(f"`layers` and `layer_names` differ in length: {self.layers}, {self.layer_names}.")
         for name in ("token_ids", "special", "unit_names"):
             value = getattr(self, name)
             if value is not None and len(value) != length:
@@ -203,7 +203,8 @@ class Explanation:
             InvalidInputError: There is no such level, or a span is not in the prompt, ambiguous, or overlaps another.
         """
         if isinstance(by, str):
-            level, names = by, None
+            level: Any = by
+            names = None
             units = unit_ranges(self, by, generated)  # type: ignore[arg-type]
         else:
             level = "span"
@@ -269,7 +270,7 @@ class Explanation:
 
         page = report(self, **options)
         if path is not None:
-            Path(path).write_text(page, encoding="utf-8")
+            write_atomically(path, page.encode())
         return page
 
     def plot(self, path: str | os.PathLike[str] | None = None, **options: Any) -> "Figure":
@@ -310,11 +311,24 @@ class Explanation:
 
         Raises:
             FileNotFoundError: There is no such file.
-            InvalidInputError: It is not such a file, or of a format version that this release does not know.
+            InvalidInputError: It is not such a file, damaged, or of a format version that this release does not know.
         """
-        tensors, metadata = read_tensors(path, FORMAT, FORMAT_VERSION, _WRITER)
-        config = metadata.pop("explain_config")
-        if config is not None and str(config["target"]).startswith("callable:"):
-            config = None
-        del metadata["format"], metadata["format_version"]
-        return cls(**tensors, **metadata, explain_config=None if config is None else GradELLMConfig.from_dict(config))
+        file = TensorFile(path, _WRITER)
+        file.check_format(FORMAT, FORMAT_VERSION)
+        with reading(path):
+            check(file.metadata, _Metadata, "the metadata")
+            tensors = file.tensors(_TENSORS)
+            check_tensors(tensors, _TENSORS, {})
+            fields = {**known_fields(file.metadata, cls), **tensors}
+            return cls(**{**fields, "explain_config": stored_config(fields["explain_config"])})
+
+
+class _Metadata(TypedDict):
+    """What the metadata of a file must have besides `format` and `format_version`; `Explanation` looks at the rest."""
+
+    tokens: list[str]
+    token_ids: Any
+    prompt_length: Any
+    text: Any
+    special: Any
+    explain_config: dict[str, Any] | None

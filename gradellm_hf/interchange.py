@@ -5,17 +5,19 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from .errors import GradELLMError, InvalidInputError
 from .explanation import FORMAT, Explanation
-from .files import read_metadata
+from .files import read_metadata, reading, write_atomically
 from .outputs import ExplainGenerateOutput
+from .schema import Natural, check, parse_json
 from .token_text import special_tokens, token_texts
 
 if TYPE_CHECKING:
@@ -23,6 +25,49 @@ if TYPE_CHECKING:
 
 _INSEQ_DATA = "inseq.data.attribution"
 _GRANULAR = "GranularFeatureAttributionSequenceOutput"
+
+
+class _Ours(TypedDict):
+    """What `save_inseq` adds about a sequence."""
+
+    level: NotRequired[str]
+    special: NotRequired[list[bool]]
+    unit_names: NotRequired[list[str | None] | None]
+
+
+class _Info(TypedDict):
+    model_name: NotRequired[str | None]
+    gradellm_hf: NotRequired[list[_Ours] | None]
+
+
+class _Token(TypedDict):
+    token: str
+    id: int
+
+
+class _TokenObject(TypedDict):
+    attributes: _Token
+
+
+class _Sequence(TypedDict):
+    """Tensors are the base64 of a safetensors file."""
+
+    target: list[_TokenObject]
+    source_attributions: str | None
+    target_attributions: str | None
+    step_scores: dict[str, str] | None
+    attr_pos_start: Natural
+    attr_pos_end: Natural | None
+
+
+class _SequenceObject(TypedDict):
+    __instance_type__: list[str]
+    attributes: _Sequence
+
+
+class _Content(TypedDict):
+    info: _Info
+    sequence_attributions: list[_SequenceObject]
 
 
 def load_explanations(path: str | os.PathLike[str], tokenizer: Any = None) -> list[Explanation]:
@@ -69,7 +114,7 @@ def save_parquet(explanations: Explanation | Sequence[Explanation], path: str | 
     """
     table = to_dataframe(explanations)
     try:
-        table.to_parquet(path, index=False)
+        write_atomically(path, table.to_parquet(None, index=False))
     except ImportError as error:
         raise GradELLMError('Parquet needs pyarrow, which is not installed: pip install "gradellm-hf[tables]"') from error
 
@@ -113,7 +158,7 @@ def save_inseq(explanations: Explanation | Sequence[Explanation], path: str | os
         sequence_attributions=[_inseq_sequence(explanation) for explanation in explanations],
         step_attributions=None,
     )
-    Path(path).write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
+    write_atomically(path, json.dumps(content, indent=1, sort_keys=True).encode())
 
 
 def load_inseq(path: str | os.PathLike[str], tokenizer: Any = None) -> list[Explanation]:
@@ -135,17 +180,22 @@ def load_inseq(path: str | os.PathLike[str], tokenizer: Any = None) -> list[Expl
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if content["__instance_type__"] != [_INSEQ_DATA, "FeatureAttributionOutput"]:
-            raise KeyError(content["__instance_type__"])
-        info, sequences = content["attributes"]["info"], content["attributes"]["sequence_attributions"]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        content = parse_json(Path(path).read_bytes(), "its content")
+        check(content, dict[str, Any], "its content")
+        if content.get("__instance_type__") != [_INSEQ_DATA, "FeatureAttributionOutput"]:
+            raise InvalidInputError("it is something else")
+    except InvalidInputError as error:
         raise InvalidInputError(
             f"{str(path)!r} is not a file that `FeatureAttributionOutput.save` of Inseq wrote (uncompressed, with "
-            f"`use_primitives=False`): {error!r}"
+            f"`use_primitives=False`): {error}"
         ) from error
-    ours = info.get("gradellm_hf") or [{}] * len(sequences)
-    return [_from_inseq(sequence, known, info.get("model_name"), tokenizer) for sequence, known in zip(sequences, ours)]
+    with reading(path):
+        check(content.get("attributes"), _Content, "`attributes`")
+        info, sequences = content["attributes"]["info"], content["attributes"]["sequence_attributions"]
+        ours = info.get("gradellm_hf") or [{}] * len(sequences)
+        if len(ours) != len(sequences):
+            raise InvalidInputError(f"`info['gradellm_hf']` must have {len(sequences)} entries, got {len(ours)}.")
+        return [_from_inseq(sequence, known, info.get("model_name"), tokenizer) for sequence, known in zip(sequences, ours)]
 
 
 def _listed(explanations: Explanation | Sequence[Explanation]) -> list[Explanation]:
@@ -216,7 +266,7 @@ def _from_inseq(sequence: dict[str, Any], known: dict[str, Any], model_name: str
         raise InvalidInputError(
             'The file holds no probabilities. Attribute with `step_scores=["probability"]` in Inseq and save again.'
         )
-    scores = _from_base64(values["target_attributions"]).nan_to_num()
+    scores = _from_base64(values["target_attributions"]).nan_to_num(posinf=torch.inf, neginf=-torch.inf)
     if scores.ndim > 2:
         if kind != _GRANULAR:
             raise InvalidInputError("The file holds scores for every layer or head. Aggregate them in Inseq and save again.")
@@ -248,4 +298,7 @@ def _to_base64(x: Tensor) -> str:
 
 
 def _from_base64(text: str) -> Tensor:
-    return load_tensors(base64.b64decode(text))["attribution"].float()
+    try:
+        return load_tensors(base64.b64decode(text, validate=True))["attribution"].float()
+    except (ValueError, SafetensorError, KeyError) as error:
+        raise InvalidInputError(f"the base64 of a tensor is expected, got {text[:20]!r}: {error}") from error

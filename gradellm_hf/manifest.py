@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 import transformers
@@ -11,13 +11,25 @@ from torch import Tensor, nn
 
 from .architecture import unwrap
 from .errors import InvalidInputError
-from .files import write_atomically
+from .files import check_version, reading, sealed, unsealed, write_atomically
 from .offloading import offload_hook
+from .schema import Natural, check, parse_json
 
 FORMAT_VERSION = 1
-_FILE = "manifest.json"
+MANIFEST = "manifest.json"
 _SAMPLE = 64  # values of each weight that its fingerprint looks at
 _VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "_attn_implementation")
+
+
+class _Model(TypedDict):
+    name: str
+
+
+class Manifest(TypedDict):
+    """What the manifest of any job must have."""
+
+    model: _Model
+    num_prompts: Natural
 
 
 def describe_job(
@@ -56,31 +68,33 @@ def describe_job(
     }
 
 
-def read_manifest(folder: Path, format_name: str) -> dict[str, Any] | None:
+def read_manifest(folder: Path, format_name: str, schema: Any = Manifest) -> dict[str, Any] | None:
     """The manifest of a job; None where the folder has none.
 
+    Args:
+        format_name: The kind of job.
+        schema: What it must have.
+
     Raises:
-        InvalidInputError: It is not a manifest of this kind of job, or of a later version.
+        InvalidInputError: It is not a manifest of this kind of job, damaged, or of a later version.
     """
-    path = folder / _FILE
+    path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise InvalidInputError(f"{str(path)!r} is not JSON: {error}") from error
+    manifest = parse_json(content, repr(str(path)))
     if not isinstance(manifest, dict) or manifest.get("format") != format_name:
         raise InvalidInputError(f"{str(path)!r} is not the manifest of such a job, {format_name!r}. Choose another folder.")
-    if manifest["format_version"] > FORMAT_VERSION:
-        raise InvalidInputError(
-            f"{str(path)!r} has format version {manifest['format_version']}; this release of gradellm_hf reads versions up to "
-            f"{FORMAT_VERSION}. Upgrade gradellm-hf."
-        )
+    check_version(path, manifest, FORMAT_VERSION)
+    with reading(path):
+        manifest = unsealed(manifest)
+        check(manifest, schema, "the manifest")
     return manifest
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    write_atomically(folder / _FILE, (json.dumps(manifest, indent=2) + "\n").encode())
+    write_atomically(folder / MANIFEST, (json.dumps(sealed(manifest), indent=2) + "\n").encode())
 
 
 def check_same_job(folder: Path, found: dict[str, Any], job: dict[str, Any]) -> None:
@@ -103,8 +117,17 @@ def check_same_job(folder: Path, found: dict[str, Any], job: dict[str, Any]) -> 
 
 
 def fingerprint(value: Any) -> str:
-    """A hash of JSON-ready values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    """A hash of values, the same in every process; of what JSON does not know, its text counts, or what `described` says."""
+    try:
+        text = json.dumps(value, sort_keys=True, default=_as_text)
+    except (TypeError, ValueError):  # keys of several types, or a list that holds itself
+        text = json.dumps(described(value), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _as_text(value: Any) -> Any:
+    plain = type(value).__repr__ is object.__repr__ and type(value).__str__ is object.__str__  # a text with an address
+    return described(value) if plain else str(value)
 
 
 def weights_fingerprint(model: nn.Module) -> str:

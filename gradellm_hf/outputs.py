@@ -2,29 +2,43 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from transformers.utils import ModelOutput
 
-from .configuration import GradELLMConfig
-from .files import read_tensors, write_tensors
+from .configuration import GradELLMConfig, stored_config
+from .errors import InvalidInputError
+from .files import TensorFile, reading, write_tensors
+from .schema import Natural, TensorKind, check, check_tensors
 
 if TYPE_CHECKING:
     from .explanation import Explanation
 
 FORMAT = "gradellm_hf"
 FORMAT_VERSION = 1
-_TENSORS = (
-    "sequences",
-    "attributions",
-    "step_mask",
-    "target_scores",
-    "token_probabilities",
-    "layer_attributions",
-    "prompt_mask",
-    "image_mask",
-)
+_FLOAT, _BOOL = (torch.float32,), (torch.bool,)
+_TENSORS = {  # in a file, by the letters of `ExplainGenerateOutput`; X is S, or N for prompts given as embeddings
+    "sequences": TensorKind("RX", (torch.int64,), (0, 2**31 - 1)),
+    "attributions": TensorKind("RNS", _FLOAT),
+    "step_mask": TensorKind("RN", _BOOL),
+    "target_scores": TensorKind("RN", _FLOAT),
+    "token_probabilities": TensorKind("RN", _FLOAT, (0, 1.001)),
+    "layer_attributions": TensorKind("RLNS", _FLOAT, optional=True),
+    "prompt_mask": TensorKind("RP", _BOOL, optional=True),
+    "image_mask": TensorKind("RP", _BOOL, optional=True),
+}
+
+
+class _Metadata(TypedDict):
+    """Of a file, besides `format` and `format_version`."""
+
+    prompt_length: Natural
+    layers: list[Natural] | None
+    layer_names: list[str] | None
+    model_name: str | None
+    config: dict[str, Any] | None
+    tokens: list[list[str | None]] | None
 
 
 @dataclass
@@ -131,18 +145,38 @@ class ExplainGenerateOutput(ModelOutput):
 
         Raises:
             FileNotFoundError: There is no such file.
-            InvalidInputError: It is not such a file, or of a format version that this release does not know.
+            InvalidInputError: It is not such a file, damaged, or of a format version that this release does not know.
         """
-        tensors, metadata = read_tensors(path, FORMAT, FORMAT_VERSION, "ExplainGenerateOutput.save")
-        config = metadata["config"]
-        if config is not None and str(config["target"]).startswith("callable:"):
-            config = None
-        return cls(
-            **tensors,
-            prompt_length=metadata["prompt_length"],
-            layers=metadata["layers"],
-            layer_names=metadata["layer_names"],
-            model_name=metadata["model_name"],
-            explain_config=None if config is None else GradELLMConfig.from_dict(config),
-            tokens=metadata["tokens"],
-        )
+        file = TensorFile(path, "ExplainGenerateOutput.save")
+        file.check_format(FORMAT, FORMAT_VERSION)
+        metadata = file.metadata
+        with reading(path):
+            check(metadata, _Metadata, "the metadata")
+            tensors: dict[str, Any] = file.tensors(_TENSORS)
+            _check_sizes(tensors, metadata)
+            return cls(
+                **tensors,
+                prompt_length=metadata["prompt_length"],
+                layers=metadata["layers"],
+                layer_names=metadata["layer_names"],
+                model_name=metadata["model_name"],
+                explain_config=stored_config(metadata["config"]),
+                tokens=metadata["tokens"],
+            )
+
+
+def _check_sizes(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+    """Raises InvalidInputError where what a file holds does not fit together."""
+    layers, names, tokens = metadata["layers"], metadata["layer_names"], metadata["tokens"]
+    sizes = {"P": metadata["prompt_length"]} | ({} if layers is None else {"L": len(layers)})
+    check_tensors(tensors, _TENSORS, sizes)
+    num_rows, num_steps, length = tensors["attributions"].shape
+    if sizes["P"] + num_steps != length:
+        raise InvalidInputError(f"`prompt_length` is {sizes['P']}, but {num_steps} of {length} positions are generated.")
+    width = tensors["sequences"].shape[1]
+    if width not in (length, num_steps):
+        raise InvalidInputError(f"`sequences` must have {length} or {num_steps} positions, got {width}.")
+    if None not in (layers, names) and len(layers) != len(names):
+        raise InvalidInputError(f"`layers` and `layer_names` differ in length: {layers}, {names}.")
+    if tokens is not None and (len(tokens), *{len(row) for row in tokens}) != (num_rows, width):
+        raise InvalidInputError(f"`tokens` must be {num_rows} lists of {width} tokens.")

@@ -1,7 +1,10 @@
 """Prompts from files, from `datasets` and from lists, read one at a time."""
 
+import datetime
+import decimal
 import json
 import os
+import uuid
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +12,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from .errors import InvalidInputError
+from .schema import parse_json
 
 COLUMNS = ("prompt", "messages", "chat")
 _ID = "id"
+_NAMED_BY_THEIR_TEXT = (uuid.UUID, datetime.date, datetime.time, decimal.Decimal, os.PathLike)
 
 
 class Prompt(NamedTuple):
@@ -50,7 +55,7 @@ class PromptReader:
         """The prompt at a position.
 
         Raises:
-            InvalidInputError: The record there holds none.
+            InvalidInputError: The record there holds none, or an `id` that no file can hold.
         """
         record = self._records[index]
         if not isinstance(record, Mapping):
@@ -59,11 +64,19 @@ class PromptReader:
         for column in columns:
             if record.get(column) is not None:
                 fields = {name: record[name] for name in self._fields if record.get(name) is not None}
-                return Prompt(record[column], record.get(_ID), fields)
+                return Prompt(record[column], _storable_id(record.get(_ID)), fields)
         raise InvalidInputError(
             f"The record has no prompt in {' or '.join(map(repr, columns))}; its fields are {sorted(record)}. Name the field "
             "with `column`."
         )
+
+    def id(self, index: int) -> Any:
+        """The `id` of the record at a position, also where it holds no prompt; None where there is none to store."""
+        try:
+            record = self._records[index]
+            return _storable_id(record.get(_ID)) if isinstance(record, Mapping) else None
+        except InvalidInputError:
+            return None
 
 
 class JsonLines(Sequence[Any]):
@@ -84,10 +97,7 @@ class JsonLines(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         self._file.seek(self._offsets[index])
-        try:
-            return json.loads(self._file.readline())
-        except ValueError as error:
-            raise InvalidInputError(f"Record {index} of {str(self._path)!r} is not a line of JSON: {error}") from error
+        return parse_json(self._file.readline(), f"Record {index} of {str(self._path)!r}")
 
 
 class ParquetRows(Sequence[Any]):
@@ -98,8 +108,12 @@ class ParquetRows(Sequence[Any]):
             import pyarrow.parquet as parquet
         except ImportError as error:
             raise InvalidInputError('Parquet files need pyarrow: pip install "gradellm-hf[datasets]"') from error
-        wanted = [name for name in parquet.read_schema(path).names if name in columns]
-        self._table = parquet.read_table(path, columns=wanted or None)
+        try:
+            wanted = [name for name in parquet.read_schema(path).names if name in columns]
+            self._table = parquet.read_table(path, columns=wanted or None)
+            self._table.validate(full=True)
+        except Exception as error:  # pyarrow has errors of many classes for damaged files
+            raise InvalidInputError(f"{str(path)!r} cannot be read as a Parquet file: {error}") from error
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -126,7 +140,11 @@ def _from_path(path: Path, columns: Sequence[str]) -> Sequence[Any]:
             from datasets import load_from_disk
         except ImportError as error:
             raise InvalidInputError('Dataset folders need datasets: pip install "gradellm-hf[datasets]"') from error
-        return _records(load_from_disk(path), columns)
+        try:
+            dataset = load_from_disk(path)
+        except Exception as error:  # whatever `datasets` says to a damaged folder
+            raise InvalidInputError(f"{str(path)!r} cannot be read as a folder of Dataset.save_to_disk: {error}") from error
+        return _records(dataset, columns)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r} with prompts.")
     if path.suffix in (".jsonl", ".ndjson"):
@@ -134,3 +152,22 @@ def _from_path(path: Path, columns: Sequence[str]) -> Sequence[Any]:
     if path.suffix == ".parquet":
         return ParquetRows(path, columns)
     raise InvalidInputError(f"Prompts are read from .jsonl and .parquet files and from dataset folders, not {path.name!r}.")
+
+
+def _storable_id(value: Any) -> Any:
+    """The `id` of a record as JSON holds it: numbers of NumPy and torch as Python's, a UUID, date, decimal or path as its text.
+
+    Raises:
+        InvalidInputError: JSON cannot hold it.
+    """
+    if isinstance(value, _NAMED_BY_THEIR_TEXT):
+        return str(value)
+    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+        value = value.item()
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(
+            f"The record's `id` is a {type(value).__name__}, which cannot be stored with its explanation ({error}). Give a "
+            "text or a number."
+        ) from error

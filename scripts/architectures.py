@@ -11,6 +11,8 @@ from pathlib import Path
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from gradellm_hf.files import write_atomically
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -57,7 +59,7 @@ def main() -> None:
     )
     path = ROOT / "docs" / "architectures.md"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(page)
+    write_atomically(path, page.encode())
     print(f"{path.relative_to(ROOT)}: {sum(outcome.exact for outcome in softmax)} of {len(softmax)} exact")
 
 

@@ -160,7 +160,9 @@ def test_prompts_that_fail_are_recorded_and_the_others_explained(tokenizer, tmp_
         assert error.startswith("InvalidInputError: ")
         assert reason in error
     assert [found[i].text.startswith(text) for i, text in zip((0, 3, 6), good, strict=True)] == [True] * 3
-    assert [found[i] for i in found.errors] == [None] * 5
+    for i, error in found.errors.items():
+        assert not found[i]
+        assert (found[i].index, found[i].id, found[i].error) == (i, "odd" if i == 5 else None, error)
     assert load_dataset_explanations(tmp_path / "out").errors == found.errors
 
 

@@ -202,10 +202,10 @@ def test_foreign_files_are_told_apart(output, tmp_path):
 
 
 def test_a_file_of_a_later_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradellm_hf.explanation.FORMAT_VERSION", 2)
+    monkeypatch.setattr("gradellm_hf.explanation.FORMAT_VERSION", 3)
     made_up(list("abc"), 2).save(tmp_path / "a")
     monkeypatch.undo()
-    with pytest.raises(InvalidInputError, match=r"has format version 2; .* up to 1"):
+    with pytest.raises(InvalidInputError, match=r"has format version 3; .* up to 2"):
         Explanation.load(tmp_path / "a")
 
 

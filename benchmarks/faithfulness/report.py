@@ -14,6 +14,8 @@ import gradellm_hf
 from gradellm_hf.evaluation import Evaluation, Summary, load_evaluation, merge, summarise
 from gradellm_hf.evaluation.plots import plot_costs, plot_curves
 from gradellm_hf.evaluation.summary import ALL, Mean
+from gradellm_hf.files import write_atomically
+from gradellm_hf.visualization.plot import write_figure
 
 from .run import DEFAULT_OUTPUT
 from .variants import VARIANTS
@@ -54,14 +56,14 @@ def main() -> None:
         if name in parts
     }
     text += [_ablation(name, summary) for name, summary in ablations.items()]
-    (HERE / "RESULTS.md").write_text("\n".join(text), encoding="utf-8")
-    (HERE / "results.jsonl").write_text("".join(_json_lines({**summaries, **ablations})), encoding="utf-8")
+    write_atomically(HERE / "RESULTS.md", "\n".join(text).encode())
+    write_atomically(HERE / "results.jsonl", "".join(_json_lines({**summaries, **ablations})).encode())
     PICTURES.mkdir(exist_ok=True)
     for name, summary in summaries.items():
         task = summary.tasks[-1]
-        plot_curves(summary, task).savefig(PICTURES / f"faithfulness_curves_{name}.png", dpi=90)
+        write_figure(plot_curves(summary, task), PICTURES / f"faithfulness_curves_{name}.png", dpi=90)
         costs = plot_costs(summary, task, ("pi_soft_ns", "pi_soft_nc", "rank_correlation"))
-        costs.savefig(PICTURES / f"faithfulness_costs_{name}.png", dpi=90)
+        write_figure(costs, PICTURES / f"faithfulness_costs_{name}.png", dpi=90)
 
 
 def _header(evaluation: Evaluation) -> str:

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +74,11 @@ def print_json(value: Any) -> None:
     print(text)
 
 
-def print_errors(errors: dict[int, str], verb: str) -> None:
-    """Says which prompts of a job failed, and why; of many, the first."""
+def print_errors(errors: Mapping[int, str], verb: str, ids: Sequence[Any] | Mapping[int, Any]) -> None:
+    """Says which prompts of a job failed, and why; of many, the first. `ids`: what their records call them, or None."""
     for index, error in list(errors.items())[:_SHOWN_ERRORS]:
-        print(f"Prompt {index} was not {verb}: {error}", file=sys.stderr)
+        name = "" if ids[index] is None else f" ({ids[index]})"
+        print(f"Prompt {index}{name} was not {verb}: {error}", file=sys.stderr)
     if len(errors) > _SHOWN_ERRORS:
         print(f"... and {len(errors) - _SHOWN_ERRORS} more were not.", file=sys.stderr)
 

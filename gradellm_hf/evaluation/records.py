@@ -5,28 +5,62 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from ..errors import InvalidInputError
+from ..files import reading, sealed, unsealed
+from ..schema import Natural, check, parse_json
 
+Value = float | None | list[float | None]
 _PATTERN = "records-*.jsonl"
 
 
+class Failed(TypedDict):
+    """The record of a prompt that was not evaluated."""
+
+    index: Natural
+    task: str
+    error: str
+
+
+class Done(TypedDict):
+    """The record of a prompt that was evaluated; by method, and of values by metric and method."""
+
+    index: Natural
+    task: str
+    num_tokens: Annotated[int, range(1, 2**63)]
+    generate_seconds: float | None
+    seconds: dict[str, float]
+    errors: dict[str, str]
+    metric_errors: NotRequired[dict[str, str]]
+    values: dict[str, dict[str, Value]]
+
+
 def read_records(folder: Path) -> dict[int, dict[str, Any]]:
-    """All whole records of a folder, by the position of their prompt.
+    """All whole records of a folder, by the position of their prompt. The last one counts, but for a failure that was mended.
 
     Raises:
         InvalidInputError: A line is not a record.
     """
-    records = {}
+    records: dict[int, dict[str, Any]] = {}
     for path in sorted(folder.glob(_PATTERN)):
         for number, line in enumerate(_whole_lines(path), 1):
-            try:
-                record = json.loads(line)
-                records[int(record["index"])] = record
-            except (ValueError, KeyError, TypeError) as error:
-                raise InvalidInputError(f"Line {number} of {str(path)!r} is not a record: {error!r}") from error
+            record = _record(path, number, line)
+            if "error" not in record or "error" in records.get(record["index"], record):
+                records[record["index"]] = record
     return dict(sorted(records.items()))
+
+
+def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    with reading(path, "Remove the line, and run the job again."):
+        record = parse_json(line, f"line {number}")
+        check(record, dict[str, Any], f"line {number}")
+        try:
+            record = unsealed(record)
+            check(record, Failed if "error" in record else Done, "the record")
+        except InvalidInputError as error:
+            raise InvalidInputError(f"line {number}: {error}") from error
+    return record
 
 
 def drop_partial_records(folder: Path) -> None:
@@ -40,7 +74,7 @@ def drop_partial_records(folder: Path) -> None:
 def append_record(folder: Path, process: int, record: dict[str, Any]) -> None:
     """Writes a record to the file of a process, and to the disk."""
     with (folder / f"records-{process:05d}.jsonl").open("ab") as file:
-        file.write((json.dumps(jsonable(record), ensure_ascii=False, allow_nan=False) + "\n").encode())
+        file.write((json.dumps(sealed(jsonable(record)), allow_nan=False) + "\n").encode())
         file.flush()
         os.fsync(file.fileno())
 

@@ -10,11 +10,19 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
-from ..manifest import read_manifest
+from ..files import reading
+from ..manifest import MANIFEST, Manifest, read_manifest
+from ..schema import check, known_fields
 from .measures import METRICS, Settings
 from .records import read_records
 
 FORMAT = "gradellm_hf.evaluation"
+
+
+class _Manifest(Manifest):
+    methods: list[str]
+    metrics: list[str]
+    settings: dict[str, Any]
 
 
 class Evaluation:
@@ -29,20 +37,41 @@ class Evaluation:
 
     Raises:
         FileNotFoundError: There is no such folder, or no job was started in it.
-        InvalidInputError: The folder holds something else.
+        InvalidInputError: The folder holds something else, or is damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
-        manifest = read_manifest(Path(folder), FORMAT)
+        folder = Path(folder)
+        manifest = read_manifest(folder, FORMAT, _Manifest)
         if manifest is None:
             raise FileNotFoundError(f"There is no manifest in {str(folder)!r}: no job was started there.")
         self.manifest = manifest
-        self.records: dict[int, dict[str, Any]] = read_records(Path(folder))
         self.methods: list[str] = manifest["methods"]
         self.metrics: list[str] = manifest["metrics"]
-        settings = manifest["settings"]
-        self.settings = Settings(**{**settings, "pis": tuple(settings["pis"])})
+        with reading(folder / MANIFEST):
+            if unknown := [name for name in self.metrics if name not in METRICS]:
+                raise InvalidInputError(f"this release does not know the metrics {unknown}. Upgrade gradellm-hf.")
+            settings: dict[str, Any] = known_fields(manifest["settings"], Settings)
+            check(settings, Settings, "`settings`")
+            if "pis" in settings:
+                settings["pis"] = tuple(settings["pis"])
+            self.settings = Settings(**settings)
+        self.records: dict[int, dict[str, Any]] = read_records(folder)
+        with reading(folder):
+            for index, record in self.records.items():
+                self._check_values(index, record)
         self.tasks = list(dict.fromkeys(record["task"] for record in self.records.values()))
+
+    def _check_values(self, index: int, record: dict[str, Any]) -> None:
+        """Raises InvalidInputError where a record is not of this job."""
+        if index >= self.num_prompts:
+            raise InvalidInputError(f"a record is of prompt {index}, but there are {self.num_prompts}.")
+        for metric, by_method in record.get("values", {}).items():
+            length = len(self.settings.pis) if metric in METRICS and METRICS[metric].is_curve else None
+            for method, value in by_method.items():
+                if (len(value) if isinstance(value, list) else None) != length:
+                    expected = "a number" if length is None else f"{length} numbers"
+                    raise InvalidInputError(f"prompt {index}: `{metric}` of `{method}` must be {expected}, got {value!r}.")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -60,6 +89,10 @@ class Evaluation:
     def method_errors(self, method: str) -> list[str]:
         """Messages of the prompts on which a method failed."""
         return [record["errors"][method] for record in self.records.values() if method in record.get("errors", {})]
+
+    def metric_errors(self, metric: str) -> list[str]:
+        """Messages of the prompts on which a metric failed."""
+        return [errors[metric] for r in self.records.values() if metric in (errors := r.get("metric_errors", {}))]
 
     def values(self, metric: str, task: str | None = None) -> Tensor:
         """A metric of all methods on the prompts of a task (None: all), `[M, R]`; a curve, `[M, R, K]`; NaN where undefined.

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..architecture import unwrap
 from ..arguments import whole_number
-from ..errors import InvalidInputError
+from ..errors import InvalidInputError, may_pass
+from ..files import remove_partial_files
 from ..manifest import check_same_job, describe_job, fingerprint, read_manifest, write_manifest
 from ..memory import is_out_of_memory, release_memory
 from ..methods import Method, get_method, method_names
@@ -46,7 +47,8 @@ def evaluate(
 
     Results are written prompt by prompt; the same call continues where it was stopped. In processes that `accelerate launch`
     or `torchrun` started, each takes a share of the prompts. A prompt or a method that fails is recorded with its error, and
-    the others go on. How long each method takes is recorded, too, after a first run that does not count.
+    the others go on; a prompt that lacked memory, or the like, is tried again when the job is continued. How long each method
+    takes is recorded, too, after a first run that does not count.
 
     Args:
         model: As for `explain_sequences`; or a `GradELLM`, which brings its tokenizer.
@@ -125,8 +127,10 @@ class _Run:
         if state.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
         with only_writer(folder) if state.is_main_process else contextlib.nullcontext():
-            if state.is_main_process and read_manifest(folder, FORMAT) is None:
-                write_manifest(folder, job)
+            if state.is_main_process:
+                remove_partial_files(folder)
+                if read_manifest(folder, FORMAT) is None:
+                    write_manifest(folder, job)
             state.wait_for_everyone()
             check_same_job(folder, read_manifest(folder, FORMAT) or {}, job)
             if state.is_main_process:
@@ -137,7 +141,7 @@ class _Run:
     def _write_missing(self, folder: Path, prompts: list[Prompt], state: Any) -> None:
         from tqdm.auto import tqdm
 
-        done = read_records(folder)
+        done = {index for index, r in read_records(folder).items() if "error" not in r or not may_pass(r["error"])}
         state.wait_for_everyone()  # all have seen the same records
         missing = [index for index in range(len(prompts)) if index not in done][state.process_index :: state.num_processes]
         disable = None if state.is_main_process else True  # None: where it is no terminal
@@ -158,6 +162,7 @@ class _Run:
                     text = read_text(self._explainer, prompt, self._settings.perturb_special_tokens, self._generate_kwargs)
             heatmaps, seconds, errors = self._explain(index, text)
             num_tokens = text.sequences.shape[1] - text.prompt_length
+            values, metric_errors = self._measure(index, text, heatmaps)
             return {
                 **record,
                 "prompt_length": text.prompt_length,
@@ -166,48 +171,72 @@ class _Run:
                 "generate_seconds": text.seconds,
                 "seconds": seconds,
                 "errors": errors,
-                "values": self._measure(index, text, heatmaps) if heatmaps else {},
+                "metric_errors": metric_errors,
+                "values": values,
             }
         except torch.AcceleratorError:
             raise  # the device is lost until a new start
         except Exception as error:
-            return {**record, "error": f"{type(error).__name__}: {error}"}
+            return {**record, "error": _described(error)}
 
     def _explain(self, index: int, text: EvaluatedText) -> tuple[dict[str, Tensor], dict[str, float], dict[str, str]]:
         """Heatmaps `[1, N, S]`, the seconds they took, and what went wrong, by method."""
         heatmaps, seconds, errors = {}, {}, {}
+        length = text.sequences.shape[1]
+        shape = (1, length - text.prompt_length, length)
         for name, method in self._methods.items():
-            run: Any = method
-            if "generator" in inspect.signature(method).parameters:  # a method that draws random numbers
-                run = partial(run, generator=self._settings.generator(index))
             start = time.perf_counter()
             try:
-                heatmap = run(self._explainer.model, text.sequences, text.prompt_length, text.attention_mask)
-                if not heatmap.isfinite().all():
-                    raise InvalidInputError("The scores are not all finite.")
+                heatmaps[name] = _checked(self._run(method, index, text), shape)
+                seconds[name] = time.perf_counter() - start
             except torch.AcceleratorError:
                 raise
             except Exception as error:
-                errors[name] = f"{type(error).__name__}: {error}"
-                if is_out_of_memory(error):
-                    release_memory()
-                continue
-            heatmaps[name] = heatmap.cpu()  # waits for the device
-            seconds[name] = time.perf_counter() - start
+                errors[name] = _described(error)
         return heatmaps, seconds, errors
 
-    def _measure(self, index: int, text: EvaluatedText, heatmaps: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-        """Values by metric and method."""
-        stacked = torch.stack(list(heatmaps.values()))
-        values = {}
-        for name in self._metrics:
+    def _run(self, method: Method, index: int, text: EvaluatedText) -> Any:
+        run: Any = method
+        if "generator" in inspect.signature(method).parameters:  # a method that draws random numbers
+            run = partial(run, generator=self._settings.generator(index))
+        return run(self._explainer.model, text.sequences, text.prompt_length, text.attention_mask)
+
+    def _measure(
+        self, index: int, text: EvaluatedText, heatmaps: dict[str, Tensor]
+    ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """Values by metric and method, and what went wrong, by metric."""
+        values: dict[str, dict[str, Any]] = {}
+        errors: dict[str, str] = {}
+        for name in self._metrics if heatmaps else ():
             metric = METRICS[name]
             if metric.needs_rationale and text.rationale is None:
                 continue
-            generator = self._settings.generator(index)
-            result = metric.measure(unwrap(self._explainer.model), text, stacked, self._settings, generator)
-            values[name] = dict(zip(heatmaps, result.tolist()))
-        return values
+            generator, stacked = self._settings.generator(index), torch.stack(list(heatmaps.values()))
+            try:
+                result = metric.measure(unwrap(self._explainer.model), text, stacked, self._settings, generator)
+                values[name] = dict(zip(heatmaps, result.tolist()))
+            except torch.AcceleratorError:
+                raise
+            except Exception as error:
+                errors[name] = _described(error)
+        return values, errors
+
+
+def _checked(heatmap: Any, shape: tuple[int, ...]) -> Tensor:
+    """What a method gave, on the CPU, which waits for the device; InvalidInputError where it is no heatmap of this text."""
+    if not isinstance(heatmap, Tensor) or heatmap.is_complex() or heatmap.shape != shape:
+        found = list(heatmap.shape) if isinstance(heatmap, Tensor) else type(heatmap).__name__
+        raise InvalidInputError(f"A method must give a tensor of scores of shape {list(shape)}, [1, N, S]; got {found}.")
+    heatmap = heatmap.detach().to("cpu", torch.float32)
+    if not heatmap.isfinite().all():
+        raise InvalidInputError("The scores are not all finite.")
+    return heatmap
+
+
+def _described(error: Exception) -> str:
+    if is_out_of_memory(error):
+        release_memory()
+    return f"{type(error).__name__}: {error}"
 
 
 def _methods(methods: Sequence[str] | Mapping[str, Method] | None) -> Mapping[str, Method]:

@@ -1,11 +1,14 @@
 """An explanation as a picture: generated units down, the text before them across."""
 
+import io
 import os
 import warnings
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..arguments import whole_number
 from ..errors import GradELLMError, InvalidInputError
+from ..files import write_atomically
 from .terminal import visible
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ def plot_heatmap(
 
     Raises:
         GradELLMError: matplotlib is not installed.
-        InvalidInputError: There is nothing to show, or `dpi` is no number of at least 1.
+        InvalidInputError: There is nothing to show, `dpi` is no number of at least 1, or there is no such format.
     """
     dpi = whole_number("dpi", dpi, 1)
     try:
@@ -114,8 +117,25 @@ def plot_heatmap(
         with warnings.catch_warnings():
             # Fonts lack some scripts; a box in a label needs no warning for each character.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            figure.savefig(path)
+            write_figure(figure, path)
     return figure
+
+
+def write_figure(figure: "Figure", path: str | os.PathLike[str], **options: Any) -> None:
+    """Writes a figure, atomically, in the format that the suffix names; PNG where there is none.
+
+    Args:
+        **options: For `Figure.savefig`.
+
+    Raises:
+        InvalidInputError: There is no such format.
+    """
+    known, suffix = sorted(figure.canvas.get_supported_filetypes()), Path(path).suffix.lower().removeprefix(".") or "png"
+    if suffix not in known:
+        raise InvalidInputError(f"{os.fspath(path)!r}: figures are written as {', '.join(known)}, not as {suffix}.")
+    content = io.BytesIO()
+    figure.savefig(content, format=suffix, **options)
+    write_atomically(path, content.getvalue())
 
 
 def _label(token: str) -> str:
