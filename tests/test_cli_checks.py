@@ -234,7 +234,7 @@ def test_jobs_of_which_some_failed_are_1_and_say_what_failed(
 
 
 def test_of_many_failed_prompts_the_first_are_named_and_the_others_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    print_errors(dict.fromkeys(range(37), "it failed"), "explained")
+    print_errors(dict.fromkeys(range(37), "it failed"), "explained", dict.fromkeys(range(37)))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "Prompt 0 was not explained: it failed"
     assert lines[-1] == "... and 27 more were not."
