@@ -8,7 +8,6 @@ from typing import Any
 
 from .commands.checks import at_least, between, check_folder, check_matplotlib, seed, wrong
 from .commands.loading import add_model_arguments, load_model
-from .commands.results import print_errors
 
 _EXAMPLES = """
 PROMPTS is a .jsonl or .parquet file or a folder of Dataset.save_to_disk. A record has a `prompt`, or a chat in `messages`, and
@@ -69,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code, 1 where a prompt could not be evaluated, or a method failed on one.
+    """Runs the command; returns its exit status, 1 where a prompt could not be evaluated, or a method failed on one.
 
     Raises:
         As `gradellm_hf.evaluation.evaluate`.
@@ -152,7 +151,8 @@ def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
 
 
 def _print_errors(evaluation: Any) -> None:
-    print_errors(evaluation.errors, "evaluated")
+    for index, error in evaluation.errors.items():
+        print(f"Prompt {index} was not evaluated: {error}", file=sys.stderr)
     for method in evaluation.methods:
         errors = evaluation.method_errors(method)
         if errors:

@@ -13,7 +13,6 @@ from evaluated import model_and_tokenizer
 from explained import explanation_of
 
 from gradellm_hf.cli import main
-from gradellm_hf.commands.results import print_errors
 from gradellm_hf.explanation import Explanation
 
 WORK = "the folder of the test"  # in the arguments below
@@ -225,14 +224,6 @@ def test_jobs_of_which_some_failed_are_1_and_say_what_failed(
     call = [argument.replace(WORK, str(work)) for argument in DATASET]
     call[call.index("--input") + 1] = str(tmp_path / "good.jsonl")
     assert main([*call, "--max-new-tokens", "2", "--output", str(tmp_path / "good")]) == 0
-
-
-def test_of_many_failed_prompts_the_first_are_named_and_the_others_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    print_errors(dict.fromkeys(range(37), "it failed"), "explained")
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "Prompt 0 was not explained: it failed"
-    assert lines[-1] == "... and 27 more were not."
-    assert len(lines) == 11
 
 
 @pytest.mark.parametrize("name", ["dataset", "evaluate", "demo"])

@@ -12,8 +12,6 @@ from .checks import at_least, check_files, check_picture
 if TYPE_CHECKING:
     from ..explanation import Explanation
 
-_SHOWN_ERRORS = 10
-
 
 def add_result_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
@@ -71,14 +69,6 @@ def print_json(value: Any) -> None:
     except UnicodeEncodeError:
         text = json.dumps(value)
     print(text)
-
-
-def print_errors(errors: dict[int, str], verb: str) -> None:
-    """Says which prompts of a job failed, and why; of many, the first."""
-    for index, error in list(errors.items())[:_SHOWN_ERRORS]:
-        print(f"Prompt {index} was not {verb}: {error}", file=sys.stderr)
-    if len(errors) > _SHOWN_ERRORS:
-        print(f"... and {len(errors) - _SHOWN_ERRORS} more were not.", file=sys.stderr)
 
 
 def as_json(explanation: "Explanation", top: int) -> dict[str, Any]:

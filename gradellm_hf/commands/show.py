@@ -49,6 +49,6 @@ def _load(path: Path, row: int) -> "Explanation":
         except InvalidInputError:
             raise error from None
         return Explanation.from_output(output, row, None)
-    if row > 0:
-        raise InvalidInputError(f"There is no row {row}: {str(path)!r} holds one sequence, row 0.")
+    if row != 0:
+        raise InvalidInputError(f"There is no row {row}: {str(path)!r} holds one sequence, which is row 0.")
     return explanation

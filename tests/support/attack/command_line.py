@@ -41,7 +41,17 @@ def attacks(world: World) -> Iterator[Attack]:
 def _calls(folder: Path, model: str) -> Iterator[tuple[str, list[str], Judge]]:
     explain = ["explain", model, "--prompt", "Rome is", "--max-new-tokens", "1"]
     show = ["show", f"{folder}/saved.safetensors"]
-    job = ["dataset", "--model", model, "--input", f"{folder}/prompts.jsonl", "--output", f"{folder}/cli", "--max-new-tokens", "1"]
+    job = [
+        "dataset",
+        "--model",
+        model,
+        "--input",
+        f"{folder}/prompts.jsonl",
+        "--output",
+        f"{folder}/cli",
+        "--max-new-tokens",
+        "1",
+    ]
     evaluate = ["evaluate", model, "--prompts", f"{folder}/prompts.jsonl", "--output", f"{folder}/cli2", "--no-plots"]
     known: dict[str, tuple[list[str], str]] = {  # before a model is loaded
         "no command": ([], "COMMAND"),
@@ -138,7 +148,9 @@ def _refused(word: str, *, loads: bool = False) -> Judge:
         last = (ended.err.strip().splitlines() or [""])[-1]
         if ended.code == 0 or ended.out:
             return Outcome.SILENT, f"exit code {ended.code}: {ended.out[:80]!r} {last}"
-        clear = ended.code == 2 and word in ended.err and "Traceback" not in ended.err and "--debug shows where" not in ended.err
+        clear = (
+            ended.code == 2 and word in ended.err and "Traceback" not in ended.err and "--debug shows where" not in ended.err
+        )
         if not clear or (not loads and "Loading" in ended.err):
             return Outcome.UNCLEAR, f"exit code {ended.code}: {ended.err.strip()[-160:]}"
         return Outcome.CLEAR, ""

@@ -32,7 +32,6 @@ from gradellm_hf import (
     ExplainGenerateOutput,
     Explanation,
     GradELLMConfig,
-    GradELLMError,
     explain_dataset,
     load_dataset_explanations,
 )
@@ -88,7 +87,9 @@ def _kinds(world: World) -> dict[str, Kind]:
         explain_config=_CONFIG,
         token_ids=list(range(3, 11)),
     )
-    paths = {name: folder / name for name in ("explanation.safetensors", "output.safetensors", "inseq.json", "configuration.json")}
+    paths = {
+        name: folder / name for name in ("explanation.safetensors", "output.safetensors", "inseq.json", "configuration.json")
+    }
     e.save(paths["explanation.safetensors"])
     world.out.save(paths["output.safetensors"], world.tokenizer)
     save_inseq(e, paths["inseq.json"])
@@ -98,7 +99,9 @@ def _kinds(world: World) -> dict[str, Kind]:
     options = {"max_new_tokens": 2, "do_sample": False}
     explain_dataset(world.wrapped, folder / "prompts.jsonl", folder / "job", explain_config=_CONFIG, **options)
     rated = [{**prompts[0], "task": "x", "rationale": [[0, 4]]}, prompts[2], prompts[1]]
-    evaluate(world.wrapped, rated, folder / "evaluation", methods=["random", "saliency"], metrics=["soft_ns", "pi_soft_ns", "auc"])
+    evaluate(
+        world.wrapped, rated, folder / "evaluation", methods=["random", "saliency"], metrics=["soft_ns", "pi_soft_ns", "auc"]
+    )
     job, evaluation = folder / "job", folder / "evaluation"
     shard, records = next(job.glob("shard-*")), next(evaluation.glob("records-*"))
     return {
@@ -111,7 +114,12 @@ def _kinds(world: World) -> dict[str, Kind]:
         "inseq": Kind(paths["inseq.json"], load_inseq, _same_inseq_again, ".json"),
         "configuration": Kind(paths["configuration.json"], _read_config, _same_options_again, ".json", None, tuple(_OPTIONS)),
         "prompts": Kind(
-            folder / "prompts.jsonl", functools.partial(_explain_prompts, world), _same_prompts_again, ".jsonl", None, ("record", "prompt")
+            folder / "prompts.jsonl",
+            functools.partial(_explain_prompts, world),
+            _same_prompts_again,
+            ".jsonl",
+            None,
+            ("record", "prompt"),
         ),
     }
 
@@ -205,7 +213,15 @@ def _same_tensors_again(found: Any, path: Path) -> bool:
     ) and not any(name in _TENSORS for name in header.keys() - new_header.keys())
 
 
-_TENSORS = ("attributions", "token_probabilities", "target_scores", "layer_attributions", "sequences", "step_mask", "prompt_mask")
+_TENSORS = (
+    "attributions",
+    "token_probabilities",
+    "target_scores",
+    "layer_attributions",
+    "sequences",
+    "step_mask",
+    "prompt_mask",
+)
 _OPTIONS = (*_CONFIG.to_dict(), "GradELLMConfig", "JSON")
 
 
@@ -241,7 +257,9 @@ def _same_prompts_again(found: Any, path: Path) -> bool:
     for text, record_id, record in zip(texts, ids, records, strict=True):
         record = record if isinstance(record, dict) else {"prompt": record}
         prompt = next((record[name] for name in ("prompt", "messages", "chat") if record.get(name) is not None), None)
-        if not _equal(record.get("id"), record_id) or (text is not None and isinstance(prompt, str) and not text.startswith(prompt)):
+        if not _equal(record.get("id"), record_id) or (
+            text is not None and isinstance(prompt, str) and not text.startswith(prompt)
+        ):
             return False
         if text is None and isinstance(prompt, str) and prompt and not any("\ud800" <= c <= "\udfff" for c in prompt):
             return False
@@ -280,7 +298,18 @@ def _is_sound_explanation(e: Explanation) -> bool:
     )
     names = all(type(name) is str for name in e.layer_names or []) and type(e.model_name) in (str, type(None))
     level = e.level in ("token", "word", "sentence", "span")
-    return texts and numbers and ids and flags and scores and finite and layers and names and level and _are_shares(e.token_probabilities)
+    return (
+        texts
+        and numbers
+        and ids
+        and flags
+        and scores
+        and finite
+        and layers
+        and names
+        and level
+        and _are_shares(e.token_probabilities)
+    )
 
 
 def _is_sound_output(out: ExplainGenerateOutput) -> bool:
@@ -302,7 +331,9 @@ def _is_sound_output(out: ExplainGenerateOutput) -> bool:
     names = all(type(name) is str for name in out.layer_names) and type(out.model_name) in (str, type(None))
     ids = bool((out.sequences >= 0).all())
     prompt = type(out.prompt_length) is int and out.prompt_length == length - steps
-    return tensors and kinds and finite and tokens and layers and names and ids and prompt and _are_shares(out.token_probabilities)
+    return (
+        tensors and kinds and finite and tokens and layers and names and ids and prompt and _are_shares(out.token_probabilities)
+    )
 
 
 def _is_sound_record(record: dict[str, Any]) -> bool:

@@ -81,7 +81,18 @@ def _dataset(world: World) -> _Calls:
         )
 
     ours = ("InvalidInputError", "UnsupportedArchitectureError")
-    bad = ["Rome is", "", 5, None, {"text": "a"}, [], [5], {"prompt": ["a", 5]}, [{"role": "user", "content": None}], "Rome \ud800"]
+    bad = [
+        "Rome is",
+        "",
+        5,
+        None,
+        {"text": "a"},
+        [],
+        [5],
+        {"prompt": ["a", 5]},
+        [{"role": "user", "content": None}],
+        "Rome \ud800",
+    ]
     yield "bad prompts among good ones", lambda: explain([*bad, "Rome was"]), failed(list(range(1, 10)), *ours)
     long = "a b c d e f " * 40
     yield "a prompt too long among others", lambda: explain(["Rome is", long]), failed([1], *ours)
@@ -105,7 +116,11 @@ def _dataset(world: World) -> _Calls:
         call = functools.partial(load_dataset_explanations(done).__getitem__, place)
         yield f"explanation {place!r}", call, refused("range", "index", "integer", types=(IndexError, TypeError, GradELLMError))
     for folder in (world.folder / "none", world.folder / "model", world.folder / "prompts.jsonl"):
-        yield f"read from {folder.name}", functools.partial(load_dataset_explanations, folder), refused(folder.name, types=_PATHS)
+        yield (
+            f"read from {folder.name}",
+            functools.partial(load_dataset_explanations, folder),
+            refused(folder.name, types=_PATHS),
+        )
 
 
 def _evaluate(world: World) -> _Calls:
@@ -128,7 +143,11 @@ def _evaluate(world: World) -> _Calls:
     for name, values in options.items():
         for value in values:
             prompts = [{"prompt": "Rome is"}] if name in ("column", "where") else ["Rome is"]
-            yield f"{name}={value!r:.40}", functools.partial(run, prompts, **{name: value}), refused(name, "No record", "prompt in")
+            yield (
+                f"{name}={value!r:.40}",
+                functools.partial(run, prompts, **{name: value}),
+                refused(name, "No record", "prompt in"),
+            )
     for prompts in ([], None, 5, {"prompt": "a"}):
         yield f"{prompts!r} as prompts", functools.partial(run, prompts), refused("prompt", "empty")
     yield "prompts in no file", lambda: run("none.jsonl"), refused("none.jsonl", types=_PATHS)
@@ -155,11 +174,17 @@ def _evaluate(world: World) -> _Calls:
         yield f"a method that {what}", call, works(only_good)
     bad = [{"prompt": "Rome is", "rationale": r} for r in ([[5, 2]], [[0, 999]], "ab", [1], [["a", "b"]], 5)]
     call = functools.partial(run, [*bad, "Rome"], metrics=["auc"])
-    yield "rationales that are none", call, works(lambda found: list(found.errors) == list(range(6)) and _all_ours(found.errors))
+    yield (
+        "rationales that are none",
+        call,
+        works(lambda found: list(found.errors) == list(range(6)) and _all_ours(found.errors)),
+    )
     bad = [{"prompt": "Rome is", "target": target} for target in ("", 5, ["a"])] + ["", 5, None, [5]]
     call = functools.partial(run, [*bad, "Rome"])
-    yield "prompts and targets that are none", call, works_or(
-        lambda found: list(found.errors) == list(range(7)) and _all_ours(found.errors), "prompt", "record"
+    yield (
+        "prompts and targets that are none",
+        call,
+        works_or(lambda found: list(found.errors) == list(range(7)) and _all_ours(found.errors), "prompt", "record"),
     )
     for value in ({1}, object(), b"a", NAN, 10**30):
         for field in ("id", "task"):

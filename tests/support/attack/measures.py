@@ -123,7 +123,12 @@ def _others() -> _Calls:
     }.items():
         for value in bad_values:
             yield f"bootstrap: {option}={value!r}", functools.partial(bootstrap, values, **{option: value}), refused(option)
-    for what, bad in {"no prompt": values[:, :0], "a number": torch.tensor(1.0), "a list": [1.0], "infinity": values + INF}.items():
+    for what, bad in {
+        "no prompt": values[:, :0],
+        "a number": torch.tensor(1.0),
+        "a list": [1.0],
+        "infinity": values + INF,
+    }.items():
         yield f"bootstrap: {what}", functools.partial(bootstrap, bad), refused("values")
     yield "bootstrap: equal values", lambda: bootstrap(torch.ones(5)), works(lambda x: x.low == x.mean == x.high == 1)
     for pi in (-0.1, 2, NAN, "a", None, True):
@@ -137,7 +142,11 @@ def _others() -> _Calls:
     }.items():
         yield f"calibrate: {what}", functools.partial(metrics.calibrate, *arguments), refused("score", "mask")
     yield "calibrate: no such method", lambda: metrics.calibrate(scores, 0.5, method="x"), refused("method", "calibration")
-    yield "calibrate: a half", lambda: metrics.calibrate(scores, 0.5), works(lambda x: close(x.mean(), torch.tensor(0.5).double()))
+    yield (
+        "calibrate: a half",
+        lambda: metrics.calibrate(scores, 0.5),
+        works(lambda x: close(x.mean(), torch.tensor(0.5).double())),
+    )
     for points in ([0.1], [0.2, 0.1, 0.3], [0.1, NAN, 0.3], "abc", None, [0.1, 0.2]):
         call = functools.partial(metrics.normalised_area, scores, points)
         yield f"normalised_area: {points!r}", call, refused("points")
@@ -194,6 +203,8 @@ def _methods(world: World) -> _Calls:
         yield f"register_method('x', {value!r})", functools.partial(register_method, f"x{value}", value), refused("method")
     for value in (None, 5, "", ["a"]):
         yield f"register_method({value!r})", functools.partial(register_method, value, lambda *args: None), refused("name")
-    yield "attention of a text of two rows", lambda: get_method("attention_mean")(model, text.repeat(2, 1), 5), works_or(
-        lambda found: close(found[0], found[1]), "attention"
+    yield (
+        "attention of a text of two rows",
+        lambda: get_method("attention_mean")(model, text.repeat(2, 1), 5),
+        works_or(lambda found: close(found[0], found[1]), "attention"),
     )

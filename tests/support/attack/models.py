@@ -226,7 +226,11 @@ def _sequences(world: World) -> Iterator[tuple[str, _Call, Judge]]:
     yield from _bad_models(world, lambda thing: explain_sequences(thing, text, 5))
     yield "no prompt length", lambda: explain_sequences(world.model, text), missing("prompt_length")
     yield "an unknown argument", lambda: explain(layers=3), missing("layers")
-    yield "nothing after the prompt", lambda: explain(text, 8), works_or(lambda out: out.attributions.shape == (1, 0, 8), "prompt")
+    yield (
+        "nothing after the prompt",
+        lambda: explain(text, 8),
+        works_or(lambda out: out.attributions.shape == (1, 0, 8), "prompt"),
+    )
     yield "ids of int32", lambda: explain(text.int()), works(world.same_heatmaps)
     yield "a prompt length of NumPy", lambda: explain(text, numpy.int64(5)), works(world.same_heatmaps)
     yield "a mask of bools", lambda: explain(text, 5, ones.bool()), works(world.same_heatmaps)
@@ -249,7 +253,11 @@ def _stream(world: World) -> Iterator[tuple[str, _Call, Judge]]:
         yield name, functools.partial(explain, **kwargs), refused(*words)
     yield from _bad_models(world, lambda thing: list(explain_stream(thing, world.prompt, max_new_tokens=2)))
     yield "beams", lambda: explain(inputs=world.prompt, num_beams=2), refused("beam")
-    yield "no new tokens", lambda: explain(inputs=world.prompt, max_new_tokens=0), as_in(world.generate(world.prompt, max_new_tokens=0))
+    yield (
+        "no new tokens",
+        lambda: explain(inputs=world.prompt, max_new_tokens=0),
+        as_in(world.generate(world.prompt, max_new_tokens=0)),
+    )
     yield (
         "more than the learned positions",
         lambda: list(explain_stream(world.gpt2, torch.ones(1, 60, dtype=torch.long), max_new_tokens=9)),
@@ -261,7 +269,11 @@ def _stream(world: World) -> Iterator[tuple[str, _Call, Judge]]:
         return len(steps) == 3 and all(close(step.attributions[0], expected[n, : 5 + n]) for n, step in enumerate(steps))
 
     yield "a good prompt", lambda: explain(inputs=world.prompt), works(same)
-    yield "a streamer that is none", lambda: explain(inputs=world.prompt, streamer=5), refused("put", "streamer", types=(Exception,))
+    yield (
+        "a streamer that is none",
+        lambda: explain(inputs=world.prompt, streamer=5),
+        refused("put", "streamer", types=(Exception,)),
+    )
 
 
 def _verify(world: World) -> Iterator[tuple[str, _Call, Judge]]:
@@ -317,7 +329,11 @@ def _wrapper(world: World) -> Iterator[tuple[str, _Call, Judge]]:
     yield "no text", lambda: wrapped.explain(), missing("text")
     yield "no tokenizer", lambda: GradELLM(model).explain("Rome", max_new_tokens=2), refused("tokenizer")
     yield "a tokenizer's name", lambda: GradELLM(model, "gpt2").explain("Rome", max_new_tokens=2), refused("tokenizer")
-    yield "no chat template", lambda: _without_template(world).explain(_IMAGE[:0] + [{"role": "user", "content": "a"}]), refused("template")
+    yield (
+        "no chat template",
+        lambda: _without_template(world).explain(_IMAGE[:0] + [{"role": "user", "content": "a"}]),
+        refused("template"),
+    )
     yield (
         "the tokenizer of another model",
         lambda: GradELLM(world.gpt2, tokenizer).explain("Rome is", max_new_tokens=2),
@@ -327,10 +343,18 @@ def _wrapper(world: World) -> Iterator[tuple[str, _Call, Judge]]:
         yield f"{config!r} as configuration", functools.partial(GradELLM, model, tokenizer, config), refused("config")
         call = functools.partial(explain, "Rome", max_new_tokens=2, explain_config=config)
         yield f"{config!r} as a call's configuration", call, refused("explain_config", "config")
-    yield "ids beside a text", lambda: explain("Rome", input_ids=world.prompt), refused("input_ids", types=(TypeError, ValueError))
+    yield (
+        "ids beside a text",
+        lambda: explain("Rome", input_ids=world.prompt),
+        refused("input_ids", types=(TypeError, ValueError)),
+    )
     yield "an attribute that no one has", lambda: wrapped.no_such_thing, refused("no_such_thing", types=(AttributeError,))
     yield "no such model", lambda: GradELLM.from_pretrained(world.folder / "none"), refused("none", types=(OSError, ValueError))
-    yield "a folder without a model", lambda: GradELLM.from_pretrained(world.folder), refused("config.json", types=(OSError, ValueError))
+    yield (
+        "a folder without a model",
+        lambda: GradELLM.from_pretrained(world.folder),
+        refused("config.json", types=(OSError, ValueError)),
+    )
     yield "no name", lambda: GradELLM.from_pretrained(), missing("name")
     yield (
         "a tuple of prompts",
@@ -354,7 +378,25 @@ def _without_template(world: World) -> GradELLM:
 
 def _config(world: World) -> Iterator[tuple[str, _Call, Judge]]:
     options: dict[str, tuple[Any, ...]] = {
-        "layers": ("last", 0, -2, [], [1.5], True, None, b"\x01", bytearray(b"\x01"), {1}, 1.0, [True], [[1]], ["1"], NAN, "1", {1: 2}),
+        "layers": (
+            "last",
+            0,
+            -2,
+            [],
+            [1.5],
+            True,
+            None,
+            b"\x01",
+            bytearray(b"\x01"),
+            {1},
+            1.0,
+            [True],
+            [[1]],
+            ["1"],
+            NAN,
+            "1",
+            {1: 2},
+        ),
         "spatial": ("cosine", None, 5, b"attention", ["attention"]),
         "channel": ("queries", None, True),
         "target": ("entropy", None, 5, b"logit", ["logit"]),
@@ -376,7 +418,11 @@ def _config(world: World) -> Iterator[tuple[str, _Call, Judge]]:
     yield "an unknown option", lambda: GradELLMConfig(layer=1), missing("layer")
     yield "an unknown option of the preset", lambda: GradELLMConfig.paper(layer=1), missing("layer")
     for text in ("", "{", "[]", "3", "null", '"a"', '{"layer": 1}', '{"layers": 0}', "[" * 100_000, '{"layers": 1e999}'):
-        yield f"the JSON {text[:20]}", functools.partial(GradELLMConfig.from_json, text), refused("JSON", "GradELLMConfig", "layers")
+        yield (
+            f"the JSON {text[:20]}",
+            functools.partial(GradELLMConfig.from_json, text),
+            refused("JSON", "GradELLMConfig", "layers"),
+        )
     for value in (None, 5, [("layers", 1)], "layers", {"layers": 0}, {1: 2}, {"target": "callable:f"}):
         call = functools.partial(GradELLMConfig.from_dict, value)
         yield f"from_dict({value!r})", call, refused("GradELLMConfig", "layers", "target", "dict")
@@ -409,24 +455,45 @@ def _pipeline(world: World) -> Iterator[tuple[str, _Call, Judge]]:
 
     for config in ("paper", {}, 5):
         yield f"{config!r} as configuration", functools.partial(explain, explain_config=config), refused("explain_config")
-        call = functools.partial(ExplainedTextGenerationPipeline, model=world.model, tokenizer=world.tokenizer, explain_config=config)
-        yield f"{config!r} as the pipeline's configuration", lambda call=call: call()("Rome is", max_new_tokens=2), refused("explain_config")
+        call = functools.partial(
+            ExplainedTextGenerationPipeline, model=world.model, tokenizer=world.tokenizer, explain_config=config
+        )
+        yield (
+            f"{config!r} as the pipeline's configuration",
+            lambda call=call: call()("Rome is", max_new_tokens=2),
+            refused("explain_config"),
+        )
     yield "a model in training mode", lambda: _in_training(world), refused("training mode")
-    yield "an encoder-decoder model", lambda: ExplainedTextGenerationPipeline(model=world.t5, tokenizer=world.tokenizer)("a"), refused("encoder")
+    yield (
+        "an encoder-decoder model",
+        lambda: ExplainedTextGenerationPipeline(model=world.t5, tokenizer=world.tokenizer)("a"),
+        refused("encoder"),
+    )
     yield "layers out of range", lambda: explain(explain_config=GradELLMConfig(layers=9)), refused("layers")
     plain = pipeline("text-generation", model=world.model, tokenizer=world.tokenizer)
     expected = plain("Rome is", max_new_tokens=2, do_sample=False)[0]["generated_text"]
     yield "a good prompt", explain, works(lambda found: found[0]["generated_text"] == found[0]["explanation"].text == expected)
-    yield "only what is new", lambda: explain(return_full_text=False), works(lambda found: "Rome is" + found[0]["generated_text"] == expected)
+    yield (
+        "only what is new",
+        lambda: explain(return_full_text=False),
+        works(lambda found: "Rome is" + found[0]["generated_text"] == expected),
+    )
     for prompt in ("", [""], ["Rome", ""]):
         call = functools.partial(explain, prompt)
-        yield f"{prompt!r} as prompt", call, works(functools.partial(_same_texts, plain(prompt, max_new_tokens=2, do_sample=False)))
+        yield (
+            f"{prompt!r} as prompt",
+            call,
+            works(functools.partial(_same_texts, plain(prompt, max_new_tokens=2, do_sample=False))),
+        )
     register_pipeline()
     yield "registered twice", register_pipeline, works()
 
 
 def _same_texts(expected: list[Any], found: list[Any]) -> bool:
-    flat = [[record["generated_text"] for part in records for record in (part if isinstance(part, list) else [part])] for records in (expected, found)]
+    flat = [
+        [record["generated_text"] for part in records for record in (part if isinstance(part, list) else [part])]
+        for records in (expected, found)
+    ]
     return flat[0] == flat[1]
 
 

@@ -55,7 +55,11 @@ def _made(good: Explanation) -> _Calls:
     for name, bad in values.items():
         for value in bad:
             shown = f"{tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)[:40]
-            yield f"{name}={shown}", functools.partial(dataclasses.replace, good, **{name: value}), refused(*names.get(name, (name,)))
+            yield (
+                f"{name}={shown}",
+                functools.partial(dataclasses.replace, good, **{name: value}),
+                refused(*names.get(name, (name,))),
+            )
     yield "no tokens given", lambda: Explanation(text="a"), missing("tokens")
     yield "an unknown field", lambda: dataclasses.replace(good, score=1), missing("score")
     yield (
@@ -141,9 +145,17 @@ def _shown(e: Explanation, folder: Path) -> _Calls:
         (folder / f"a folder{suffix}").mkdir(exist_ok=True)
         yield f"{name} onto a folder", functools.partial(write, folder / f"a folder{suffix}"), named
         if name != "to_html":
-            yield f"{name} to a number", functools.partial(write, 1.5), refused("path", "float", types=(TypeError, GradELLMError))
+            yield (
+                f"{name} to a number",
+                functools.partial(write, 1.5),
+                refused("path", "float", types=(TypeError, GradELLMError)),
+            )
     yield "a picture of no kind", lambda: e.plot(folder / "a.unknown"), refused("unknown", types=(ValueError,))
-    yield "a picture without a kind", lambda: e.plot(folder / "picture") and (folder / "picture").is_file(), works_or(bool, "picture")
+    yield (
+        "a picture without a kind",
+        lambda: e.plot(folder / "picture") and (folder / "picture").is_file(),
+        works_or(bool, "picture"),
+    )
     for name, write in {"save_inseq": save_inseq, "save_parquet": save_parquet}.items():
         for value in ([], None, 5, [5], "text"):
             yield f"{name}({value!r})", functools.partial(write, value, folder / "a.x"), refused("explanation")
