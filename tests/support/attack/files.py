@@ -91,7 +91,8 @@ def _kinds(world: World) -> dict[str, Kind]:
         name: folder / name for name in ("explanation.safetensors", "output.safetensors", "inseq.json", "configuration.json")
     }
     e.save(paths["explanation.safetensors"])
-    world.out.save(paths["output.safetensors"], world.tokenizer)
+    known = dataclasses.replace(world.out, sequences=world.out.sequences.clamp(max=len(world.tokenizer) - 1))  # all have a text
+    known.save(paths["output.safetensors"], world.tokenizer)
     save_inseq(e, paths["inseq.json"])
     paths["configuration.json"].write_text(_CONFIG.to_json())
     prompts = [{"id": "a", "prompt": "Rome is"}, {"id": "b", "prompt": ""}, {"id": "c", "prompt": "Rome was old"}]
