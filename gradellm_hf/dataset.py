@@ -114,13 +114,15 @@ def explain_dataset(
 
 def _run(prompts: SortedPrompts, job: dict[str, Any], folder: Path) -> None:
     state = processes()
-    _check_folder(folder, job)
+    if shard_paths(folder):
+        _check_folder(folder, job)
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
     with only_writer(folder) if state.is_main_process else contextlib.nullcontext():
         if state.is_main_process:
             remove_partial_files(folder)
-            if read_manifest(folder, FORMAT) is None:
+            read_manifest(folder, FORMAT)  # of a job of this kind, if of any
+            if not shard_paths(folder):  # a job that came to nothing, for an argument that was wrong, say, is in nobody's way
                 write_manifest(folder, job)
         state.wait_for_everyone()
         _check_folder(folder, job)  # now of the main process, which may have been given something else

@@ -207,6 +207,9 @@ def test_arguments_with_which_nothing_works_are_an_error_of_the_job(llama, token
     with pytest.raises(InvalidInputError, match=r"No prompt can be explained with these arguments.*max_new_token"):
         explain_dataset(llama, texts(3), tmp_path / "out", tokenizer=tokenizer, max_new_token=3)
     assert not list((tmp_path / "out").glob("shard-*"))
+    explained = explain_dataset(llama, texts(3), tmp_path / "out", tokenizer=tokenizer, max_new_tokens=3)
+    assert not explained.errors  # nothing of that job stands in the way of the right one
+    assert explained.manifest["generate_kwargs"] == {"max_new_tokens": 3}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What several tests share, and the attack: `python -m tests.support.attack`."""
