@@ -43,7 +43,7 @@ class FailedPrompt:
         return iter(())
 
     def __getattr__(self, name: str) -> Any:
-        if name in dir(Explanation):
+        if name in {*dir(Explanation), *Explanation.__dataclass_fields__}:
             raise AttributeError(
                 f"There is no `{name}`: prompt {self.index} failed ({self.error}). Skip such prompts: `if explanation:`."
             )

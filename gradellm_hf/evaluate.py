@@ -8,6 +8,7 @@ from typing import Any
 
 from .commands.checks import at_least, between, check_folder, check_matplotlib, seed, wrong
 from .commands.loading import add_model_arguments, load_model
+from .commands.results import print_errors
 
 _EXAMPLES = """
 PROMPTS is a .jsonl or .parquet file or a folder of Dataset.save_to_disk. A record has a `prompt`, or a chat in `messages`, and

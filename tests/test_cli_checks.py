@@ -13,6 +13,7 @@ from evaluated import model_and_tokenizer
 from explained import explanation_of
 
 from gradellm_hf.cli import main
+from gradellm_hf.commands.results import print_errors
 from gradellm_hf.explanation import Explanation
 
 WORK = "the folder of the test"  # in the arguments below

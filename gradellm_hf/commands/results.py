@@ -13,6 +13,8 @@ from .checks import at_least, check_files, check_picture
 if TYPE_CHECKING:
     from ..explanation import Explanation
 
+_SHOWN_ERRORS = 10
+
 
 def add_result_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")

@@ -1,7 +1,8 @@
 """`python -m tests.support.attack`: bad inputs and damaged files, and what comes of each.
 
 Prints a table of outcomes (rows: the surface; columns: right, clear error, silent, unclear), then each call that is silent or
-unclear, and exits with 1 where there is one. What the outcomes mean is said in `outcomes`; how a damaged file is judged, in `files`.
+unclear, and exits with 1 if there is one. What the outcomes mean is said in `outcomes`; how a damaged file is judged, in
+`files`.
 """
 
 import argparse

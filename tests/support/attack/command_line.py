@@ -140,7 +140,7 @@ def _run(arguments: list[str]) -> _Ended:
 
 
 def _refused(word: str, *, loads: bool = False) -> Judge:
-    """Right is exit code 2, nothing on standard output, a message with this word, and no model loaded before (`loads`: or so)."""
+    """Right is exit code 2, nothing on standard output, a message with this word, and no model loaded before (or `loads`)."""
 
     def judge(ended: Any, error: BaseException | None) -> Verdict:
         if error is not None:

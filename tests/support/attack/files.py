@@ -1,16 +1,16 @@
 """Damaged files of every kind that the package reads, and how what is read of them is judged.
 
-A damaged file is right if it is refused with a clear error that names it (or the line of it), and if what is read equals what the
-undamaged file gives: then nothing was lost. Anything else that is read is judged by this question: **could it be told?** A file without
-a checksum in which one score became another is a good file of other scores: no reader can tell. So a file that is read differently is
-right only if
+A damaged file is right if it is refused with a clear error that names it (or the line of it), and if what is read equals what
+the undamaged file gives: then nothing was lost. Anything else that is read is judged by this question: **could it be told?** A
+file without a checksum in which one score became another is a good file of other scores: no reader can tell. So a file that is
+read differently is right only if
 
-- its kind has no checksum (single explanations, Inseq's files, records, prompts; folders of `explain_dataset` have one, and there any
-  difference is silent), and
-- what is read passes `_is_sound`, which knows what an explanation is and shares no code with the package: types, shapes, finite scores,
-  shares between 0 and 1; and
-- nothing was lost or invented on the way: written once more, it is the damaged file again, field by field. A reader that fills in
-  a missing field, makes numbers of other numbers or leaves out what it does not like does not pass.
+- its kind has no checksum (single explanations, Inseq's files, records, prompts; folders of `explain_dataset` have one, and
+  there any difference is silent), and
+- what is read passes `_is_sound`, which knows what an explanation is and shares no code with the package: types, shapes, finite
+  scores, shares between 0 and 1; and
+- nothing was lost or invented on the way: written once more, it is the damaged file again, field by field. A reader that fills
+  in a missing field, makes numbers of other numbers or leaves out what it does not like does not pass.
 
 So a score that is another score is right, and a score that was NaN and is 0 now is silent.
 """
@@ -53,7 +53,8 @@ class Kind:
     Attributes:
         path: A good file of it; where it lies in a folder, `folder` is what is read.
         read: What the package makes of a file or folder, as values that can be compared.
-        written: From what was read and the path of the damaged file, whether that is what would be written. None: it has a checksum.
+        written: From what was read and the path of the damaged file, whether that is what would be written. None: it has a
+            checksum.
         suffix: As `damage.damages` knows it.
         clear: Further words of a clear error, beside the file's name.
     """
@@ -195,7 +196,7 @@ def _explain_prompts(world: World, path: Path) -> Any:
     for error in found.errors.values():
         if not error.startswith("InvalidInputError: "):
             raise RuntimeError(error)
-    return [[None if e is None else e.text for e in found], found.ids]
+    return [[e.text if e else None for e in found], found.ids]
 
 
 def _same_tensors_again(found: Any, path: Path) -> bool:

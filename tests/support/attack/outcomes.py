@@ -1,8 +1,8 @@
 """What may come of a call, and which outcome is right for it.
 
 - right: it works, and what it gives is the right value, held against one that was had in another way.
-- clear error: a `GradELLMError` (or what the attack names instead: a `TypeError` for a missing argument, an `OSError` for a file, what
-  `model.generate` itself raises) whose message names what is wrong.
+- clear error: a `GradELLMError` (or what the attack names instead: a `TypeError` for a missing argument, an `OSError` for a
+  file, what `model.generate` itself raises) whose message names what is wrong.
 - silent: it gave something though it should have refused, or gave a wrong value.
 - unclear: any other exception; a message that names nothing; a refusal of what should work; no end within half a minute.
 """
@@ -108,7 +108,7 @@ def works_or(check: Callable[[Any], Any], *words: str) -> Judge:
 
 
 def as_in(reference: Callable[[], Any], *words: str) -> Judge:
-    """Right is the error that another function raises for the same arguments, or one of this package that names one of these."""
+    """Right is the error that another function raises for the same arguments, or one of ours that names one of these."""
 
     def judge(result: Any, error: BaseException | None) -> Verdict:
         if error is None:
