@@ -220,10 +220,12 @@ def _pulled(produce: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
     """What `produce` gives to its argument, one item at a time.
 
     `produce` runs in a thread of its own, which stands still until the next item is asked for. Its errors are raised here.
+    The thread has the caller's context variables, and its current device and stream.
     """
     items: queue.SimpleQueue[tuple[Any, bool]] = queue.SimpleQueue()  # an item or, at the end, the error or None
     turns = threading.Semaphore(0)
     closed = threading.Event()
+    stream = torch.accelerator.current_stream() if torch.cuda.is_available() else None
 
     def give(item: Any) -> None:
         items.put((item, False))
@@ -234,6 +236,8 @@ def _pulled(produce: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
     def work() -> None:
         error: BaseException | None = None
         try:
+            if stream is not None:
+                torch.accelerator.set_stream(stream)  # and its device
             produce(give)
         except _Closed:
             pass
