@@ -29,7 +29,7 @@ from gradellm_hf import (  # noqa: E402
     explain_stream,
     verify,
 )
-from gradellm_hf.memory import is_out_of_memory  # noqa: E402
+from gradellm_hf.memory import release_memory  # noqa: E402
 from gradellm_hf.methods import get_method  # noqa: E402
 from gradellm_hf.metrics import deletion, rank_correlation, soft_ns  # noqa: E402
 from gradellm_hf.pipeline import ExplainedTextGenerationPipeline  # noqa: E402
@@ -286,9 +286,9 @@ def test_a_device_that_runs_out_of_memory_explains_in_smaller_chunks(model, whol
     explain()
     DEVICES.set_capacity(0, before + (DEVICES.peak(0) - before) * 3 // 4)
     try:
-        with patch("gradellm_hf.engine.is_out_of_memory", wraps=is_out_of_memory) as asked:
+        with patch("gradellm_hf.engine.release_memory", wraps=release_memory) as halved:
             assert_same(explain(), expected)
-        assert asked.called
+        assert halved.called
     finally:
         DEVICES.set_capacity(0, 0)
 
