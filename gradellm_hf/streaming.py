@@ -56,8 +56,9 @@ def explain_stream(
     """Generates as `model.generate` does, and yields each new token with its heatmap as soon as it is chosen.
 
     The stepwise engine explains, whatever `explain_config.engine` says. `generate` runs in a thread of its own, and only
-    while the next token is waited for; `torch.autocast` around the loop does not reach it. Closing the iterator, or leaving
-    the loop over it and letting go of it, ends the generation.
+    while the next token is waited for. It has the CUDA device and stream that are current where the first token is asked for;
+    `torch.autocast` around the loop does not reach it. Closing the iterator, or leaving the loop over it and letting go of it,
+    ends the generation.
 
     Args:
         model: As for `explain_generate`.

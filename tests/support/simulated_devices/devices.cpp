@@ -40,14 +40,18 @@ struct Usage {
       bytes -= size;
       TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory. Tried to allocate ", size, " bytes on cuda:", int(index));
     }
-    for (int64_t before = peak; now > before && !peak.compare_exchange_weak(before, now);) {}
+    for (int64_t before = peak; now > before && !peak.compare_exchange_weak(before, now);) {
+    }
   }
 };
 Usage usage[kDevices];
 
 // Memory that a device made itself. Its size and device stand in front of it.
 struct DeviceAllocator final : Allocator {
-  struct Header { size_t size; DeviceIndex index; };
+  struct Header {
+    size_t size;
+    DeviceIndex index;
+  };
   static constexpr size_t kAlignment = 64;
 
   DataPtr allocate(size_t size) override {
@@ -128,7 +132,8 @@ struct Hooks final : CUDAHooksInterface {
 };
 Hooks hooks;
 
-// `import torch` has made the hooks of a build without CUDA, and keeps them. They have no state: their virtual table is replaced.
+// `import torch` has made the hooks of a build without CUDA, and keeps them. They have no state: their table of functions is
+// replaced.
 void install_hooks() {
   auto& installed = const_cast<CUDAHooksInterface&>(at::detail::getCUDAHooks());
   memcpy(static_cast<void*>(&installed), static_cast<const void*>(&hooks), sizeof(void*));
@@ -146,7 +151,11 @@ Storage shared(const Storage& storage, Device device, Allocator* allocator) {
 
 // What a CPU kernel has made, as memory of a device.
 Storage adopted(const Storage& storage, Device device) {
-  struct Context { Storage storage; size_t size; DeviceIndex index; };
+  struct Context {
+    Storage storage;
+    size_t size;
+    DeviceIndex index;
+  };
   usage[device.index()].take(storage.nbytes(), device.index());
   auto release = [](void* pointer) {
     auto* context = static_cast<Context*>(pointer);
