@@ -56,8 +56,9 @@ def explain_stream(
     """Generates as `model.generate` does, and yields each new token with its heatmap as soon as it is chosen.
 
     The stepwise engine explains, whatever `explain_config.engine` says. `generate` runs in a thread of its own, and only
-    while the next token is waited for; `torch.autocast` around the loop does not reach it. Closing the iterator, or leaving
-    the loop over it and letting go of it, ends the generation.
+    while the next token is waited for. It has the CUDA device and stream that are current where the first token is asked for;
+    `torch.autocast` around the loop does not reach it. Closing the iterator, or leaving the loop over it and letting go of it,
+    ends the generation.
 
     Args:
         model: As for `explain_generate`.
@@ -220,10 +221,12 @@ def _pulled(produce: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
     """What `produce` gives to its argument, one item at a time.
 
     `produce` runs in a thread of its own, which stands still until the next item is asked for. Its errors are raised here.
+    The thread has the caller's context variables, and its current device and stream.
     """
     items: queue.SimpleQueue[tuple[Any, bool]] = queue.SimpleQueue()  # an item or, at the end, the error or None
     turns = threading.Semaphore(0)
     closed = threading.Event()
+    stream = torch.accelerator.current_stream() if torch.cuda.is_available() else None
 
     def give(item: Any) -> None:
         items.put((item, False))
@@ -234,6 +237,8 @@ def _pulled(produce: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
     def work() -> None:
         error: BaseException | None = None
         try:
+            if stream is not None:
+                torch.accelerator.set_stream(stream)  # and its device
             produce(give)
         except _Closed:
             pass
