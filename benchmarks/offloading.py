@@ -1,7 +1,8 @@
-"""`python -m benchmarks.offloading generate|explain|explain-keeping P N`: peak memory of a disk-offloaded model.
+"""`python -m benchmarks.offloading generate|explain|explain-first|explain-keeping P N`: peak memory of a disk-offloaded model.
 
 All weights lie on disk and are read a module at a time, by accelerate. Prints as JSON, in MiB: the peak resident memory less
 what the process held before the model ran, and a decoder layer. A process of its own for each figure.
+`explain-first` is the first call, in which the model is looked at and checked, after one of `generate`; the others come second.
 `explain-keeping` leaves the weights in autograd's graph, for contrast: what happens without `gradellm_hf.offloading`.
 """
 
@@ -30,9 +31,9 @@ def main(what: str, prompt_length: int, num_steps: int) -> None:
         engine.reload_offloaded_weights = lambda model: contextlib.nullcontext()
     with tempfile.TemporaryDirectory() as folder:
         model = accelerate.disk_offload(model, folder, execution_device=torch.device("cpu"), offload_buffers=True)
-        for _ in range(2):  # the first warms up
+        for first in (True, False):  # the first warms up
             with PeakMemory() as memory:
-                if what == "generate":
+                if what == "generate" or (what == "explain-first" and first):
                     model.generate(prompt, **length)
                 else:
                     explain_generate(model, prompt, **length)
