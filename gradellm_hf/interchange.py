@@ -37,6 +37,7 @@ class _Ours(TypedDict):
 
 class _Info(TypedDict):
     model_name: NotRequired[str | None]
+    step_scores: NotRequired[list[str] | None]
     gradellm_hf: NotRequired[list[_Ours] | None]
 
 
@@ -195,7 +196,11 @@ def load_inseq(path: str | os.PathLike[str], tokenizer: Any = None) -> list[Expl
         ours = info.get("gradellm_hf") or [{}] * len(sequences)
         if len(ours) != len(sequences):
             raise InvalidInputError(f"`info['gradellm_hf']` must have {len(sequences)} entries, got {len(ours)}.")
-        return [_from_inseq(sequence, known, info.get("model_name"), tokenizer) for sequence, known in zip(sequences, ours)]
+        found = [_from_inseq(sequence, known, info.get("model_name"), tokenizer) for sequence, known in zip(sequences, ours)]
+        held = {name for sequence in sequences for name in sequence["attributes"]["step_scores"] or {}}
+        if lost := sorted(set(info.get("step_scores") or ()) - held):
+            raise InvalidInputError(f"`info['step_scores']` names {lost}, but no sequence has such `step_scores`.")
+        return found
 
 
 def _listed(explanations: Explanation | Sequence[Explanation]) -> list[Explanation]:
