@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInputError
+from .schema import short
 
 
 def is_index(value: Any) -> bool:
@@ -80,16 +81,64 @@ def choice(name: str, value: Any, choices: Sequence[str], alternative: str | Non
     return value
 
 
-def binary_mask(name: str, mask: Tensor) -> Tensor:
-    """A mask as bools. It may be of any type; 1 is True and 0 is False, and there is nothing else.
+def is_unicode(text: str) -> bool:
+    """Whether it holds no lone surrogate: half a character, which no encoding and no tokenizer can write."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def string(name: str, value: Any, *, none: str = "") -> Any:
+    """Raises InvalidInputError unless it is a text; or None, where `none` says what that means."""
+    if not isinstance(value, str) and not (none and value is None):
+        otherwise = f"None ({none}) or " if none else ""
+        raise InvalidInputError(f"`{name}` must be {otherwise}a text (str), got {value!r}.")
+    return value
+
+
+def numbers(name: str, value: Any, expected: str) -> Tensor:
+    """Numbers in a tensor, an array or (nested) lists, as a tensor.
+
+    Args:
+        expected: What they must be, for the error.
 
     Raises:
-        InvalidInputError: It holds another number, or NaN.
+        InvalidInputError: It is something else, ragged, or complex.
     """
-    if mask.dtype == torch.bool:
-        return mask
-    is_one = mask == 1
-    other = ~(is_one | (mask == 0))
-    if bool(other.any()):
-        raise InvalidInputError(f"`{name}` must hold nothing but 0 and 1 (False and True), got {mask[other][0].item()}.")
-    return is_one
+    try:
+        found = None if isinstance(value, str | bytes | bytearray | memoryview) else torch.as_tensor(value)
+    except (ValueError, TypeError, RuntimeError, OverflowError):
+        found = None
+    if found is None or found.is_complex():
+        raise InvalidInputError(f"`{name}` must be {expected}; got {short(value)}.")
+    return found
+
+
+def tensor(name: str, value: Any) -> Tensor:
+    """Raises InvalidInputError unless it is a tensor, which a list of numbers is not."""
+    if not isinstance(value, Tensor):
+        raise InvalidInputError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}.")
+    return value
+
+
+def binary_mask(name: str, mask: Any, shape: torch.Size | None = None) -> Tensor:
+    """A mask as bools. It may be of any type; 1 is True and 0 is False, and there is nothing else.
+
+    Args:
+        shape: What it is broadcast to.
+
+    Raises:
+        InvalidInputError: It is no tensor, holds another number, or NaN, or does not broadcast.
+    """
+    is_one = tensor(name, mask)
+    if mask.dtype != torch.bool:
+        is_one = mask == 1
+        other = ~(is_one | (mask == 0))
+        if bool(other.any()):
+            raise InvalidInputError(f"`{name}` must hold nothing but 0 and 1 (False and True), got {mask[other][0].item()}.")
+    if shape is None:
+        return is_one
+    try:
+        return is_one.broadcast_to(shape)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"`{name}` must broadcast to the scores' shape {list(shape)}, got {list(mask.shape)}."
+        ) from error

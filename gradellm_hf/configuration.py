@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from .arguments import choice, is_index, is_list, true_or_false, whole_number
+from .arguments import choice, is_index, is_list, numbers, true_or_false, whole_number
 from .errors import InvalidInputError
 from .schema import TokenId, check, known_fields, parse_json
 
@@ -89,8 +89,9 @@ class GradELLMConfig:
         """The explained layers of a model with `num_layers` attention layers, ascending.
 
         Raises:
-            InvalidInputError: A layer is out of range.
+            InvalidInputError: A layer is out of range, or `num_layers` is no number of layers.
         """
+        num_layers = whole_number("num_layers", num_layers, 0)
         if self.layers == "all":
             return list(range(num_layers))
         if isinstance(self.layers, int):
@@ -144,8 +145,9 @@ class GradELLMConfig:
     @classmethod
     def from_json(cls, text: str) -> "GradELLMConfig":
         """The inverse of `to_json`. Errors as for `from_dict`; InvalidInputError, too, where it is no JSON object."""
-        values = parse_json(text, "The configuration")
-        check(values, dict[str, Any], "The configuration")
+        name = "The text of a GradELLMConfig"
+        values = parse_json(text, name)
+        check(values, dict[str, Any], name)
         return cls.from_dict(values)
 
     def _check_layers(self) -> None:
@@ -175,6 +177,16 @@ class GradELLMConfig:
             foil_ids(self.contrast_token_ids)
 
 
+def checked_config(name: str, config: Any) -> GradELLMConfig | None:
+    """Raises InvalidInputError unless it is a GradELLMConfig, or None."""
+    if config is not None and not isinstance(config, GradELLMConfig):
+        raise InvalidInputError(
+            f"`{name}` must be a GradELLMConfig, got {type(config).__name__}. It says what to explain and how; the model's own "
+            "configuration comes with the model."
+        )
+    return config
+
+
 def stored_config(values: dict[str, Any] | None) -> GradELLMConfig | None:
     """The configuration in a file that `to_dict` went into; None for a callable target, which a file cannot hold.
 
@@ -193,13 +205,10 @@ def stored_config(values: dict[str, Any] | None) -> GradELLMConfig | None:
 
 def foil_ids(foils: Any) -> torch.Tensor:
     """Token ids given as `contrast_token_ids`; raises InvalidInputError where they are none."""
-    expected = "`contrast_token_ids` must be token ids: a whole number of at least 0, or an array of them"
-    try:
-        ids = None if isinstance(foils, str | bytes | bytearray | memoryview) else torch.as_tensor(foils)
-    except (ValueError, TypeError, RuntimeError, OverflowError):
-        ids = None
-    if ids is None:
-        raise InvalidInputError(f"{expected}; got {foils!r}.")
-    if ids.numel() and (ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex() or bool(ids.min() < 0)):
-        raise InvalidInputError(f"{expected}; got {ids.dtype} values from {ids.flatten()[0].item()} on.")
+    expected = "token ids: a whole number of at least 0, or an array of them"
+    ids = numbers("contrast_token_ids", foils, expected)
+    if ids.numel() and (ids.dtype == torch.bool or ids.is_floating_point() or bool(ids.min() < 0)):
+        raise InvalidInputError(
+            f"`contrast_token_ids` must be {expected}; got {ids.dtype} values from {ids.flatten()[0].item()} on."
+        )
     return ids.long()

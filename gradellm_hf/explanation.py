@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from .aggregation import Spans, Unit, merged, span_ranges, unit_ranges
-from .arguments import choice, whole_number
-from .configuration import GradELLMConfig, stored_config
+from .arguments import choice, numbers, whole_number
+from .configuration import GradELLMConfig, checked_config, stored_config
 from .errors import InvalidInputError
 from .files import TensorFile, reading, write_atomically, write_tensors
 from .schema import Natural, TensorKind, TokenId, check, check_tensors, field_types, known_fields
@@ -94,17 +94,19 @@ class Explanation:
         object.__setattr__(self, "prompt_length", whole_number("prompt_length", self.prompt_length, 0))
         this: Any = type(self)
         for name, kind in field_types(this).items():
-            if name not in _TENSORS:
+            if name not in (*_TENSORS, "explain_config"):
                 check(getattr(self, name), kind, f"`{name}`")
+        checked_config("explain_config", self.explain_config)
         length = len(self.tokens)
         if self.prompt_length > length:
             raise InvalidInputError(f"`prompt_length` is {self.prompt_length}, but there are {length} units.")
         tensors = {name: x for name in _TENSORS if (x := getattr(self, name)) is not None}
         for name, value in tensors.items():
-            tensors[name] = torch.as_tensor(value).detach().to("cpu", torch.float32)
+            tensors[name] = numbers(name, value, "a tensor of numbers").detach().to("cpu", torch.float32)
             object.__setattr__(self, name, tensors[name])
-        sizes = {"S": length, "N": length - self.prompt_length}
-        check_tensors(tensors, _TENSORS, sizes | ({} if self.layers is None else {"L": len(self.layers)}))
+        sizes = {"S": length, "N": length - self.prompt_length} | ({} if self.layers is None else {"L": len(self.layers)})
+        sources = {"S": "`tokens`", "N": "`prompt_length`"} | ({} if self.layers is None else {"L": "`layers`"})
+        check_tensors(tensors, _TENSORS, sizes, sources)
         if None not in (self.layers, self.layer_names) and len(self.layers) != len(self.layer_names):  # type: ignore[arg-type]
             raise InvalidInputError(f"`layers` and `layer_names` differ in length: {self.layers}, {self.layer_names}.")
         for name in ("token_ids", "special", "unit_names"):
@@ -126,8 +128,12 @@ class Explanation:
 
         Raises:
             InvalidInputError: There is no such row, no tokenizer where one is needed, or the prompt was given as embeddings,
-                which have no text.
+                which have no text; or it is no such output.
         """
+        from .outputs import ExplainGenerateOutput
+
+        if not isinstance(output, ExplainGenerateOutput):
+            raise InvalidInputError(f"`output` must be an ExplainGenerateOutput, got {type(output).__name__}.")
         num_rows, num_steps, length = output.attributions.shape  # type: ignore[union-attr]
         if whole_number("row", row) not in range(num_rows):
             raise InvalidInputError(f"There is no row {row}: {num_rows} sequences are explained.")

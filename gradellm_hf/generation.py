@@ -9,8 +9,8 @@ from transformers.utils import ModelOutput
 
 from .architecture import attention_layers, explainable, explained_layers, not_finite, placeholder_mask, unwrap
 from .caches import is_plain, prompt_cache
-from .configuration import GradELLMConfig
-from .errors import GradELLMWarning, InvalidInputError
+from .configuration import GradELLMConfig, checked_config
+from .errors import GradELLMWarning
 from .heatmaps import Heatmaps
 from .outputs import ExplainGenerateOutput
 from .prompt import GenerateCall, given_sequences
@@ -46,7 +46,7 @@ def explain_generate(
         InvalidInputError: An argument or the state of the model is not usable. Whatever goes wrong after the text has
             been generated, the exception carries what `generate` returned as its attribute `generated`.
     """
-    config = _checked(explain_config)
+    config = checked_config("explain_config", explain_config) or GradELLMConfig()
     inner = unwrap(model)
     layers = explained_layers(inner, config)
     call = GenerateCall(inner, inputs, generate_kwargs)
@@ -99,20 +99,12 @@ def explain_sequences(
         UnsupportedArchitectureError: The model cannot be explained exactly.
         InvalidInputError: An argument or the state of the model is not usable.
     """
-    config = _checked(explain_config)
+    config = checked_config("explain_config", explain_config) or GradELLMConfig()
     inner = unwrap(model)
     layers = explained_layers(inner, config)
     text = given_sequences(inner, sequences, prompt_length, attention_mask)
     heatmaps = _explain(inner, text, config, layers, None)
     return _output(inner, text, config, heatmaps, {"sequences": sequences})
-
-
-def _checked(config: GradELLMConfig | None) -> GradELLMConfig:
-    if config is None:
-        return GradELLMConfig()
-    if not isinstance(config, GradELLMConfig):
-        raise InvalidInputError(f"`explain_config` must be a GradELLMConfig, got {type(config).__name__}.")
-    return config
 
 
 def _explain(

@@ -3,7 +3,7 @@
 import base64
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -37,6 +37,7 @@ class _Ours(TypedDict):
 
 class _Info(TypedDict):
     model_name: NotRequired[str | None]
+    step_scores: NotRequired[list[str] | None]
     gradellm_hf: NotRequired[list[_Ours] | None]
 
 
@@ -61,7 +62,7 @@ class _Sequence(TypedDict):
 
 
 class _SequenceObject(TypedDict):
-    __instance_type__: list[str]
+    __instance_type__: tuple[str, str]
     attributes: _Sequence
 
 
@@ -195,14 +196,26 @@ def load_inseq(path: str | os.PathLike[str], tokenizer: Any = None) -> list[Expl
         ours = info.get("gradellm_hf") or [{}] * len(sequences)
         if len(ours) != len(sequences):
             raise InvalidInputError(f"`info['gradellm_hf']` must have {len(sequences)} entries, got {len(ours)}.")
-        return [_from_inseq(sequence, known, info.get("model_name"), tokenizer) for sequence, known in zip(sequences, ours)]
+        found = [_from_inseq(sequence, known, info.get("model_name"), tokenizer) for sequence, known in zip(sequences, ours)]
+        held = {name for sequence in sequences for name in sequence["attributes"]["step_scores"] or {}}
+        if lost := sorted(set(info.get("step_scores") or ()) - held):
+            raise InvalidInputError(f"`info['step_scores']` names {lost}, but no sequence has such `step_scores`.")
+        return found
 
 
 def _listed(explanations: Explanation | Sequence[Explanation]) -> list[Explanation]:
-    explanations = [explanations] if isinstance(explanations, Explanation) else list(explanations)
-    if not explanations:
-        raise InvalidInputError("There are no explanations to write; give at least one.")
-    return explanations
+    if isinstance(explanations, Explanation):
+        return [explanations]
+    listed = list(explanations) if isinstance(explanations, Iterable) and not isinstance(explanations, str) else []
+    if not listed:
+        raise InvalidInputError(f"`explanations` must be an Explanation or a list of them, at least one; got {explanations!r}.")
+    for position, explanation in enumerate(listed):
+        if not isinstance(explanation, Explanation):
+            raise InvalidInputError(
+                f"`explanations[{position}]` must be an Explanation, got {type(explanation).__name__}. Leave out prompts that "
+                "failed, and write a list of lists as one list."
+            )
+    return listed
 
 
 def _seen(explanation: Explanation) -> Tensor:
@@ -271,10 +284,14 @@ def _from_inseq(sequence: dict[str, Any], known: dict[str, Any], model_name: str
         if kind != _GRANULAR:
             raise InvalidInputError("The file holds scores for every layer or head. Aggregate them in Inseq and save again.")
         scores = scores.norm(dim=tuple(range(2, scores.ndim)))
-    end = values["attr_pos_end"]
+    end, special = values["attr_pos_end"], known.get("special")
+    if special is not None and len(special) != len(values["target"]):
+        raise InvalidInputError(
+            f"`target` must have the {len(special)} tokens that `special` is of, got {len(values['target'])}."
+        )
     tokens = [token["attributes"] for token in values["target"][:end]]
     ids = None if any(token["id"] < 0 for token in tokens) else [token["id"] for token in tokens]
-    texts, special = [token["token"] for token in tokens], known.get("special") or [False] * len(tokens)
+    texts, special = [token["token"] for token in tokens], special or [False] * len(tokens)
     if tokenizer is not None and ids is not None:
         texts, special = token_texts(tokenizer, ids), special_tokens(tokenizer, ids)
     targets = values["step_scores"].get("target_score")

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from .architecture import input_device, placeholder_mask, unwrap, vocabulary_size
-from .arguments import is_list
+from .arguments import is_list, is_unicode
 from .chats import Chat, check_chat, is_chat
-from .configuration import GradELLMConfig
+from .configuration import GradELLMConfig, checked_config
 from .errors import InvalidInputError
 from .generation import explain_generate, explain_sequences
 from .outputs import ExplainGenerateOutput
@@ -45,7 +45,7 @@ class GradELLM:
     """
 
     def __init__(self, model: Any, tokenizer: Any = None, config: GradELLMConfig | None = None):
-        _check_config(config)
+        checked_config("config", config)
         self.model, self.tokenizer, self.explain_config = model, tokenizer, config
 
     @classmethod
@@ -77,7 +77,7 @@ class GradELLM:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        _check_config(config)
+        checked_config("config", config)
         if kwargs.get("distributed_config") is not None and device_map == "auto":
             device_map = None  # the processes share the model out
         model: Any = AutoModelForCausalLM.from_pretrained(name, device_map=device_map, dtype=dtype, **kwargs)
@@ -152,7 +152,7 @@ class GradELLM:
         return f"GradELLM({type(self.model).__name__}, config={self.explain_config!r})"
 
     def _config(self, given: GradELLMConfig | None) -> GradELLMConfig | None:
-        _check_config(given, "explain_config")
+        checked_config("explain_config", given)
         return self.explain_config if given is None else given
 
     def _with_tokenizer(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -219,14 +219,6 @@ def text_tokenizer(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _check_config(config: Any, name: str = "config") -> None:
-    if config is not None and not isinstance(config, GradELLMConfig):
-        raise InvalidInputError(
-            f"`{name}` must be a GradELLMConfig, got {type(config).__name__}. It says what to explain and how; the model's own "
-            "configuration comes with the model."
-        )
-
-
 def _prompts(text: Any) -> tuple[list[str | Chat], bool]:
     """The prompts, and whether only one was given, not in a list."""
     is_single = isinstance(text, str) or is_chat(text)
@@ -246,25 +238,34 @@ def _targets(target: Any, expected: int) -> list[str]:
     return targets
 
 
+def _check_unicode(name: str, text: str) -> None:
+    if not is_unicode(text):
+        raise InvalidInputError(f"{name} holds half a character (a lone surrogate), which no tokenizer reads; got {text!r}.")
+
+
 def encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[str, bool, list[int]]:
     """The text that the model reads, whether special tokens are still added to it, and its token ids.
 
     Raises:
-        InvalidInputError: It is neither text nor a chat of text, it is empty, or there is no chat template.
+        InvalidInputError: It is neither text nor a chat of text, it is empty, holds half a character, or there is no chat
+            template.
     """
-    add_special_tokens = isinstance(prompt, str)
-    if not isinstance(prompt, str):
+    is_text = isinstance(prompt, str)
+    if is_text:
+        text = str(prompt)
+    else:
         check_chat(prompt)
         if not getattr(tokenizer, "chat_template", None):
             raise InvalidInputError(
                 "The tokenizer has no chat template, so it cannot write a chat. Give the prompt as one text, or set "
                 "`tokenizer.chat_template`."
             )
-        prompt = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-    ids = tokenizer(prompt, add_special_tokens=add_special_tokens)["input_ids"]
-    if not prompt or not ids:
+        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+    _check_unicode("The prompt", text)
+    ids = tokenizer(text, add_special_tokens=is_text)["input_ids"]
+    if not text or not ids:
         raise InvalidInputError("The prompt is empty: there is nothing that the model could rest on. Give at least one token.")
-    return str(prompt), add_special_tokens, list(ids)
+    return text, is_text, list(ids)
 
 
 def encode_target(tokenizer: Any, prompt: str, add_special_tokens: bool, prompt_ids: list[int], target: str) -> list[int]:
@@ -273,7 +274,11 @@ def encode_target(tokenizer: Any, prompt: str, add_special_tokens: bool, prompt_
     A tokenizer may merge the end of the prompt with the beginning of the target, or put a space before a text that stands
     alone. So the ids are those of the whole text where it begins with the prompt's ids, else those of the target after a line
     break, else those of the target alone; the first whose text is right.
+
+    Raises:
+        InvalidInputError: The target holds half a character, or the tokenizer has no tokens for it.
     """
+    _check_unicode("`target`", target)
 
     def encode(text: str, special: bool = False) -> list[int]:
         return list(tokenizer(text, add_special_tokens=special)["input_ids"])

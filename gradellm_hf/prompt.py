@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_ID_DTYPES = (torch.int64, torch.int32)
 _ASSISTED = ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
@@ -65,7 +66,7 @@ class GenerateCall:
             )
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
-        _check_dimensions("the prompt", ids, 2, "token ids of shape [batch, P]")
+        _check_dimensions("the prompt", ids, 2, "token ids of shape [batch, P]", _ID_DTYPES)
         _check_dimensions("`inputs_embeds`", embeds, 3, "embeddings of shape [batch, P, E]")
         _check_dimensions("`attention_mask`", mask, 2, "a mask of shape [batch, P]")
         if mask is not None:
@@ -80,7 +81,11 @@ class GenerateCall:
         if self.prompt_length == 0:
             raise InvalidInputError("The prompt is empty. Give it at least one token (a beginning-of-sequence token, say).")
         self.has_whole_prompt = embeds is not None or self.prompt_length == self.prompt_ids_length
+        if mask is not None and (prompt := ids if embeds is None else embeds) is not None:
+            _check_mask(mask, *prompt.shape[:2])
         placeholders = None if ids is None or ids.shape[1] == 0 else placeholder_mask(model, ids)
+        if ids is not None:
+            _check_vocabulary("The prompt", model, ids, placeholders)
         #: Whether the prompt is more than text.
         self.has_placeholders = placeholders is not None and bool(placeholders.any())
         if placeholders is not None and bool(placeholders[:, -1].any()):
@@ -292,18 +297,14 @@ def given_sequences(
 
 
 def _check_sequences(model: "PreTrainedModel", sequences: Any, prompt_length: int, attention_mask: Any) -> None:
-    if not isinstance(sequences, Tensor) or sequences.ndim != 2 or sequences.dtype not in (torch.int64, torch.int32):
+    if not isinstance(sequences, Tensor) or sequences.ndim != 2 or sequences.dtype not in _ID_DTYPES:
         raise InvalidInputError(f"`sequences` must be token ids of shape [R, S] (int64), got {_describe(sequences)}.")
     rows, length = sequences.shape
     if rows == 0:
         raise InvalidInputError("`sequences` has no rows; expected token ids of shape [R, S] with R of at least 1.")
     if not is_index(prompt_length) or not 1 <= prompt_length <= length:
         raise InvalidInputError(f"`prompt_length` must be an int from 1 to S = {length}, got {prompt_length!r}.")
-    vocabulary = vocabulary_size(model)
-    if sequences.min() < 0 or sequences.max() >= vocabulary:
-        raise InvalidInputError(
-            f"`sequences` holds token ids from {sequences.min()} to {sequences.max()}, but the model has {vocabulary} tokens."
-        )
+    _check_vocabulary("`sequences`", model, sequences)
     placeholders = placeholder_mask(model, sequences[:, :prompt_length])
     if placeholders is not None and bool(placeholders.any()):
         raise InvalidInputError(
@@ -315,6 +316,28 @@ def _check_sequences(model: "PreTrainedModel", sequences: Any, prompt_length: in
         got = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
         raise InvalidInputError(
             f"`attention_mask` must have shape [R, S] = {[rows, length]} or [R, P] = {[rows, prompt_length]}, got {got}."
+        )
+
+
+def _check_vocabulary(name: str, model: "PreTrainedModel", token_ids: Tensor, placeholders: Tensor | None = None) -> None:
+    """Raises InvalidInputError where a token id is not the model's; one of an image, say, may lie beyond its vocabulary."""
+    vocabulary = vocabulary_size(model)
+    unknown = (token_ids < 0) | (token_ids >= vocabulary)
+    if placeholders is not None:
+        unknown &= ~placeholders
+    if bool(unknown.any()):
+        raise InvalidInputError(
+            f"{name} holds the token id {token_ids[unknown][0]}, but the model has {vocabulary} tokens, from 0 to "
+            f"{vocabulary - 1}. Use the model's own tokenizer."
+        )
+
+
+def _check_mask(mask: Tensor, rows: int, length: int) -> None:
+    """Raises InvalidInputError where it has other rows than the prompt, or is shorter; the start may be in a cache."""
+    if mask.shape[0] != rows or mask.shape[1] < length:
+        raise InvalidInputError(
+            f"`attention_mask` must have the shape of the prompt, [batch, P] = {[rows, length]} (and more columns where a "
+            f"`cache` holds its start), got {list(mask.shape)}."
         )
 
 
@@ -332,9 +355,13 @@ def _recorded_rows(prompt_rows: Tensor, num_recorded: int) -> tuple[Tensor, Tens
     return torch.searchsorted(prompt_rows, torch.arange(num_recorded), right=True) - 1, prompt_rows
 
 
-def _check_dimensions(name: str, value: Any, dimensions: int, expected: str) -> None:
-    if value is None or (isinstance(value, Tensor) and value.ndim == dimensions and value.shape[0] > 0):
+def _check_dimensions(name: str, value: Any, dimensions: int, expected: str, dtypes: tuple[torch.dtype, ...] = ()) -> None:
+    if value is None:
         return
+    is_right = isinstance(value, Tensor) and value.ndim == dimensions and value.shape[0] > 0
+    if is_right and value.dtype in (dtypes or (value.dtype,)):
+        return
+    expected += f" ({' or '.join(map(str, dtypes))})" if dtypes else ""
     hint = " Unpack what a tokenizer returns: `explain_generate(model, **inputs)`." if hasattr(value, "keys") else ""
     raise InvalidInputError(f"Expected {name} as {expected}, got {_describe(value)}.{hint}")
 

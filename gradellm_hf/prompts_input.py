@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from .arguments import string
 from .errors import InvalidInputError
 from .schema import parse_json
 
@@ -38,12 +39,12 @@ class PromptReader:
         fields: Further fields that are read, where a record has them.
 
     Raises:
-        InvalidInputError: The source cannot be read, or is empty.
+        InvalidInputError: The source cannot be read, or is empty; or `column` is no text.
         FileNotFoundError: There is no such file.
     """
 
     def __init__(self, source: Any, column: str | None = None, fields: Sequence[str] = ()):
-        self._column, self._fields = column, fields
+        self._column, self._fields = string("column", column, none="prompt, messages or chat"), fields
         self._records = _records(source, (*(COLUMNS if column is None else (column,)), _ID, *fields))
         if not len(self._records):
             raise InvalidInputError("There are no prompts to explain: the input is empty.")
@@ -66,7 +67,7 @@ class PromptReader:
                 fields = {name: record[name] for name in self._fields if record.get(name) is not None}
                 return Prompt(record[column], _storable_id(record.get(_ID)), fields)
         raise InvalidInputError(
-            f"The record has no prompt in {' or '.join(map(repr, columns))}; its fields are {sorted(record)}. Name the field "
+            f"The record has no prompt in {' or '.join(map(repr, columns))}; its fields are {list(record)}. Name the field "
             "with `column`."
         )
 
@@ -126,7 +127,7 @@ def _records(source: Any, columns: Sequence[str]) -> Sequence[Any]:
     if isinstance(source, str | os.PathLike):
         return _from_path(Path(source), columns)
     if isinstance(source, Mapping):
-        raise InvalidInputError(f"Prompts must be a list, a dataset or a file, got a mapping of {sorted(source)}. Choose one.")
+        raise InvalidInputError(f"Prompts must be a list, a dataset or a file, got a mapping of {list(source)}. Choose one.")
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
         return source
     if isinstance(source, Iterable):

@@ -26,11 +26,11 @@ def parse_json(text: str | bytes, name: str) -> Any:
     """The value of a JSON text, however damaged it is.
 
     Raises:
-        InvalidInputError: It is not JSON, or nested too deeply.
+        InvalidInputError: It is not JSON (or no text at all), or nested too deeply.
     """
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"{name} is not JSON: {error}") from error
 
 
@@ -53,12 +53,16 @@ def check(value: Any, kind: Any, name: str) -> None:
     if origin is Annotated:
         check(value, arguments[0], name)
         if value not in arguments[1]:
-            raise InvalidInputError(f"{name} must be from {arguments[1][0]} to {arguments[1][-1]}, got {_short(value)}.")
+            raise InvalidInputError(f"{name} must be from {arguments[1][0]} to {arguments[1][-1]}, got {short(value)}.")
     elif origin in (Union, types.UnionType):
         _check_union(value, arguments, name)
     elif origin is Literal:
         if not isinstance(value, str) or value not in arguments:
-            raise InvalidInputError(f"{name} must be one of {list(arguments)}, got {_short(value)}.")
+            raise InvalidInputError(f"{name} must be one of {list(arguments)}, got {short(value)}.")
+    elif origin is tuple and arguments[-1] is not Ellipsis:
+        _expect(isinstance(value, list | tuple) and len(value) == len(arguments), f"a list of {len(arguments)}", value, name)
+        for position, (item, its_kind) in enumerate(zip(value, arguments)):
+            check(item, its_kind, f"{name}[{position}]")
     elif origin in (list, tuple):
         _expect(isinstance(value, list | tuple), "a list", value, name)
         for position, item in enumerate(() if _all_plain(value, arguments[0]) else value):
@@ -66,7 +70,7 @@ def check(value: Any, kind: Any, name: str) -> None:
     elif origin is dict:
         _expect(isinstance(value, dict), "an object", value, name)
         for key, item in value.items():
-            check(item, arguments[1], f"{name}[{_short(key)}]")
+            check(item, arguments[1], f"{name}[{short(key)}]")
     elif typing.is_typeddict(kind) or (dataclasses.is_dataclass(kind) and isinstance(value, dict)):
         _expect(isinstance(value, dict), "an object", value, name)
         hints = field_types(kind)
@@ -103,11 +107,17 @@ class TensorKind(NamedTuple):
     optional: bool = False
 
 
-def check_tensors(tensors: Mapping[str, Tensor], kinds: Mapping[str, TensorKind], sizes: Mapping[str, int]) -> None:
+def check_tensors(
+    tensors: Mapping[str, Tensor],
+    kinds: Mapping[str, TensorKind],
+    sizes: Mapping[str, int],
+    sources: Mapping[str, str] = types.MappingProxyType({}),
+) -> None:
     """Checks tensors that came from a file.
 
     Args:
         sizes: What is known of the letters.
+        sources: What says so, for messages.
 
     Raises:
         InvalidInputError: One is missing, of another dtype, of a shape that does not fit, or holds a value that cannot be.
@@ -126,7 +136,8 @@ def check_tensors(tensors: Mapping[str, Tensor], kinds: Mapping[str, TensorKind]
         if not fits:
             wanted = ", ".join(letter if n < 0 else str(n) for letter, n in zip(kind.shape, expected))
             letters = ", ".join(kind.shape)
-            raise InvalidInputError(f"`{name}` must have shape [{wanted}], which is [{letters}]; got {list(x.shape)}.")
+            said = "".join(f", {letter} as {sources[letter]} says" for letter in kind.shape if letter in sources)
+            raise InvalidInputError(f"`{name}` must have shape [{wanted}], which is [{letters}]{said}; got {list(x.shape)}.")
         found |= zip(kind.shape, x.shape)
         _check_values(x, name, *kind.values)
 
@@ -165,10 +176,11 @@ def _check_union(value: Any, kinds: tuple[Any, ...], name: str) -> None:
 
 def _expect(fits: bool, expected: str, value: Any, name: str) -> None:
     if not fits:
-        raise InvalidInputError(f"{name} must be {expected}, got {_short(value)}.")
+        raise InvalidInputError(f"{name} must be {expected}, got {short(value)}.")
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """How a value is shown in a message."""
     if isinstance(value, list | dict) and len(value) > 3:
         return f"a {type(value).__name__} of {len(value)}"
     try:

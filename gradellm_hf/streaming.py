@@ -14,7 +14,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .architecture import explainable, explained_layers, input_device, keeps_cache, not_finite, unwrap
 from .caches import prompt_cache
-from .configuration import GradELLMConfig
+from .configuration import GradELLMConfig, checked_config
 from .errors import InvalidInputError
 from .hooks import thread_hook
 from .prompt import GenerateCall
@@ -73,9 +73,7 @@ def explain_stream(
         UnsupportedArchitectureError: The model cannot be explained exactly.
         InvalidInputError: An argument or the state of the model is not usable, or beam search is asked for.
     """
-    if explain_config is not None and not isinstance(explain_config, GradELLMConfig):
-        raise InvalidInputError(f"`explain_config` must be a GradELLMConfig, got {type(explain_config).__name__}.")
-    config = explain_config or GradELLMConfig()
+    config = checked_config("explain_config", explain_config) or GradELLMConfig()
     inner = unwrap(model)
     layers = explained_layers(inner, config)
     if (beams := _num_beams(inner, generate_kwargs)) > 1:

@@ -54,6 +54,7 @@ def evaluate_target(
     probabilities = (_gather(leaf, token_ids) - leaf.logsumexp(-1)).exp().masked_fill(~step_mask, 0)
     largest = torch.maximum(gradient.amax(-1), -gradient.amin(-1))
     scale = torch.where(largest == 0, 1, largest).masked_fill(~step_mask, 0)
+    gradient = gradient.contiguous()  # that of a sum is one number, seen as many
     gradient = gradient.div_(torch.where(step_mask, scale, torch.inf)[..., None])  # in place: it may be the largest tensor here
     return TargetValues(scores, probabilities, gradient, scale)
 

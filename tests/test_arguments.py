@@ -23,9 +23,9 @@ from gradellm_hf import (
     explain_stream,
     verify,
 )
-from gradellm_hf.evaluation import Settings, evaluate, summarise
+from gradellm_hf.evaluation import Settings, evaluate, merge, summarise
 from gradellm_hf.explanation import Explanation
-from gradellm_hf.methods import get_method, integrated_gradients, lime, occlusion
+from gradellm_hf.methods import get_method, integrated_gradients, lime, method_names, occlusion, register_method
 from gradellm_hf.metrics import (
     auc,
     average_precision,
@@ -252,6 +252,104 @@ def test_a_mask_of_any_type_means_the_same(llama, entrance, dtype):
     assert_same_heatmaps(found(mask.to(dtype)).double(), found(mask).double())
 
 
+@pytest.mark.parametrize("mask", [[True] * 9, "1" * 9, numpy.ones(9), 1], ids=["list", "text", "array", "number"])
+def test_a_mask_is_a_tensor(mask):
+    for call in (
+        lambda: auc(torch.rand(3, 9), torch.arange(9) % 2, mask),
+        lambda: auc(torch.rand(3, 9), mask),
+        lambda: average_precision(torch.rand(3, 9), mask),
+        lambda: calibrate(torch.rand(3, 9), 0.5, mask),
+        lambda: spearman(torch.rand(3, 9), torch.rand(3, 9), mask),
+    ):
+        with pytest.raises(InvalidInputError, match=rf"`(mask|labels)` must be a torch.Tensor, got {type(mask).__name__}"):
+            call()
+
+
+def test_a_mask_has_the_shape_of_what_it_masks():
+    mask = torch.ones(2, 4)
+    for call in (
+        lambda: auc(torch.rand(3, 9), torch.arange(9) % 2, mask),
+        lambda: auc(torch.rand(3, 9), mask),
+        lambda: calibrate(torch.rand(3, 9), 0.5, mask),
+        lambda: spearman(torch.rand(3, 9), torch.rand(3, 9), mask),
+    ):
+        with pytest.raises(InvalidInputError, match=r"`(mask|labels)` must broadcast to .*\[3, 9\], got \[2, 4\]"):
+            call()
+    with pytest.raises(InvalidInputError, match=r"`x` \[3, 9\] and `y` \[2, 4\] must broadcast"):
+        spearman(torch.rand(3, 9), mask)
+
+
+# --- Tensors, texts, functions --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("scores", lambda x: auc(x, torch.ones(3))),
+        ("scores", lambda x: average_precision(x, torch.ones(3))),
+        ("scores", lambda x: calibrate(x, 0.5)),
+        ("values", bootstrap),
+        ("curve", lambda x: normalised_area(x, [0, 1, 2])),
+        ("x", lambda x: spearman(x, torch.rand(3))),
+        ("y", lambda x: spearman(torch.rand(3), x)),
+    ],
+)
+def test_scores_are_a_tensor(name, call):
+    for value in ([0.1, 0.2, 0.3], None, "abc", numpy.ones(3)):
+        with pytest.raises(InvalidInputError, match=f"`{name}` must be a torch.Tensor, got {type(value).__name__}"):
+            call(value)
+
+
+def test_tokens_are_texts():
+    for tokens in ([1, 2], "ab", None, [None]):
+        with pytest.raises(InvalidInputError, match=r"`tokens`.* must be a (text|list)"):
+            token_labels(tokens, [(0, 1)])
+    with pytest.raises(InvalidInputError, match="`spans` must be a list"):
+        token_labels(["ab"], 5)  # type: ignore[arg-type]
+
+
+def test_a_title_is_a_text():
+    for title in (5, ["a"], b"a"):
+        for call in (EXPLANATION.to_html, EXPLANATION.plot):
+            with pytest.raises(InvalidInputError, match=r"`title` must be None .* or a text"):
+                call(title=title)
+
+
+def test_a_method_is_a_function_with_a_name():
+    before = method_names()
+    for name in (None, 5, ["a"], ""):
+        with pytest.raises(InvalidInputError, match="`name`"):
+            register_method(name, get_method("random"))  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError, match="There is no method named"):
+            get_method(name)  # type: ignore[arg-type]
+    for method in (None, 5, "saliency"):
+        with pytest.raises(InvalidInputError, match="`method` must be a function"):
+            register_method("another", method)  # type: ignore[arg-type]
+    assert method_names() == before
+
+
+def test_the_column_of_the_prompts_is_a_text(explainer, tmp_path):
+    for column in (5, ["prompt"], b"prompt"):
+        for call in (explain_dataset, evaluate):
+            with pytest.raises(InvalidInputError, match=r"`column` must be None .* or a text"):
+                call(explainer, [{"prompt": "Rome"}], tmp_path / "out", column=column)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_compared_and_merged_has_names(explainer, tmp_path):
+    found = evaluate(explainer, ["Rome is"], tmp_path / "out", methods=["random"], metrics=["soft_ns"])
+    for reference in (5, ["random"]):
+        with pytest.raises(InvalidInputError, match=r"`reference` must be None .* or a text"):
+            summarise(found, reference=reference)  # type: ignore[arg-type]
+    for evaluations in ({}, [], None, [found]):
+        with pytest.raises(InvalidInputError, match=r"`evaluations` must be evaluations by .* at least one"):
+            merge(evaluations)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="must be a Evaluation, got 5"):
+        merge({"a": found, "b": 5})  # type: ignore[dict-item]
+    with pytest.raises(InvalidInputError, match="the names in `evaluations`"):
+        merge({1: found})  # type: ignore[dict-item]
+
+
 # --- What is empty is not what is left out --------------------------------------------------------------------------
 
 
@@ -282,6 +380,8 @@ def test_an_empty_configuration_is_no_configuration(explainer, config, tmp_path)
         ({"methods": ""}, "`methods` must be"),
         ({"methods": 0}, r"`methods` must be .* got \[0\]"),
         ({"methods": {}}, "`methods` is empty"),
+        ({"methods": {"a": 5}}, r"`methods\['a'\]` must be a function"),
+        ({"methods": {5: get_method("random")}}, r"the names in `methods`\[0\] must be a text, got 5"),
         ({"metrics": []}, "`metrics` must be"),
         ({"metrics": 0}, "`metrics` must be"),
         ({"metrics": [["auc"]]}, "`metrics` must be"),

@@ -315,10 +315,28 @@ def test_sequences_that_are_no_token_ids(llama, sequences, got):
 def test_token_ids_out_of_the_vocabulary(llama, token):
     sequences = random_ids(2, 6)
     sequences[1, 4] = token
-    with pytest.raises(
-        InvalidInputError, match=rf"token ids from .*{token}.* but the model has {VOCABULARY} tokens|{token} to "
-    ):
+    message = f"holds the token id {token}, but the model has {VOCABULARY} tokens, from 0 to {VOCABULARY - 1}"
+    with pytest.raises(InvalidInputError, match=f"`sequences` {message}"):
         explain_sequences(llama, sequences, 3)
+    counter = CountCalls()
+    for explain in (explain_generate, explain_stream):
+        with pytest.raises(InvalidInputError, match=f"The prompt {message}"):
+            explain(llama, sequences, max_new_tokens=2, logits_processor=[counter])
+    assert counter.calls == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.uint8])
+def test_prompts_of_another_type_than_token_ids(llama, dtype):
+    for explain in (explain_generate, explain_stream):
+        with pytest.raises(InvalidInputError, match=rf"token ids .*\(torch.int64 or torch.int32\), got {dtype} \[2, 6\]"):
+            explain(llama, random_ids(2, 6).to(dtype), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (3, 6), (2, 5)])
+def test_masks_of_another_shape_than_the_prompt(llama, shape):
+    for explain in (explain_generate, explain_stream):
+        with pytest.raises(InvalidInputError, match=r"`attention_mask` must have the shape of the prompt, .* \[2, 6\]"):
+            explain(llama, random_ids(2, 6), attention_mask=torch.ones(shape), max_new_tokens=2)
 
 
 @pytest.mark.parametrize("prompt_length", [0, -1, 7, 2.0, "3", None])

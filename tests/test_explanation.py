@@ -161,6 +161,37 @@ def test_what_does_not_fit_together_is_refused(fields, message):
         dataclasses.replace(made_up(list("abcde"), 4), **fields)
 
 
+@pytest.mark.parametrize("name", ["attributions", "token_probabilities", "target_scores", "layer_attributions"])
+@pytest.mark.parametrize("value", ["scores", b"12", [["a", "b"]], [[1, 2], [3]], {1: 2}, torch.zeros(2, dtype=torch.complex64)])
+def test_scores_that_are_no_numbers_are_refused(name, value):
+    with pytest.raises(InvalidInputError, match=f"`{name}` must be a tensor of numbers; got "):
+        dataclasses.replace(made_up(list("abcde"), 4), **{name: value})
+
+
+@pytest.mark.parametrize("config", [{}, {"layers": 1}, "paper"])
+def test_a_configuration_is_no_dict(config):
+    with pytest.raises(InvalidInputError, match="`explain_config` must be a GradELLMConfig, got"):
+        dataclasses.replace(made_up(list("abcde"), 4), explain_config=config)
+
+
+def test_a_shape_that_does_not_fit_says_what_it_does_not_fit_to():
+    for fields, message in (
+        (
+            {"layer_attributions": torch.zeros(2, 1, 5), "layers": [0]},
+            r"`layer_attributions` .*\[1, 1, 5\].* L as `layers` says",
+        ),
+        ({"attributions": torch.zeros(1, 4)}, r"`attributions` .*\[1, 5\].* N as `prompt_length` says, S as `tokens` says"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            dataclasses.replace(made_up(list("abcde"), 4), **fields)
+
+
+@pytest.mark.parametrize("output", [None, {}, torch.zeros(1, 2)])
+def test_something_else_than_an_output_is_refused(output):
+    with pytest.raises(InvalidInputError, match=f"`output` must be an ExplainGenerateOutput, got {type(output).__name__}"):
+        Explanation.from_output(output, 0, None)
+
+
 def same(first, second):
     for field in dataclasses.fields(Explanation):
         a, b = getattr(first, field.name), getattr(second, field.name)

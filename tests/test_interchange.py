@@ -9,6 +9,7 @@ from readable import made_up
 from safetensors.torch import save_file
 
 from gradellm_hf import InvalidInputError, explain_generate
+from gradellm_hf.dataset_explanations import FailedPrompt
 from gradellm_hf.demo_model import smollm2_folder
 from gradellm_hf.interchange import _to_base64, load_explanations, load_inseq, save_inseq, save_parquet, to_dataframe
 
@@ -70,6 +71,20 @@ def test_nothing_to_write_is_an_error(tmp_path):
     for write in (to_dataframe, lambda none: save_inseq(none, tmp_path / "a"), lambda none: save_parquet(none, tmp_path / "a")):
         with pytest.raises(InvalidInputError, match="at least one"):
             write([])
+
+
+def test_what_is_no_explanation_is_not_written(tmp_path):
+    for write in (to_dataframe, lambda x: save_inseq(x, tmp_path / "a"), lambda x: save_parquet(x, tmp_path / "a")):
+        for wrong in (None, 5, "text"):
+            with pytest.raises(InvalidInputError, match="`explanations` must be an Explanation or a list of them"):
+                write(wrong)
+        for wrong in (FailedPrompt(1, "b", "InvalidInputError: the prompt is empty"), [explanation()], 5):
+            with pytest.raises(
+                InvalidInputError, match=rf"`explanations\[1\]` must be an Explanation, got {type(wrong).__name__}"
+            ):
+                write([explanation(), wrong])
+    assert not (tmp_path / "a").exists()
+    assert to_dataframe(e for e in (explanation(), explanation())).equals(to_dataframe([explanation()] * 2))
 
 
 def test_a_file_of_either_kind_is_read(real, smollm2, tmp_path):
@@ -165,3 +180,31 @@ def test_what_inseqs_files_must_hold(change, message, tmp_path):
     (tmp_path / "a").write_text(json.dumps(content))
     with pytest.raises(InvalidInputError, match=message):
         load_inseq(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda file: file["sequence_attributions"][0]["__instance_type__"].append("x"), "__instance_type__.* a list of 2"),
+        (lambda file: file["sequence_attributions"][0]["__instance_type__"].pop(), "__instance_type__.* a list of 2"),
+        (lambda file: _doubled(file["sequence_attributions"][0]["attributes"]["target"]), "`target` must have the 10 tokens"),
+        (lambda file: file["sequence_attributions"][0]["attributes"]["target"].pop(), "`target` must have the 10 tokens"),
+        (lambda file: _renamed(file["sequence_attributions"][0]["attributes"]["step_scores"]), r"names \['target_score'\]"),
+    ],
+    ids=["a type of three", "a type of one", "a token twice", "a token less", "a score of another name"],
+)
+def test_what_does_not_fit_together_in_inseqs_files(change, message, tmp_path):
+    save_inseq(explanation(), tmp_path / "a")
+    content = json.loads((tmp_path / "a").read_text())
+    change(content["attributes"])
+    (tmp_path / "a").write_text(json.dumps(content))
+    with pytest.raises(InvalidInputError, match=f"(?s)'.*a'.*{message}"):
+        load_inseq(tmp_path / "a")
+
+
+def _doubled(tokens):
+    tokens.insert(2, tokens[2])
+
+
+def _renamed(scores):
+    scores["target_s"] = scores.pop("target_score")

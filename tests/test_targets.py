@@ -1,5 +1,7 @@
 """The explained scalars and their gradients, against closed forms; and what is said about wrong ones."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_models import random_text, tiny_model
@@ -53,6 +55,21 @@ def test_a_callable_target_is_differentiated_by_autograd():
     expected = -log_p.exp() * (log_p + entropy(logits, ids)[..., None])
     torch.testing.assert_close(values.scores, entropy(logits, ids))
     torch.testing.assert_close(values.gradient * values.scale[..., None], expected)
+
+
+@pytest.mark.parametrize("engine", ["replay", "stepwise"])
+def test_a_target_may_weigh_all_logits_alike(engine):
+    model = tiny_model("square_llama")
+    ids, _ = random_text(model, 1, 4, 3)
+
+    def explained(target: Any) -> Tensor:
+        return explain_sequences(model, ids, 4, explain_config=GradELLMConfig(target=target, engine=engine)).attributions
+
+    plain = explained(lambda logits, token_ids: logits.mean(-1))  # its gradient is one number, seen as many
+    torch.testing.assert_close(plain, explained(lambda logits, token_ids: (logits * torch.ones_like(logits)).mean(-1)))
+    assert plain.any()
+    with pytest.raises(InvalidInputError, match="the `target` function produced NaN"):
+        explained(lambda logits, token_ids: logits.sum(-1) * torch.nan)
 
 
 def test_the_gradient_of_a_hopeless_probability_survives_half_precision():

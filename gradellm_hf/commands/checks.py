@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..arguments import is_unicode
 from ..errors import InvalidInputError
 
 
@@ -130,7 +131,7 @@ def check_text(option: str, text: str) -> str:
     """A text as it was given. Raises InvalidInputError where it is empty, or holds what was no text before it was read."""
     if not text:
         raise InvalidInputError(f"{option} is empty. Give at least one character.")
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not is_unicode(text):
         raise InvalidInputError(f"{option} holds bytes that are no text in the encoding of this system. Write it as UTF-8.")
     return text
 

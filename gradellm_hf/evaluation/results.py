@@ -138,8 +138,14 @@ def merge(evaluations: Mapping[str, Evaluation]) -> Evaluation:
     """Several evaluations as one, each with the prompts of the task that names it.
 
     Raises:
-        InvalidInputError: They have not the same methods, metrics and shares.
+        InvalidInputError: There is none, or they have not the same methods, metrics and shares.
     """
+    if not isinstance(evaluations, Mapping) or not evaluations:
+        raise InvalidInputError(
+            f"`evaluations` must be evaluations by the name of their task, at least one; got {evaluations!r}."
+        )
+    check(dict(evaluations), dict[str, Evaluation], "`evaluations`")
+    check(list(evaluations), list[str], "the names in `evaluations`")
     first, *others = evaluations.values()
     for other in others:
         if (other.methods, other.metrics, other.settings.pis) != (first.methods, first.metrics, first.settings.pis):

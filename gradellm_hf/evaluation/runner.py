@@ -20,9 +20,11 @@ from ..files import remove_partial_files
 from ..manifest import check_same_job, describe_job, fingerprint, read_manifest, write_manifest
 from ..memory import is_out_of_memory, release_memory
 from ..methods import Method, get_method, method_names
+from ..methods.registry import check_method
 from ..model import GradELLM, text_tokenizer
 from ..processes import only_writer, processes
 from ..prompts_input import Prompt, PromptReader
+from ..schema import check
 from .measures import METRICS, Settings
 from .records import append_record, drop_partial_records, read_records
 from .results import FORMAT, Evaluation, load_evaluation
@@ -243,6 +245,9 @@ def _methods(methods: Sequence[str] | Mapping[str, Method] | None) -> Mapping[st
     if isinstance(methods, Mapping):
         if not methods:
             raise InvalidInputError("`methods` is empty: name at least one.")
+        check(list(methods), list[str], "the names in `methods`")
+        for name, method in methods.items():
+            check_method(f"methods[{name!r}]", method)
         return methods
     known = method_names()
     return {name: get_method(name) for name in _known("methods", known if methods is None else methods, known)}

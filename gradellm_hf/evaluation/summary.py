@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..arguments import string
 from ..errors import InvalidInputError
 from ..metrics.bootstrap import bootstrap, checked_confidence
 from ..metrics.pi_soft import normalised_area
@@ -143,8 +144,9 @@ def summarise(evaluation: Evaluation, *, reference: str | None = "grad_ellm", co
         confidence: Coverage of the intervals.
 
     Raises:
-        InvalidInputError: No prompt is done, or `confidence` is not between 0 and 1.
+        InvalidInputError: No prompt is done, `confidence` is not between 0 and 1, or `reference` is no text.
     """
+    string("reference", reference, none="no comparison")
     confidence = checked_confidence(confidence)
     if not evaluation.done():
         first = next(iter(evaluation.errors.values()), "none was begun")

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..arguments import string
 from ..errors import InvalidInputError
 from ..metrics.perturbation import PerturbedText
 
@@ -35,8 +36,11 @@ def register_method(name: str, method: Method) -> None:
     """Makes a method known by a name.
 
     Raises:
-        InvalidInputError: The name is taken.
+        InvalidInputError: The name is taken or no text, or the method cannot be called.
     """
+    if not string("name", name):
+        raise InvalidInputError("`name` is empty: give the method a name.")
+    check_method("method", method)
     if name in _methods:
         raise InvalidInputError(f"A method named {name!r} is registered already; choose another name.")
     _methods[name] = method
@@ -48,9 +52,15 @@ def get_method(name: str) -> Method:
     Raises:
         InvalidInputError: There is none.
     """
-    if name not in _methods:
+    if not isinstance(name, str) or name not in _methods:
         raise InvalidInputError(f"There is no method named {name!r}; there are {method_names()}.")
     return _methods[name]
+
+
+def check_method(name: str, method: Any) -> None:
+    """Raises InvalidInputError unless it can be called; `name` is what the argument is called."""
+    if not callable(method):
+        raise InvalidInputError(f"`{name}` must be a function from a text to its heatmaps (see `Method`), got {method!r}.")
 
 
 def method_names() -> list[str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..arguments import binary_mask, is_index, is_list
 from ..errors import InvalidInputError
+from ..schema import check
 from .perturbation import Level, PerturbedText, Window
 from .ranks import average_ranks, check_no_nan, spearman
 
@@ -26,8 +27,10 @@ def token_labels(tokens: Sequence[str], spans: Sequence[tuple[int, int]]) -> Ten
         `[S]` bool.
 
     Raises:
-        InvalidInputError: A span is no pair of whole numbers, is empty, or does not lie in the text.
+        InvalidInputError: `tokens` are no texts; or a span is no pair of whole numbers, is empty, or does not lie in the text.
     """
+    check(tokens, list[str], "`tokens`")
+    check(spans, list[Any], "`spans`")
     length = sum(map(len, tokens))
     for span in spans:
         if not is_list(span) or len(span) != 2 or not all(map(is_index, span)):
@@ -140,11 +143,6 @@ def rank_correlation(
 
 def _labels(scores: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     check_no_nan("scores", scores)
-    try:
-        labels = binary_mask("labels", labels).broadcast_to(scores.shape)
-        mask = torch.ones_like(labels) if mask is None else binary_mask("mask", mask).broadcast_to(scores.shape)
-    except RuntimeError as error:
-        raise InvalidInputError(
-            f"`labels` and `mask` must broadcast to the shape of `scores`, {list(scores.shape)}: {error}"
-        ) from error
+    labels = binary_mask("labels", labels, scores.shape)
+    mask = torch.ones_like(labels) if mask is None else binary_mask("mask", mask, scores.shape)
     return labels & mask, mask

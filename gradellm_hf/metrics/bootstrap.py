@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import real_number, whole_number
+from ..arguments import real_number, tensor, whole_number
 from ..errors import InvalidInputError
 from .soft import checked_generator
 
@@ -38,7 +38,7 @@ def bootstrap(
     Raises:
         InvalidInputError: There is no prompt, or an argument is out of range.
     """
-    if values.ndim == 0 or values.shape[-1] == 0:
+    if tensor("values", values).ndim == 0 or values.shape[-1] == 0:
         raise InvalidInputError(f"`values` must hold one number a prompt, [..., R], got shape {list(values.shape)}.")
     confidence = checked_confidence(confidence)
     num_resamples = whole_number("num_resamples", num_resamples, 1)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..arguments import binary_mask, choice, real_number
+from ..arguments import binary_mask, choice, real_number, tensor
 from ..errors import InvalidInputError
 from .ranks import average_ranks
 
@@ -48,9 +48,9 @@ def calibrate(scores: Tensor, pi: float, mask: Tensor | None = None, *, method: 
     """
     pi = real_number("pi", pi, "a share between 0 and 1", 0, 1)
     choice("method", method, get_args(Calibration))
-    if not scores.isfinite().all():
+    if not tensor("scores", scores).isfinite().all():
         raise InvalidInputError("`scores` holds values that are not finite.")
-    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else binary_mask("mask", mask).broadcast_to(scores.shape)
+    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else binary_mask("mask", mask, scores.shape)
     a = scores.double().clamp_min(0).masked_fill(~mask, 0)
     largest = a.amax(-1, keepdim=True)
     a = a / largest.masked_fill(largest == 0, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import is_list, real_number, shares, whole_number
+from ..arguments import is_list, real_number, shares, tensor, whole_number
 from ..errors import InvalidInputError
 from .calibration import Calibration, calibrate
 from .perturbation import Level, PerturbedText, Window
@@ -94,6 +94,8 @@ def normalised_area(curve: Tensor, points: Sequence[float] | Tensor = PIS) -> Te
     Raises:
         InvalidInputError: There are fewer than two points, they are not ascending, or not as many as the curve has.
     """
+    if tensor("curve", curve).ndim == 0:
+        raise InvalidInputError("`curve` must have a dimension of points, [..., K], got a single number.")
     expected = f"{curve.shape[-1]} (at least 2) ascending numbers"
     given = points.tolist() if hasattr(points, "tolist") else points
     if not is_list(given) or not 2 <= len(given) == curve.shape[-1]:

@@ -1,9 +1,11 @@
 """Ranks with ties, and Spearman's correlation."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from ..arguments import binary_mask
+from ..arguments import binary_mask, tensor
 from ..errors import InvalidInputError
 
 
@@ -28,19 +30,22 @@ def spearman(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         mask: Which elements count, broadcast to the same shape; None: all.
 
     Raises:
-        InvalidInputError: An element is NaN, which has no rank, or `mask` holds something else than 0 and 1.
+        InvalidInputError: Shapes do not fit, an element is NaN, which has no rank, or `mask` holds something else than 0 and 1.
     """
     for name, values in (("x", x), ("y", y)):
         check_no_nan(name, values)
-    x, y = torch.broadcast_tensors(x, y)
-    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else binary_mask("mask", mask).broadcast_to(x.shape)
+    try:
+        x, y = torch.broadcast_tensors(x, y)
+    except RuntimeError as error:
+        raise InvalidInputError(f"`x` {list(x.shape)} and `y` {list(y.shape)} must broadcast to each other.") from error
+    mask = torch.ones_like(x, dtype=torch.bool) if mask is None else binary_mask("mask", mask, x.shape)
     count = mask.sum(-1, keepdim=True)
     ranks = (average_ranks(values, mask) for values in (x, y))
     u, v = (((r - r.sum(-1, keepdim=True) / count).masked_fill(~mask, 0)) for r in ranks)
     return ((u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))).clamp(-1, 1)
 
 
-def check_no_nan(name: str, values: Tensor) -> None:
-    """Raises InvalidInputError where a value is NaN, which has no rank among the others."""
-    if bool(values.isnan().any()):
+def check_no_nan(name: str, values: Any) -> None:
+    """Raises InvalidInputError unless it is a tensor without NaN, which has no rank among the others."""
+    if bool(tensor(name, values).isnan().any()):
         raise InvalidInputError(f"`{name}` holds NaN, which has no rank among the others.")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..arguments import string
+
 if TYPE_CHECKING:
     from ..explanation import Explanation, Level
 
@@ -33,7 +35,11 @@ def report(explanation: "Explanation", *, title: str | None = None) -> str:
     Args:
         explanation: What to show.
         title: Of the page.
+
+    Raises:
+        InvalidInputError: The title is no text.
     """
+    string("title", title, none="the usual one")
     return _page(explanation, _DEFAULT_TITLE if title is None else title, form="report")
 
 

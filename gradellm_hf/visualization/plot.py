@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import whole_number
+from ..arguments import string, whole_number
 from ..errors import GradELLMError, InvalidInputError
 from ..files import write_atomically
 from .terminal import visible
@@ -55,9 +55,11 @@ def plot_heatmap(
 
     Raises:
         GradELLMError: matplotlib is not installed.
-        InvalidInputError: There is nothing to show, `dpi` is no number of at least 1, or there is no such format.
+        InvalidInputError: There is nothing to show, `dpi` is no number of at least 1, the title is no text, or there is no such
+            format.
     """
     dpi = whole_number("dpi", dpi, 1)
+    string("title", title, none="no title")
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

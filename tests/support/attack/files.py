@@ -196,7 +196,7 @@ def _explain_prompts(world: World, path: Path) -> Any:
     for error in found.errors.values():
         if not error.startswith("InvalidInputError: "):
             raise RuntimeError(error)
-    return [[e.text if e else None for e in found], found.ids]
+    return [[e.text if e else None for e in found], found.ids, found.errors]
 
 
 def _same_tensors_again(found: Any, path: Path) -> bool:
@@ -233,8 +233,10 @@ def _tensor(entry: dict[str, Any], data: bytes) -> Any:
 
 
 def _same_records_again(found: Any, path: Path) -> bool:
-    lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-    parsed = [json.loads(line) for line in lines]
+    """Whether every line is a record that was read. What follows the last line break is what a process was writing when it
+    was stopped, and belongs to no one: `evaluation/records.py` says so, and the job does that prompt once more."""
+    lines = path.read_bytes().split(b"\n")[:-1]
+    parsed = [{name: x for name, x in json.loads(line).items() if name != "checksum"} for line in lines]
     return _equal(list(found[0].values()), sorted(parsed, key=lambda record: record["index"]))
 
 
@@ -253,10 +255,19 @@ def _same_options_again(found: GradELLMConfig, path: Path) -> bool:
 
 
 def _same_prompts_again(found: Any, path: Path) -> bool:
-    """Whether each text begins with what its line holds, and each line without a text is one that holds none."""
-    texts, ids = found
-    records = [json.loads(line) for line in path.read_bytes().splitlines() if line.strip()]
-    for text, record_id, record in zip(texts, ids, records, strict=True):
+    """Whether each text begins with what its line holds, and each line without a text is one that holds none.
+
+    A line that is no JSON is a prompt that failed, with an error that names the line; the job does not end there.
+    """
+    texts, ids, errors = found
+    lines = [line for line in path.read_bytes().split(b"\n") if line.strip()]
+    for number, (text, record_id, line) in enumerate(zip(texts, ids, lines, strict=True)):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            if text is None and record_id is None and f"Record {number} of {str(path)!r} is not JSON" in errors[number]:
+                continue
+            return False
         record = record if isinstance(record, dict) else {"prompt": record}
         prompt = next((record[name] for name in ("prompt", "messages", "chat") if record.get(name) is not None), None)
         if not _equal(record.get("id"), record_id) or (
