@@ -1,7 +1,11 @@
 """Do the tests notice? Breaks one small thing at a time in a copy of the checkout, and runs the tests that should see it.
 
-`python -m scripts.mutate gradellm_hf/caches.py --tests tests/test_caches.py --limit 10`. Without `--tests`, those of
-`NOTICED_BY`, which names the fast ones first: a break is done with at the first test that fails. Prints a table as it goes.
+    python -m scripts.mutate gradellm_hf/caches.py gradellm_hf/engine.py --limit 4           # 4 lines of each file
+    python -m scripts.mutate gradellm_hf/caches.py --line 31 --tests tests/test_caches.py    # one line, in every way
+
+Which lines, and which break of each, is drawn by `--seed`. Without `--tests`, the tests are those of `NOTICED_BY`, fast ones
+first: a break is done with at the first test that fails. What they let pass goes on to the rest of the suite with `--widen`
+(many minutes a break; without the files of `SLOW`). Prints a table as it goes.
 
 A break that survives is either a test that is missing, or no break at all (a shortcut that only saves time, say).
 """
@@ -24,22 +28,36 @@ ROOT = Path(__file__).resolve().parent.parent
 _LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "site", "*.egg-info")
 
 _ENGINES = ["attention", "explain_sequences", "self_check", "generation_repeated", "variants", "exactness"]
-_JOBS = ["dataset", "processes", "dataset_killed"]
+_GENERATION = ["caches", "as_generated", "generation_repeated", "row_ends", "drop_in", "multimodal", "streaming"]
+_JOBS = ["dataset", "processes", "bad_input"]
 #: By file of the package: the tests that should notice a break in it, fast ones first.
 NOTICED_BY = {
     "attention": ["attention", "formula", *_ENGINES],
     "batches": _JOBS,
-    "caches": ["caches", "generation_repeated", "drop_in", "multimodal", "streaming"],
-    "dataset": _JOBS,
-    "engine": [*_ENGINES, "memory", "state_restored"],
+    "caches": _GENERATION,
+    "dataset": [*_JOBS, "cli_checks", "cli"],
+    "engine": [*_ENGINES, "as_generated", "memory", "leaks", "state_restored"],
+    "files": ["files", "explanation", "dataset"],
     "formula": ["formula", *_ENGINES],
-    "manifest": _JOBS,
+    "heatmaps": ["explain_sequences", "bad_input", "variants", "exactness", "memory"],
+    "identity": ["self_check", "as_generated", "leaks"],
+    "manifest": [*_JOBS, "files", "same_weights", "evaluation"],
     "model_patches": ["adapters", "adapter_plugin", "family_adapters", "paper_preset", "exactness"],
-    "prompt": ["bad_input", "explain_sequences", "drop_in", "caches", "multimodal", "streaming"],
-    "recording": ["bad_input", "drop_in", "caches", "multimodal", "streaming"],
+    "projection": ["self_check", "attention_implementations", "adapters", "family_adapters", "variants", "remote_code"],
+    "prompt": ["bad_input", "explain_sequences", "positions", *_GENERATION],
+    "recording": ["bad_input", *_GENERATION, "wrappers"],
+    "row_ends": ["row_ends", "as_generated", "positions", "drop_in", "streaming"],
+    "self_check": ["self_check", "as_generated", "unusual_logits", "wrappers", "remote_code"],
     "sequences": ["explain_sequences", "self_check", "drop_in", "caches", "multimodal", "dtypes"],
-    "shards": _JOBS,
+    "shards": [*_JOBS, "files"],
+    "stepwise": ["self_check", "as_generated", *_ENGINES, "remote_code"],
     "targets": ["targets", *_ENGINES],
+    "written_logits": ["as_generated", "unusual_logits", *_GENERATION],
+}
+#: Left out of the rest of the suite: minutes each, or another process for each of their tests.
+SLOW = {
+    *("architectures", "custom_generate", "dataset_killed", "docs", "examples", "methods_lxt", "packaging"),
+    *("planted_answers", "positive_control", "report_browser", "same_weights", "tensor_parallel"),
 }
 
 _OPPOSITE = {
@@ -89,7 +107,7 @@ def breaks_of(path: Path) -> list[Break]:
 
 
 def _changes(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    """Nodes of a tree, and what to write in their place. Not in messages, annotations and docstrings."""
+    """Nodes of a tree, and what to write in their place. Not in messages, annotations and options of a command line."""
     for node in _code(tree):
         match node:
             case ast.Compare(ops=[op]) | ast.BoolOp(op=op) | ast.BinOp(op=op) if type(op) in _OPPOSITE:
@@ -133,22 +151,24 @@ def _code(node: ast.AST) -> Iterator[ast.AST]:
         if isinstance(node, ast.Raise) or name in ("annotation", "returns", "decorator_list", "bases"):
             continue
         for child in value if isinstance(value, list) else [value]:
-            is_check = isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING"
-            if (
-                isinstance(child, ast.AST)
-                and not isinstance(child, ast.JoinedStr | ast.Import | ast.ImportFrom)
-                and not is_check
-            ):
+            if isinstance(child, ast.AST) and not _is_left_alone(child):
                 yield from _code(child)
 
 
-def chosen(paths: list[Path], limit: int | None, seed: int) -> list[Break]:
-    """Breaks of different lines, at random."""
-    by_line: dict[tuple[Path, int], list[Break]] = {}
-    for path in paths:
-        for change in breaks_of(path):
-            by_line.setdefault((path, change.line), []).append(change)
-    generator = random.Random(seed)
+def _is_left_alone(node: ast.AST) -> bool:
+    match node:
+        case ast.If(test=ast.Name("TYPE_CHECKING")) | ast.Expr(value=ast.Call(func=ast.Attribute(attr="add_argument"))):
+            return True
+        case _:
+            return isinstance(node, ast.JoinedStr | ast.Import | ast.ImportFrom)
+
+
+def chosen(path: Path, limit: int | None, seed: int) -> list[Break]:
+    """Breaks of as many different lines of a file, at random."""
+    by_line: dict[int, list[Break]] = {}
+    for change in breaks_of(path):
+        by_line.setdefault(change.line, []).append(change)
+    generator = random.Random(f"{seed} {path.relative_to(ROOT)}")
     lines = generator.sample(list(by_line), min(len(by_line), limit or len(by_line)))
     return [generator.choice(by_line[line]) for line in sorted(lines)]
 
@@ -173,19 +193,32 @@ def tests_of(path: Path) -> list[str]:
     return [f"tests/test_{name}.py" for name in names]
 
 
+def rest_of_suite(tests: list[str]) -> list[str]:
+    """The other test files, but for the slowest."""
+    left_out = {*tests, *(f"tests/test_{name}.py" for name in SLOW)}
+    return sorted({str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_*.py")} - left_out)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--tests", nargs="+", help="instead of those of NOTICED_BY")
-    parser.add_argument("--limit", type=int, help="how many lines to break; all of them unless given")
+    parser.add_argument("--widen", action="store_true", help="run the rest of the suite for what these do not notice")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--limit", type=int, help="how many lines of each file to break; all of them unless given")
+    which.add_argument("--line", type=int, nargs="+", help="these lines only, in every way that is known here")
     parser.add_argument("--seed", type=int, default=0, help="which lines")
-    parser.add_argument("--time-limit", type=float, default=300, help="seconds that the tests may take")
+    parser.add_argument("--time-limit", type=float, default=600, help="seconds that the tests may take")
     options = parser.parse_args()
-    changes = chosen([path.resolve() for path in options.files], options.limit, options.seed)
+    paths = [path.resolve() for path in options.files]
+    if options.line:
+        changes = [change for path in paths for change in breaks_of(path) if change.line in options.line]
+    else:
+        changes = [change for path in paths for change in chosen(path, options.limit, options.seed)]
     survivors = 0
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
         copied = Path(shutil.copytree(ROOT, Path(folder) / "copy", ignore=_LEFT_OUT))
-        tests = {path: options.tests or tests_of(path.relative_to(ROOT)) for path in {change.path for change in changes}}
+        tests = {path: options.tests or tests_of(path.relative_to(ROOT)) for path in paths}
         everything = list(dict.fromkeys(test for files in tests.values() for test in files))
         if failing := first_failure(copied, everything, 10 * options.time_limit):
             sys.exit(f"Without any break, {failing} fails.")
@@ -194,6 +227,8 @@ def main() -> int:
             relative = change.path.relative_to(ROOT)
             (copied / relative).write_text(change.source)
             failure = first_failure(copied, tests[change.path], options.time_limit)
+            if failure is None and options.widen:
+                failure = first_failure(copied, rest_of_suite(tests[change.path]), 10 * options.time_limit)
             shutil.copyfile(change.path, copied / relative)
             survivors += failure is None
             shown = " -> ".join(_on_one_line(text) for text in (change.old, change.new))

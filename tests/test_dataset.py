@@ -217,7 +217,7 @@ def test_arguments_with_which_nothing_works_are_an_error_of_the_job(llama, token
     [
         ({"tokenizer": None}, "no tokenizer"),
         ({"prompts": []}, "empty"),
-        ({"prompts": ["", ""]}, "No prompt can be read"),
+        ({"prompts": ["", "", 7]}, "No prompt can be read; what is wrong with the first one: The prompt .*empty"),
         ({"prompts": {"train": ["a"]}}, "mapping"),
         ({"prompts": 3}, "iterable"),
         ({"batch_size": 0}, "batch_size"),

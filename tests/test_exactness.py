@@ -151,7 +151,7 @@ def test_the_window_is_shorter_than_the_prompt_and_makes_a_difference(family):
             lambda logits, ids: logits.square().mean(-1) - logits[..., 3],
             lambda logits, chosen, step: logits.square().mean(-1) - logits[:, 3],
         ),
-        ("contrast", lambda logits, chosen, step: logits.gather(1, chosen[:, None])[:, 0] - logits[:, 5 + step]),
+        ("contrast", lambda logits, chosen, step: logits.gather(1, chosen[:, None])[:, 0] - logits[:, 20 + step]),
     ],
     ids=["probability", "log_probability", "callable", "contrast"],
 )
@@ -161,7 +161,8 @@ def test_every_target_is_differentiated_exactly(target, score, engine):
     token_ids, padding = text_of("qwen3")
     with float64_islands():
         expected = reference_heatmaps(model, token_ids, PROMPT, padding, target=score)
-    foils = torch.arange(5, 5 + STEPS) if target == "contrast" else None
+    foils = torch.arange(20, 20 + STEPS) if target == "contrast" else None
+    assert foils is None or not (token_ids[:, PROMPT:] == foils).any()  # there would be nothing to contrast
     out = explain(
         model, token_ids, PROMPT, padding, target=target, contrast_token_ids=foils, positive_only=False, engine=engine
     )
