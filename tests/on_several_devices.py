@@ -1,26 +1,22 @@
 """Models over several simulated CUDA devices are explained as on one. `test_devices.py` runs this in a process of its own."""
 
-from tests.support import simulated_devices
+import copy
+from unittest.mock import patch
 
-DEVICES = simulated_devices.install()  # before libraries ask what devices there are
+import accelerate
+import pytest
+import torch
+from accelerate.utils import find_tied_parameters
+from architectures.survey import PROMPT, random_ids
+from architectures.tiny_configs import tiny_model
+from dataset_job import texts, tiny_llama
+from small_llama import assert_same_heatmaps
+from tiny_multimodal import prompt_with_images, tiny_multimodal
+from tiny_tokenizers import byte_level_bpe
+from torch import nn
+from transformers import LogitsProcessor
 
-import copy  # noqa: E402
-from unittest.mock import patch  # noqa: E402
-
-import accelerate  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from accelerate.utils import find_tied_parameters  # noqa: E402
-from architectures.survey import PROMPT, random_ids  # noqa: E402
-from architectures.tiny_configs import tiny_model  # noqa: E402
-from dataset_job import texts, tiny_llama  # noqa: E402
-from small_llama import assert_same_heatmaps  # noqa: E402
-from tiny_multimodal import prompt_with_images, tiny_multimodal  # noqa: E402
-from tiny_tokenizers import byte_level_bpe  # noqa: E402
-from torch import nn  # noqa: E402
-from transformers import LogitsProcessor  # noqa: E402
-
-from gradellm_hf import (  # noqa: E402
+from gradellm_hf import (
     GradELLM,
     GradELLMConfig,
     explain_dataset,
@@ -29,10 +25,13 @@ from gradellm_hf import (  # noqa: E402
     explain_stream,
     verify,
 )
-from gradellm_hf.memory import release_memory  # noqa: E402
-from gradellm_hf.methods import get_method  # noqa: E402
-from gradellm_hf.metrics import deletion, rank_correlation, soft_ns  # noqa: E402
-from gradellm_hf.pipeline import ExplainedTextGenerationPipeline  # noqa: E402
+from gradellm_hf.memory import release_memory
+from gradellm_hf.methods import get_method
+from gradellm_hf.metrics import deletion, rank_correlation, soft_ns
+from gradellm_hf.pipeline import ExplainedTextGenerationPipeline
+from tests.support import simulated_devices
+
+DEVICES = simulated_devices.install()
 
 REPLAYED = ["llama", "mistral", "gpt2", "qwen2", "qwen2_moe", "gpt_oss"]
 WITHOUT_INTERFACE = ["bloom", "falcon", "gpt_neo", "mpt", "xglm", "openai-gpt"]
@@ -50,9 +49,8 @@ PLACES = {
 
 def device_map(model, places):
     """Where each module is."""
-    layers_name, layers = max(
-        ((n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)), key=lambda x: len(x[1])
-    )
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    layers_name, layers = max(lists, key=lambda entry: len(entry[1]))
     result = {}
 
     def put(module, prefix):
@@ -326,10 +324,13 @@ def assert_same_explanation(actual, expected):
 
 def test_text_is_explained_as_on_one_device(reading):
     model, whole, tokenizer = reading
+    on_one = accelerate.cpu_offload(copy.deepcopy(whole), torch.device("cuda:1"))
     for options in ({"max_new_tokens": 4}, {"target": [" Rome", " the capital"]}):
-        found, expected = (GradELLM(m, tokenizer).explain(["Italy is", "the capital of"], **options) for m in (model, whole))
-        for actual, wanted in zip(found, expected, strict=True):
-            assert_same_explanation(actual, wanted)
+        expected = GradELLM(whole, tokenizer).explain(["Italy is", "the capital of"], **options)
+        for spread_model in (model, on_one):
+            found = GradELLM(spread_model, tokenizer).explain(["Italy is", "the capital of"], **options)
+            for actual, wanted in zip(found, expected, strict=True):
+                assert_same_explanation(actual, wanted)
 
 
 def test_the_pipeline_explains_as_on_one_device(reading):
