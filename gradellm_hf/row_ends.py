@@ -35,15 +35,16 @@ class RowEnds(StoppingCriteria):
         return no_row
 
     def _see(self, input_ids: Tensor, decided: Tensor) -> None:
-        before, self._ids = self._ids, input_ids
+        before = self._ids
         if before is None:
             self._lengths = torch.zeros(input_ids.shape[0], dtype=torch.long, device=input_ids.device)
             self._in_place = torch.tensor(True, device=input_ids.device)
         elif before.shape[0] != input_ids.shape[0] or before.shape[1] > input_ids.shape[1]:
             self._in_place = torch.zeros_like(self._in_place)
-            return
+            return  # about other rows
         else:  # without waiting for the device
             self._in_place = self._in_place & (input_ids[:, : before.shape[1]] == before).all()
+        self._ids = input_ids
         self._lengths = torch.where(decided & (self._lengths == 0), input_ids.shape[1], self._lengths)
         num_steps = input_ids.shape[1] - self._prompt_length
         if not self._room.fits(num_steps + 1) and not self._lengths.all():

@@ -48,7 +48,7 @@ NOTICED_BY = {
     "recording": ["bad_input", *_GENERATION, "wrappers"],
     "row_ends": ["row_ends", "as_generated", "positions", "drop_in", "streaming"],
     "self_check": ["self_check", "as_generated", "unusual_logits", "wrappers", "remote_code"],
-    "sequences": ["explain_sequences", "self_check", "drop_in", "caches", "multimodal", "dtypes"],
+    "sequences": ["explain_sequences", "self_check", "drop_in", "caches", "multimodal", "dtypes", "remote_code"],
     "shards": [*_JOBS, "files"],
     "stepwise": ["self_check", "as_generated", *_ENGINES, "remote_code"],
     "targets": ["targets", *_ENGINES],

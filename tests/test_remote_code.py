@@ -101,6 +101,15 @@ def test_text_that_is_given_is_explained_by_a_model_that_counts_cache_positions(
     torch.testing.assert_close(given.layer_attributions, out.layer_attributions, rtol=1e-9, atol=1e-9)
 
 
+def test_a_model_that_takes_cache_positions_is_always_told_them():
+    """Not every one finds them out by itself."""
+    model, calls = remote_model("get_interface"), []
+    model.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    explain_sequences(model, prompts(), PROMPT - 2, explain_config=CONFIG)
+    with_cache = [call["cache_position"].tolist() for call in calls if call.get("cache") is not None]
+    assert [PROMPT - 3, PROMPT - 2] in with_cache  # of the two steps together
+
+
 @pytest.mark.filterwarnings("ignore::gradellm_hf.GradELLMWarning")
 def test_head_outputs_that_are_not_the_weights_times_the_values_are_refused():
     with pytest.raises(UnsupportedArchitectureError, match="is not the attention weights times the values"):

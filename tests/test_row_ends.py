@@ -176,6 +176,17 @@ def test_what_was_decided_about_other_rows_is_not_taken() -> None:
     assert ends.step_mask(torch.cat([ids.flip(0), ids[:, :1]], dim=1)) is None
 
 
+@pytest.mark.parametrize("others", [random_ids(3, 6), random_ids(2, 3)], ids=["another number of rows", "shorter rows"])
+def test_criteria_that_are_asked_about_something_else_meanwhile_decide_nothing(others: Tensor) -> None:
+    ids = random_ids(2, 5)
+    ends = RowEnds(3, PositionRoom(small_llama(), 3))
+    asked(ends, ids[:, :4], [True, False])
+    asked(ends, others, [False] * len(others))
+    assert ends.step_mask(others) is None
+    asked(ends, ids, [False, False])
+    assert ends.step_mask(ids) is None
+
+
 def test_a_batch_that_a_stop_string_ends_row_by_row(smollm2: Any) -> None:
     model, tokenizer = smollm2
     tokenizer.padding_side = "left"
