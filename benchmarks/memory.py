@@ -22,7 +22,7 @@ class PeakMemory:
     """The highest resident memory of this process while it is open, in bytes; weights mapped from the disk count."""
 
     def __enter__(self) -> "PeakMemory":
-        self.before = self.peak = _resident_memory()
+        self.before = self.peak = resident_memory()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self._thread.start()
@@ -30,7 +30,7 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._stop.is_set():
-            self.peak = max(self.peak, _resident_memory())
+            self.peak = max(self.peak, resident_memory())
             time.sleep(0.001)
 
     def __exit__(self, *_: object) -> None:
@@ -38,7 +38,7 @@ class PeakMemory:
         self._thread.join()
 
 
-def _resident_memory() -> int:
+def resident_memory() -> int:
     with open(f"/proc/{os.getpid()}/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

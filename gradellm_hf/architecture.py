@@ -2,9 +2,9 @@
 
 import contextlib
 import inspect
-import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .errors import InvalidInputError, UnsupportedArchitectureError
 from .identity import findings, look_again
 from .offloading import reload_offloaded_weights
 from .quantization import differentiable_weights
+from .switches import shared
 from .tensor_parallel import check_distribution
 from .tolerances import logits_difference
 
@@ -30,9 +31,8 @@ ATTENTION_FREE_TYPES = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xl
 _PLAIN_TOLERANCES = {torch.bfloat16: 1e-1, torch.float16: 2e-2}  # elsewhere 1e-3
 _PROBE_LENGTH = 64
 
-#: By config: its attention implementation before it was switched, and how many contexts have switched it.
-_switched: dict[int, tuple[str, int]] = {}
-_switch_lock = threading.Lock()
+#: By the identity of a config: the attention implementation that it has in this thread.
+_switched: ContextVar[dict[int, str]] = ContextVar("gradellm_switched_attention", default={})  # noqa: B039 - never changed
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def explainable(model: "PreTrainedModel", padded: bool = False) -> Iterator[None
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(differentiable_weights(model))
         if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(_uncompiled())
         if needs_plain_attention(model):
             check_plain_attention(model, padded)
             stack.enter_context(attention_implementation(model, plain_attention(model)))
@@ -295,10 +295,17 @@ def explainable(model: "PreTrainedModel", padded: bool = False) -> Iterator[None
         yield
 
 
+@shared
+@contextlib.contextmanager
+def _uncompiled() -> Iterator[None]:
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def needs_plain_attention(model: "PreTrainedModel") -> bool:
     """Whether the model, or a part of it, runs with flash, flex or a user's own attention, which cannot be watched."""
-    configs = (getattr(module, "config", None) for module in model.modules())
-    return any(getattr(config, "_attn_implementation", None) not in (None, "eager", "sdpa") for config in configs)
+    configs = map(_config_of, model.modules())
+    return any(config._attn_implementation not in (None, "eager", "sdpa") for config in configs if config is not None)
 
 
 def plain_attention(model: "PreTrainedModel") -> str:
@@ -336,29 +343,44 @@ def check_plain_attention(model: "PreTrainedModel", padded: bool) -> None:
 
 @contextlib.contextmanager
 def attention_implementation(model: "PreTrainedModel", name: str) -> Iterator[None]:
-    """Switches the model's attention implementation; other threads that use the model meanwhile use it too.
+    """Switches the model's attention implementation, for this thread only: others may generate with its own meanwhile.
 
-    Written into the configs, from which attention modules read it: `set_attn_implementation` declines for architectures
-    that choose between their own implementations.
+    Modules read it off their configs: `set_attn_implementation` declines for architectures that choose between their own
+    implementations.
     """
-    configs: dict[int, Any] = {}
-    for module in model.modules():
-        config = getattr(module, "config", None)
-        if hasattr(config, "_attn_implementation"):
-            configs.setdefault(id(config), config)
-    with _switch_lock:
-        for key, config in configs.items():
-            before, users = _switched.get(key, (config._attn_implementation, 0))
-            _switched[key] = before, users + 1
+    configs = {id(config): config for config in map(_config_of, model.modules()) if config is not None}
+    with contextlib.ExitStack() as stack:
         for config in configs.values():
-            config._attn_implementation = name
+            stack.enter_context(_switchable(_class_that_defines_attention(config)))
+        token = _switched.set({**_switched.get(), **dict.fromkeys(configs, name)})
+        stack.callback(_switched.reset, token)
+        yield
+
+
+def _config_of(module: nn.Module) -> Any:
+    from transformers import PreTrainedConfig
+
+    config = getattr(module, "config", None)
+    return config if isinstance(config, PreTrainedConfig) else None
+
+
+def _class_that_defines_attention(config: Any) -> type:
+    """Transformers' own class of configs, but for the few whose class defines the property anew."""
+    classes = type(config).__mro__
+    return next(cls for cls in classes if isinstance(vars(cls).get("_attn_implementation"), property))
+
+
+@shared
+@contextlib.contextmanager
+def _switchable(config_class: type) -> Iterator[None]:
+    """Configs of this class have the attention implementation to which a thread has switched them, in that thread."""
+    own: Any = vars(config_class)["_attn_implementation"]
+
+    def switched(config: Any) -> str | None:
+        return _switched.get().get(id(config)) or own.fget(config)
+
+    config_class._attn_implementation = property(switched, own.fset)  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        with _switch_lock:
-            for key, config in configs.items():  # parents come first: they set those of their parts
-                before, users = _switched.pop(key)
-                if users > 1:
-                    _switched[key] = before, users - 1
-                else:
-                    config._attn_implementation = before
+        config_class._attn_implementation = own  # type: ignore[attr-defined]

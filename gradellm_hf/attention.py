@@ -10,7 +10,6 @@ of the backward pass, and nothing of it has to be kept or computed twice.
 """
 
 import functools
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,6 +29,7 @@ from .formula import (
     grouped_products,
     loosened_weights,
 )
+from .switches import shared
 
 _HARMLESS_KEYWORDS = {
     "block_indices",  # sparse attention: under "sdpa" and "eager" the selection is in the mask already
@@ -216,11 +216,8 @@ class PositionLocalAttention(torch.autograd.Function):
 
 
 _handler: ContextVar[Callable | None] = ContextVar("gradellm_attention_handler", default=None)
-_lock = threading.Lock()
-_users = 0
 _LOOK_UPS = ("get_interface", "__getitem__")
 _inherited = object()
-_before: dict[str, Any] = {}
 
 
 @contextmanager
@@ -240,29 +237,23 @@ def attention_handler(handler: Callable) -> Iterator[None]:
         _handler.reset(token)
 
 
+@shared
 @contextmanager
 def _installed() -> Iterator[None]:
-    """The look-ups of every AttentionInterface go through `_handled` while anybody is in here."""
-    global _users
+    """The look-ups of every AttentionInterface go through `_handled`."""
     from transformers.modeling_utils import AttentionInterface
 
+    before = {name: vars(AttentionInterface).get(name, _inherited) for name in _LOOK_UPS}
     try:
-        with _lock:
-            _users += 1
-            if _users == 1:
-                for name in _LOOK_UPS:
-                    _before[name] = vars(AttentionInterface).get(name, _inherited)
-                    setattr(AttentionInterface, name, _handled(getattr(AttentionInterface, name)))
+        for name in _LOOK_UPS:
+            setattr(AttentionInterface, name, _handled(getattr(AttentionInterface, name)))
         yield
     finally:
-        with _lock:
-            _users -= 1
-            while _users == 0 and _before:
-                name, method = _before.popitem()
-                if method is _inherited:
-                    delattr(AttentionInterface, name)
-                else:
-                    setattr(AttentionInterface, name, method)
+        for name, method in before.items():
+            if method is not _inherited:
+                setattr(AttentionInterface, name, method)
+            elif name in vars(AttentionInterface):
+                delattr(AttentionInterface, name)
 
 
 class _Handled(functools.partial):

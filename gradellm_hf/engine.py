@@ -1,8 +1,9 @@
 """The loop that all engines share: run a chunk of steps, evaluate the target, go backward, add up the heatmaps."""
 
 import contextlib
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Record = Callable[[int, Tensor], None]
+
+_mutable_lock = threading.RLock()  # torch lets one thread at a time change saved tensors
 
 
 class AttentionWatch(ABC):
@@ -191,7 +194,7 @@ def explain_steps(
                 if run.groups:
                     raise out_of_memory_in_group(last - first) from error
                 chunk_size = (last - first) // 2
-                run.undo(first, last)
+                run.undo()
             else:
                 progress.update(last - first)
                 first = last
@@ -233,14 +236,13 @@ class _Run:
         from_start = self.watch_type.whole_prefix or (first == 0 and self.prompt_at_once)
         begin = 0 if from_start else begin
         prompt_kwargs = sequences.prefill_kwargs if from_start else {}
-        missing = set(self.layers)
-        scale: Tensor
+        missing, heatmaps = set(self.layers), self.heatmaps.chunk(first, last)
 
         def record(layer: int, heatmap: Tensor) -> None:
             missing.discard(layer)
             if channel is None:  # which has gathered all heads
                 heatmap = sum_over_heads(heatmap, head_group(self._modules[layer], head_widths[layer]))
-            self.heatmaps.add(layer, first, scale, heatmap)
+            heatmaps.add(layer, heatmap)
 
         formula = None if channel else HeadFormula(self.config.spatial, self.config.positive_part == "head")
         watch = self.watch_type(self.model, self.layers, formula, record)
@@ -259,27 +261,29 @@ class _Run:
             foils = None if self._foils is None else self._foils[:, steps].to(ids.device)
             targets = evaluate_target(self.config, logits, ids, mask, foils)
             self.heatmaps.set_targets(first, last, targets)
-            scale = targets.scale
             watch.backward(outputs, targets.gradient.to(logits.dtype))
         if missing:
             raise UnsupportedArchitectureError(
                 f"No gradient reaches the attention layers {sorted(missing)} of `{self.model.config.model_type}`: something "
                 "above cannot be differentiated (a quantised layer without a backward pass, say). Load the model without it."
             )
+        self.heatmaps.put(heatmaps, targets.scale)
         if watch.whole_prefix:
             return cache
         detach_cache(outputs.cache)
         return outputs.cache
 
-    def undo(self, first: int, last: int) -> None:
-        """Takes back what a failed attempt at these steps has left."""
-        self.heatmaps.clear(first, last)
+    def undo(self) -> None:
+        """Takes back what a failed attempt has left."""
         if self.channel:
             self.channel.close_chunk()
 
 
-def _mutable(cache: Any, prompt_at_once: bool) -> AbstractContextManager[Any]:
+@contextlib.contextmanager
+def _mutable(cache: Any, prompt_at_once: bool) -> Iterator[None]:
     """Recurrent caches write into tensors that the backward pass still needs, also in a prompt; plain ones never do."""
     if is_plain(cache) or (cache is None and not prompt_at_once):
-        return contextlib.nullcontext()
-    return torch.autograd.graph.allow_mutation_on_saved_tensors()
+        yield
+        return
+    with _mutable_lock, torch.autograd.graph.allow_mutation_on_saved_tensors():
+        yield

@@ -55,23 +55,49 @@ class Heatmaps:
         self.target_scores[:, first:last] = targets.scores.to(self.target_scores)
         self.token_probabilities[:, first:last] = targets.probabilities.to(self.token_probabilities)
 
-    def add(self, layer: int, first: int, scale: Tensor, heatmap_RNT: Tensor) -> None:
-        """Adds a layer's heatmap of the steps from `first` on.
+    def chunk(self, first: int, last: int) -> "ChunkHeatmaps":
+        """A collection of those of the steps `first:last`. Step `n` is predicted at position `P + n - 1`."""
+        return ChunkHeatmaps(slice(first, last), self.prompt_length - 1 + last, self)
 
-        Step `n` is predicted at position `P + n - 1`; the last key is that of the last step's position.
-        """
-        _, steps, keys = heatmap_RNT.shape
-        scaled = heatmap_RNT.detach().to(self.attributions) * scale.to(self.attributions)[..., None]
-        if self.positive_only:
-            scaled = scaled.relu_()
-        end = self.prompt_length - 1 + first + steps
-        where = (slice(first, first + steps), slice(end - keys, end))
-        self.attributions[:, *where] += scaled
-        if self.layer_attributions is not None:
-            self.layer_attributions[:, self.layers.index(layer), *where] += scaled
+    def put(self, chunk: "ChunkHeatmaps", scale: Tensor) -> None:
+        """Fills in what a chunk has collected, times the scale of each step's gradient, `[R, N]`."""
+        scale = scale.to(self.attributions)[..., None]
+        for total in chunk.totals.values():
+            self.attributions[:, chunk.steps, : chunk.end] += scale * total.to(self.attributions)
+        for layer, heatmap in chunk.by_layer.items():
+            where = (slice(None), self.layers.index(layer), chunk.steps, slice(chunk.end - heatmap.shape[-1], chunk.end))
+            self.layer_attributions[where] = scale * heatmap.to(self.attributions)  # type: ignore[index]
 
-    def clear(self, first: int, last: int) -> None:
-        """Takes back what has been added to the steps `first:last`."""
-        self.attributions[:, first:last] = 0
-        if self.layer_attributions is not None:
-            self.layer_attributions[:, :, first:last] = 0
+
+class ChunkHeatmaps:
+    """What the backward pass of a chunk of steps finds, in the unit of the scaled gradient, each on the device of its layer.
+
+    Autograd runs a thread a device, and there each node on the stream on which the caller ran its forward pass. Of other
+    devices the thread does not know the caller's streams: what it copied there would be on their default streams, and
+    nobody would wait for it. So it adds up on its own device, and the caller puts the devices' sums together.
+
+    Attributes:
+        steps: The steps of the chunk.
+        end: The number of positions that its last step sees.
+        totals: By device, the sum of its layers' heatmaps, `[R, N, end]`.
+        by_layer: By layer, its heatmap, `[R, N, T]`, of the last `T` of these positions; empty where not asked for.
+    """
+
+    def __init__(self, steps: slice, end: int, heatmaps: Heatmaps):
+        self.steps, self.end = steps, end
+        self.totals: dict[torch.device, Tensor] = {}
+        self.by_layer: dict[int, Tensor] = {}
+        self._dtype, self._positive_only = heatmaps.attributions.dtype, heatmaps.positive_only
+        self._keeps_layers = heatmaps.layer_attributions is not None
+
+    def add(self, layer: int, heatmap_RNT: Tensor) -> None:
+        """Adds a layer's heatmap; called in the backward pass."""
+        heatmap = heatmap_RNT.detach().to(self._dtype)
+        if self._positive_only:
+            heatmap = heatmap.relu()
+        rows, steps, keys = heatmap.shape
+        if heatmap.device not in self.totals:
+            self.totals[heatmap.device] = heatmap.new_zeros(rows, steps, self.end)
+        self.totals[heatmap.device][..., self.end - keys :] += heatmap
+        if self._keeps_layers:
+            self.by_layer[layer] = heatmap

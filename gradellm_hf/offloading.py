@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .hooks import thread_hook
+from .switches import shared
 
 if TYPE_CHECKING:
     from accelerate.hooks import AlignDevicesHook
@@ -60,7 +61,8 @@ def reload_offloaded_weights(model: nn.Module) -> Iterator[None]:
 
     with ExitStack() as stack:
         for module, hook in offloaded:
-            stack.callback(_set_requires_grad, module, _set_requires_grad(module, {}))
+            for part in module.modules():
+                stack.enter_context(_frozen(part))
             entry = (module, hook)
             before = module.register_forward_pre_hook(thread_hook(lambda *_, entry=entry: running.append(entry)))
             stack.callback(before.remove)
@@ -83,10 +85,15 @@ def _shares_memory(x: Tensor, weight: Tensor) -> bool:
     return weight.device.type != "meta" and x.untyped_storage().data_ptr() == weight.untyped_storage().data_ptr() != 0
 
 
-def _set_requires_grad(module: nn.Module, values: dict[str, bool]) -> dict[str, bool]:
-    """Sets the flag of each of the module's parameters (False where `values` has none); returns what they were."""
-    before = {}
-    for name, parameter in module.named_parameters(recurse=True):
-        before[name] = parameter.requires_grad
-        parameter.requires_grad_(values.get(name, False))
-    return before
+@shared
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """The module's own parameters need no gradient. Accelerate puts others in their place, which take over the flags."""
+    before = {name: parameter.requires_grad for name, parameter in module.named_parameters(recurse=False)}
+    try:
+        for name in before:
+            module.get_parameter(name).requires_grad_(False)
+        yield
+    finally:
+        for name, requires_grad in before.items():
+            module.get_parameter(name).requires_grad_(requires_grad)

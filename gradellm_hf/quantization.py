@@ -1,11 +1,18 @@
 """Quantised models: gradients with respect to activations need weights in a form that has a backward pass."""
 
 import copy
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from functools import wraps
 from typing import Any
 
 from torch import nn
+
+from .switches import shared
+
+_differentiates: ContextVar[bool] = ContextVar("gradellm_differentiates", default=False)
 
 
 def is_quantized(model: nn.Module) -> bool:
@@ -15,26 +22,58 @@ def is_quantized(model: nn.Module) -> bool:
 
 @contextmanager
 def differentiable_weights(model: nn.Module) -> Iterator[None]:
-    """A context in which bitsandbytes' 4-bit layers on a CPU have their ordinary form.
+    """A context in which this thread multiplies with the ordinary form of bitsandbytes' 4-bit weights on a CPU.
 
-    In inference they pack their weights for a kernel without a backward pass. Here they are unpacked by bitsandbytes' own
-    inverse, which rounds their scales once more; afterwards the packed weights are put back, so that generation stays the same.
+    In inference they are packed for a kernel without a backward pass. Here they are unpacked by bitsandbytes' own inverse,
+    which rounds their scales once more. The model keeps the packed ones, with which other threads may generate meanwhile.
     """
-    layers: list[Any] = [module for module in model.modules() if getattr(module, "support_avx512bf16_for_cpu", False)]
-    packed: list[tuple[Any, Any, Any]] = []
-    try:
+    layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
+    if not layers:
+        yield
+        return
+    with ExitStack() as stack:
         for layer in layers:
-            layer.support_avx512bf16_for_cpu = False
-            weight, state = layer.weight, getattr(layer.weight, "quant_state", None)
-            if getattr(state, "packing_format_for_cpu", False):
-                packed.append((weight, weight.data, state))
-                weight.data, weight.quant_state = _unpacked(weight.data, copy.copy(state))
+            stack.enter_context(_not_packed(layer))
+        stack.enter_context(_ordinary_products())
+        stack.callback(_differentiates.reset, _differentiates.set(True))
+        yield
+
+
+@shared
+@contextmanager
+def _not_packed(layer: Any) -> Iterator[None]:
+    """Weights that are not packed yet stay so."""
+    before, layer.support_avx512bf16_for_cpu = layer.support_avx512bf16_for_cpu, False
+    try:
         yield
     finally:
-        for weight, data, state in packed:
-            weight.data, weight.quant_state = data, state
-        for layer in layers:
-            layer.support_avx512bf16_for_cpu = True
+        layer.support_avx512bf16_for_cpu = before
+
+
+@shared
+@contextmanager
+def _ordinary_products() -> Iterator[None]:
+    """Packed weights are unpacked where a thread that differentiates multiplies with them, once for all such threads."""
+    import bitsandbytes
+
+    library: Any = bitsandbytes
+    own, lock = library.matmul_4bit, threading.Lock()
+    unpacked: dict[int, tuple[Any, Any, Any]] = {}  # by the identity of the packed weights' state, which is kept with them
+
+    @wraps(own)
+    def product(x: Any, weight: Any, quant_state: Any, *args: Any, **kwargs: Any) -> Any:
+        if _differentiates.get() and getattr(quant_state, "packing_format_for_cpu", False):
+            with lock:
+                if id(quant_state) not in unpacked:
+                    unpacked[id(quant_state)] = quant_state, *_unpacked(weight.data, copy.copy(quant_state))
+                _, weight, quant_state = unpacked[id(quant_state)]
+        return own(x, weight, quant_state, *args, **kwargs)
+
+    library.matmul_4bit = product
+    try:
+        yield
+    finally:
+        library.matmul_4bit = own
 
 
 def _unpacked(data: Any, state: Any) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from ..arguments import choice, whole_number
 from ..errors import GradELLMError
 from ..metrics.perturbation import PerturbedText
 from ..offloading import reload_offloaded_weights
+from ..switches import shared
 from .gradients import Target, predicted_targets
 from .registry import heatmaps
 
@@ -118,18 +119,28 @@ def _each_step(text: PerturbedText, target: Target, attribute: Callable[..., Ten
 @contextlib.contextmanager
 def _rescaled_activations(model: nn.Module) -> Iterator[None]:
     """Teaches captum, for as long as it runs, activation functions that its table of rules lacks."""
-    from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
     from transformers.activations import ACT2CLS
 
     known = {cls for entry in ACT2CLS.values() if isinstance(cls := entry[0] if isinstance(entry, tuple) else entry, type)}
     known.update(_ACTIVATIONS)
-    added = {type(m) for m in model.modules() if type(m) in known and type(m) not in SUPPORTED_NON_LINEAR}
+    with contextlib.ExitStack() as stack:
+        for cls in {type(m) for m in model.modules() if type(m) in known}:
+            stack.enter_context(_rescaled(cls))
+        yield
+
+
+@shared
+@contextlib.contextmanager
+def _rescaled(activation: type) -> Iterator[None]:
+    from captum.attr._core.deep_lift import SUPPORTED_NON_LINEAR
+
+    lacking = activation not in SUPPORTED_NON_LINEAR
+    SUPPORTED_NON_LINEAR.setdefault(activation, SUPPORTED_NON_LINEAR[nn.ReLU])
     try:
-        SUPPORTED_NON_LINEAR.update(dict.fromkeys(added, SUPPORTED_NON_LINEAR[nn.ReLU]))
         yield
     finally:
-        for cls in added:
-            SUPPORTED_NON_LINEAR.pop(cls, None)
+        if lacking:
+            del SUPPORTED_NON_LINEAR[activation]
 
 
 def _captum(name: str) -> ModuleType:
