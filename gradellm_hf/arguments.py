@@ -81,11 +81,6 @@ def choice(name: str, value: Any, choices: Sequence[str], alternative: str | Non
     return value
 
 
-def is_unicode(text: str) -> bool:
-    """Whether it holds no lone surrogate: half a character, which no encoding and no tokenizer can write."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def string(name: str, value: Any, *, none: str = "") -> Any:
     """Raises InvalidInputError unless it is a text; or None, where `none` says what that means."""
     if not isinstance(value, str) and not (none and value is None):

@@ -46,6 +46,11 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
     return pieces
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it holds no lone surrogate: half a character, which no encoding and no tokenizer can write."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def special_tokens(tokenizer: Any, token_ids: Sequence[int]) -> list[bool]:
     """Which tokens are special: end of text, template markers, placeholders."""
     tokenizer = _unwrap(tokenizer)

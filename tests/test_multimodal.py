@@ -263,3 +263,17 @@ def test_a_model_of_images_explains_text_that_is_given():
     assert_exact(out, "qwen2_vl", text)
     torch.testing.assert_close(given.attributions, out.attributions.float(), rtol=1e-4, atol=1e-4)
     assert not out.image_mask.any()
+
+
+def test_the_id_of_an_image_may_lie_beyond_the_vocabulary():
+    model, prompt = tiny_multimodal("gemma3"), prompt_with_images("gemma3", BATCH)
+    expected = explain_generate(model, **prompt.inputs, **GREEDY)
+    beyond = model.config.text_config.vocab_size + 3
+    model.config.image_token_id = beyond
+    ids = prompt.inputs["input_ids"].masked_fill(prompt.image_mask, beyond)
+    out = explain_generate(model, **{**prompt.inputs, "input_ids": ids}, **GREEDY)
+    assert torch.equal(out.image_mask, expected.image_mask)
+    assert torch.equal(out.sequences[:, -STEPS:], expected.sequences[:, -STEPS:])
+    torch.testing.assert_close(out.attributions, expected.attributions)
+    with pytest.raises(InvalidInputError, match=f"holds the token id {beyond + 1}"):
+        explain_generate(model, **{**prompt.inputs, "input_ids": ids.masked_fill(prompt.image_mask, beyond + 1)}, **GREEDY)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..arguments import is_unicode
 from ..errors import InvalidInputError
+from ..token_text import is_unicode
 
 
 def wrong(message: str) -> argparse.ArgumentError:
