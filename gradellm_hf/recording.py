@@ -36,7 +36,7 @@ class PromptRecording:
     """The arguments of the forward calls that read the prompt; more than one where `generate` prefills in chunks.
 
     Attributes:
-        logits: What the last of those calls predicts at the last prompt position, `[rows, V]`.
+        logits: What these calls, and those after them, predict from the last prompt position on.
         rows: Rows of those calls: batch times beams, or batch times returned sequences.
         padding: 1 for real tokens, `[rows, P]`; None where it is not to be seen in the calls.
         per_position: Arguments with one entry a position, by name, `[..., rows or 1, <= P]`: of the prompt's last positions,
@@ -88,12 +88,6 @@ class PromptRecording:
         self._calls.append(arguments)
         if self.complete:
             check_left_padding(self.padding, self._prompt_length)
-
-    def add_logits(self, output: Any) -> None:
-        logits = getattr(output, "logits", None)
-        read_ahead = self._position - self._prompt_length  # assisted decoding reads its candidates along with the prompt
-        if logits is not None and logits.shape[1] > read_ahead:
-            self.logits = logits[:, -1 - read_ahead].detach().clone()
 
     @property
     def padding(self) -> Tensor | None:

@@ -47,7 +47,7 @@ NOTICED_BY = {
     "prompt": ["bad_input", "explain_sequences", "positions", *_GENERATION],
     "recording": ["bad_input", *_GENERATION, "wrappers"],
     "row_ends": ["row_ends", "as_generated", "positions", "drop_in", "streaming"],
-    "self_check": ["self_check", "as_generated", "unusual_logits", "wrappers", "remote_code"],
+    "self_check": ["self_check", "as_generated", "unusual_logits", "wrappers", "remote_code", "quantized"],
     "sequences": ["explain_sequences", "self_check", "drop_in", "caches", "multimodal", "dtypes", "remote_code"],
     "shards": [*_JOBS, "files"],
     "stepwise": ["self_check", "as_generated", *_ENGINES, "remote_code"],

@@ -28,6 +28,8 @@ class RemoteConfig(PreTrainedConfig):
     #: A factor of the head outputs of `own`, after the weights have been applied.
     gate: float = 1.0
     output_projection: str = "out_proj"
+    #: Whether a call leaves its keys and values for the next one, or each call reads the whole text.
+    keeps_cache: bool = True
 
 
 def eager_attention(
@@ -116,6 +118,8 @@ class RemoteForCausalLM(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
+        if not self.config.keeps_cache:
+            cache, use_cache = None, False
         if use_cache and cache is None:
             cache = DynamicCache()
         seen = cache.get_seq_length() if cache is not None else 0

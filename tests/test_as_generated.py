@@ -11,6 +11,7 @@ from small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_
 from test_self_check import with_chunk_mean, with_previous_value
 from tiny_models import float64_islands
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from gradellm_hf import (
     GradELLMConfig,
@@ -20,6 +21,7 @@ from gradellm_hf import (
     explain_sequences,
     explain_stream,
 )
+from gradellm_hf.written_logits import LogitsRecording, sample
 
 STEPWISE = GradELLMConfig(engine="stepwise")
 STEERED = {"while it decodes": lambda length: length == 1, "in the prompt": lambda length: length > 1}
@@ -207,3 +209,18 @@ def test_suppressed_logits_are_compared_too():
     steer(model, STEERED["while it decodes"])
     with pytest.warns(GradELLMWarning, match="stepwise"):
         explain_generate(model, ids, max_new_tokens=5)
+
+
+def test_logits_that_were_computed_on_another_cache_are_not_those_of_the_generation():
+    recording, draft, own, unknown = LogitsRecording(2), DynamicCache(), DynamicCache(), DynamicCache()
+    rows = torch.arange(2)[:, None]
+    assert recording.written(None, rows, 2, False) is None
+    logits = {cache: torch.randn(2, 1, 50) for cache in (draft, own)}
+    for cache in (draft, own):
+        recording.add(cache, 3, logits[cache])
+    assert torch.equal(recording.written(own, rows, 2, False).samples, sample(logits[own]))
+    assert torch.equal(recording.written(None, rows, 2, False).samples, sample(logits[draft]))  # the first
+    assert recording.written(unknown, rows, 2, False) is None
+    assert recording.written(own, rows, 1, False) is None  # calls of another number of rows
+    recording.add(None, 3, logits[own])
+    assert torch.equal(recording.written(None, rows, 2, False).samples, sample(logits[own]))  # calls without a cache

@@ -105,6 +105,20 @@ def test_weights_created_in_inference_mode(entrance):
         entrance(model)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_ids": [[1, 2]]}, r"got dict\. Unpack what a tokenizer returns: `explain_generate\(model, \*\*inputs\)`\.$"),
+        ([[1, 2]], r"got list\.$"),
+        (random_ids(1, 5)[0], r"got torch.int64 \[5\]\.$"),
+    ],
+    ids=["mapping", "list", "one dimension"],
+)
+def test_a_prompt_that_is_not_a_batch_of_token_ids(llama, inputs, message):
+    with pytest.raises(InvalidInputError, match=rf"Expected the prompt as token ids of shape \[batch, P\], {message}"):
+        explain_generate(llama, inputs, max_new_tokens=2)
+
+
 def test_padding_on_the_right_is_refused_before_anything_is_generated(llama):
     ids, mask = random_ids(2, 6), torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 0]])
     counter = CountCalls()

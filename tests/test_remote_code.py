@@ -101,6 +101,15 @@ def test_text_that_is_given_is_explained_by_a_model_that_counts_cache_positions(
     torch.testing.assert_close(given.layer_attributions, out.layer_attributions, rtol=1e-9, atol=1e-9)
 
 
+def test_a_model_with_the_interface_and_without_a_cache_reads_the_whole_text_at_every_step():
+    model, token_ids = remote_model("get_interface", keeps_cache=False), prompts()
+    with lifted_precision():
+        sequences = model.generate(token_ids, max_new_tokens=STEPS, do_sample=False, pad_token_id=0, use_cache=False)
+        with pytest.warns(GradELLMWarning, match="it keeps no cache of keys and values from call to call"):
+            out = explain_sequences(model, sequences, PROMPT, explain_config=CONFIG)
+    assert_exact(out, remote_model("get_interface", "eager"))
+
+
 def test_a_model_that_takes_cache_positions_is_always_told_them():
     """Not every one finds them out by itself."""
     model, calls = remote_model("get_interface"), []
