@@ -107,21 +107,23 @@ def test_whoever_comes_after_a_failed_change_makes_it():
 
 
 def test_whoever_comes_while_the_change_is_made_waits_for_it():
-    thing, seen = Thing(), []
+    thing, both, entered = Thing(), threading.Barrier(2), []
     thing.is_free.clear()
 
     def work() -> None:
         with changed(thing):
-            seen.append(thing.value)
+            entered.append(thing.value)
+            both.wait(WAIT)
 
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(work) for _ in range(2)]
         threading.Event().wait(0.1)
-        assert seen == []
+        assert entered == []
         thing.is_free.set()
         for future in futures:
             future.result(WAIT)
-    assert seen == [1, 1]
+    assert entered == [1, 1]
+    assert (thing.value, thing.changes) == (0, 1)
 
 
 def test_each_thread_has_the_attention_implementation_that_it_switched_to():
