@@ -15,7 +15,14 @@ from torchao.quantization import (
 )
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, QuantoConfig, TorchAoConfig
 
-from gradellm_hf import GradELLMConfig, GradELLMWarning, UnsupportedArchitectureError, explain_generate, explain_sequences, verify
+from gradellm_hf import (
+    GradELLMConfig,
+    GradELLMWarning,
+    UnsupportedArchitectureError,
+    explain_generate,
+    explain_sequences,
+    verify,
+)
 
 BACKENDS = {
     "bitsandbytes, 4 bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
