@@ -51,6 +51,7 @@ NOTICED_BY = {
     "sequences": ["explain_sequences", "self_check", "drop_in", "caches", "multimodal", "dtypes", "remote_code"],
     "shards": [*_JOBS, "files"],
     "stepwise": ["self_check", "as_generated", *_ENGINES, "remote_code"],
+    "replay": [*_ENGINES, "memory"],
     "targets": ["targets", *_ENGINES],
     "written_logits": ["as_generated", "unusual_logits", *_GENERATION],
 }

@@ -199,8 +199,12 @@ def test_less_free_memory_means_smaller_chunks_and_the_same_result(monkeypatch):
     sizes.clear()
     monkeypatch.setattr(memory, "free_memory", lambda device: 2_000_000)
     out = explain_sequences(model, sequences, 6)
-    assert 1 <= max(sizes) < 34
+    all_layers = max(sizes)
+    assert 1 <= all_layers < 34
     assert_same_heatmaps(out.attributions, expected.attributions)
+    sizes.clear()
+    explain_sequences(model, sequences, 6, explain_config=GradELLMConfig(layers=1))  # nothing is kept of those below
+    assert all_layers < max(sizes)
 
 
 class Terminal(io.StringIO):
