@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutput, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
@@ -117,7 +117,7 @@ class RemoteForCausalLM(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutput | CausalLMOutputWithPast:
         if not self.config.keeps_cache:
             cache, use_cache = None, False
         if use_cache and cache is None:
@@ -139,11 +139,10 @@ class RemoteForCausalLM(PreTrainedModel, GenerationMixin):
         for block in self.blocks:
             hidden_states, weights = block(hidden_states, mask, cache)
             attentions += (weights,)
-        return CausalLMOutputWithPast(
-            logits=self.head(hidden_states),
-            cache=cache if use_cache else None,
-            attentions=attentions if output_attentions else None,
-        )
+        returned = {"logits": self.head(hidden_states), "attentions": attentions if output_attentions else None}
+        if not self.config.keeps_cache:
+            return CausalLMOutput(**returned)
+        return CausalLMOutputWithPast(**returned, cache=cache if use_cache else None)
 
 
 RemoteForCausalLM.register_for_auto_class("AutoModelForCausalLM")  # which is how Transformers knows code of a hub

@@ -99,6 +99,18 @@ def test_a_part_that_is_not_there_is_named_with_the_path_and_how_far_it_was_foun
         dataclasses.replace(adapter, query="query_proj").projections(model.model.layers[0].self_attn)
 
 
+def test_the_generic_adapter_says_what_it_did_not_find():
+    model = tiny_model("llama", dtype=torch.float32)
+    layers = model.model.layers
+    for layer in layers:
+        del layer.self_attn.o_proj
+    with pytest.raises(AttributeError, match=r"no modules named attention with an output projection \(o_proj, .*Register an"):
+        GENERIC.attention_modules(model)
+    model.model.layers = layers[:-1]
+    with pytest.raises(AttributeError, match=rf"LlamaForCausalLM has no list of {len(layers)} decoder layers. Register an"):
+        GENERIC.attention_modules(model)
+
+
 def test_a_wrong_declaration_is_an_unsupported_architecture_that_names_what_was_looked_for(restored_registry):
     model = tiny_model("square_llama", dtype=torch.float32)
     register_adapter(ArchitectureAdapter(model_types=("llama",), key="k_projection"))

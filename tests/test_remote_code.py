@@ -24,6 +24,7 @@ from gradellm_hf import (
 from gradellm_hf.attention import attention_handler
 from model_patches import ArchitectureAdapter, register_adapter
 from model_patches import registry as adapter_registry
+from model_patches.fused import side_by_side
 
 CONFIG = GradELLMConfig(positive_only=False, output_layer_attributions=True)
 WITHOUT_INTERFACE = "does not look up its attention function in Transformers' AttentionInterface"
@@ -101,11 +102,16 @@ def test_text_that_is_given_is_explained_by_a_model_that_counts_cache_positions(
     torch.testing.assert_close(given.layer_attributions, out.layer_attributions, rtol=1e-9, atol=1e-9)
 
 
-def test_a_model_with_the_interface_and_without_a_cache_reads_the_whole_text_at_every_step():
-    model, token_ids = remote_model("get_interface", keeps_cache=False), prompts()
+@pytest.mark.parametrize(
+    ("attention", "reason"), [("get_interface", "it keeps no cache of keys and values"), ("own", WITHOUT_INTERFACE)]
+)
+def test_a_model_without_a_cache_reads_the_whole_text_at_every_step(attention, reason):
+    model, token_ids = remote_model(attention, keeps_cache=False), prompts()
+    parts = {"decoder_layers": "blocks", "attention": "attention", "output_projection": "out_proj"}
+    register_adapter(ArchitectureAdapter(("remote",), **parts, fused="qkv", split_fused=side_by_side))
     with lifted_precision():
         sequences = model.generate(token_ids, max_new_tokens=STEPS, do_sample=False, pad_token_id=0, use_cache=False)
-        with pytest.warns(GradELLMWarning, match="it keeps no cache of keys and values from call to call"):
+        with pytest.warns(GradELLMWarning, match=reason):
             out = explain_sequences(model, sequences, PROMPT, explain_config=CONFIG)
     assert_exact(out, remote_model("get_interface", "eager"))
 
