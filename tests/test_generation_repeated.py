@@ -149,5 +149,5 @@ def test_layers_that_were_replaced_since_the_last_call_are_found():
     "prompt", [[1, 2, 3], torch.tensor([1, 2, 3]), {"input_ids": torch.tensor([[1, 2]])}, "text"], ids=type
 )
 def test_a_prompt_that_is_not_a_batch_of_token_ids_is_refused(prompt):
-    with pytest.raises(InvalidInputError, match=r"Expected the prompt as token ids of shape \[batch, P\], got"):
+    with pytest.raises(InvalidInputError, match=r"Expected the prompt as token ids of shape \[batch, P\].*, got"):
         explain_generate(small_llama(), prompt, max_new_tokens=2)
