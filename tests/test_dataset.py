@@ -1,5 +1,6 @@
 """Many prompts: what goes in, what comes out, what is refused, and what happens to prompts that fail."""
 
+import copy
 import dataclasses
 import functools
 import io
@@ -329,7 +330,7 @@ def test_arguments_that_json_does_not_know_count_by_what_they_hold(value, same, 
 
 
 def test_how_a_tokenizer_was_last_used_does_not_count_and_what_it_knows_does():
-    tokenizer = byte_level_bpe()
+    tokenizer = copy.deepcopy(byte_level_bpe())
     before = tokenizer_fingerprint(tokenizer)
     tokenizer(["Rome", "The capital of Italy"], padding=True, truncation=True, max_length=3)
     assert json.loads(tokenizer.backend_tokenizer.to_str())["truncation"] is not None
