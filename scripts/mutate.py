@@ -32,7 +32,7 @@ _GENERATION = ["caches", "as_generated", "generation_repeated", "row_ends", "dro
 _JOBS = ["dataset", "processes", "bad_input"]
 #: By file of the package: the tests that should notice a break in it, fast ones first.
 NOTICED_BY = {
-    "attention": ["attention", "formula", *_ENGINES],
+    "attention": ["attention", "formula", *_ENGINES, "remote_code", "threads"],
     "batches": _JOBS,
     "caches": _GENERATION,
     "dataset": [*_JOBS, "cli_checks", "cli"],

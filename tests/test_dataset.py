@@ -1,5 +1,6 @@
 """Many prompts: what goes in, what comes out, what is refused, and what happens to prompts that fail."""
 
+import copy
 import dataclasses
 import functools
 import io
@@ -13,14 +14,15 @@ import pytest
 import torch
 from dataset_job import VOCABULARY, contents, texts, tiny_llama, write_job
 from tiny_tokenizers import byte_level_bpe
-from transformers import GPT2Config, GPT2LMHeadModel, LogitsProcessor
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsProcessor
 
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate
 from gradellm_hf.dataset import explain_dataset, load_dataset_explanations, main
 from gradellm_hf.explanation import Explanation
-from gradellm_hf.manifest import weights_fingerprint
+from gradellm_hf.manifest import described, fingerprint, tokenizer_fingerprint, weights_fingerprint
 from gradellm_hf.model import GradELLM
 from gradellm_hf.processes import only_writer
+from gradellm_hf.shards import Result, Shard, write_shard
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 
@@ -69,6 +71,15 @@ def test_what_is_stored_is_what_was_explained_bit_by_bit(llama, tokenizer, tmp_p
     prompt, config = "Rome is the capital", GradELLMConfig(output_layer_attributions=True)
     found = explain_dataset(llama, [prompt], tmp_path / "out", tokenizer=tokenizer, explain_config=config, max_new_tokens=5)
     assert_same_explanation(found[0], GradELLM(llama, tokenizer, config).explain(prompt, max_new_tokens=5))
+
+
+def test_text_that_is_no_unicode_is_stored_as_it_is(llama, tokenizer, tmp_path):
+    explanation = GradELLM(llama, tokenizer).explain("Rome", max_new_tokens=2)
+    first, *others = explanation.tokens
+    half = dataclasses.replace(explanation, tokens=["\ud83d" + first, *others], text="\ud83d" + explanation.text)
+    write_shard(tmp_path / "shard", [Result(0, None, [half])], torch.float32)
+    (found,) = Shard(tmp_path / "shard").explanations(0, explain_config=explanation.explain_config)
+    assert_same_explanation(found, half)
 
 
 def test_explanations_are_read_by_position_and_slice_without_the_model(llama, tokenizer, tmp_path):
@@ -166,15 +177,20 @@ def test_prompts_that_fail_are_recorded_and_the_others_explained(tokenizer, tmp_
     assert load_dataset_explanations(tmp_path / "out").errors == found.errors
 
 
-def test_a_prompt_that_produces_nan_takes_no_other_down(tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    "prompts",
+    [["Rome", "RomeZ", "Italy"], ["Water boils at", "RomeZ", "Z"], ["Z"]],
+    ids=["one of three", "the shortest two", "the only one"],
+)
+def test_a_prompt_that_produces_nan_takes_no_other_down(tokenizer, tmp_path, prompts):
     model = tiny_llama()
     (poison,) = tokenizer("Z", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         model.model.embed_tokens.weight[poison] = torch.nan
-    found = explain_dataset(model, ["Rome", "RomeZ", "Italy"], tmp_path / "out", tokenizer=tokenizer, max_new_tokens=2)
-    assert list(found.errors) == [1]
-    assert found[0].text.startswith("Rome")
-    assert found[2].text.startswith("Italy")
+    found = explain_dataset(model, prompts, tmp_path / "out", tokenizer=tokenizer, max_new_tokens=2)
+    assert list(found.errors) == [i for i, prompt in enumerate(prompts) if not prompt or "Z" in prompt]
+    for explanation, prompt in zip(found, prompts, strict=True):
+        assert not explanation or explanation.text.startswith(prompt)
 
 
 class OutOfMemory(torch.nn.Module):
@@ -292,6 +308,35 @@ def test_arguments_that_are_objects_count_by_their_settings(llama, tokenizer, tm
     explain_dataset(llama, logits_processor=[Banned(3)], **job)
     with pytest.raises(InvalidInputError, match=r"generate_kwargs\.logits_processor"):
         explain_dataset(llama, logits_processor=[Banned(4)], **job)
+
+
+@pytest.mark.parametrize(
+    ("value", "same", "another"),
+    [
+        ({"b", "a", 1}, {1, "a", "b"}, {1, "a", "c"}),
+        (torch.tensor([1, 2]), [1, 2], torch.tensor([1, 3])),
+        (
+            GenerationConfig(eos_token_id=[1, 2], transformers_version="5.0"),
+            GenerationConfig(eos_token_id=[1, 2], transformers_version="5.1"),
+            GenerationConfig(eos_token_id=[1, 3], transformers_version="5.0"),
+        ),
+    ],
+    ids=["set", "tensor", "generation config"],
+)
+def test_arguments_that_json_does_not_know_count_by_what_they_hold(value, same, another):
+    for wrap in (lambda x: x, lambda x: {"a": [x], 1: x}):
+        assert fingerprint(described(wrap(value))) == fingerprint(described(wrap(same)))
+        assert fingerprint(described(wrap(value))) != fingerprint(described(wrap(another)))
+
+
+def test_how_a_tokenizer_was_last_used_does_not_count_and_what_it_knows_does():
+    tokenizer = copy.deepcopy(byte_level_bpe())
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer(["Rome", "The capital of Italy"], padding=True, truncation=True, max_length=3)
+    assert json.loads(tokenizer.backend_tokenizer.to_str())["truncation"] is not None
+    assert tokenizer_fingerprint(tokenizer) == before
+    tokenizer.add_tokens(["Rome"])
+    assert tokenizer_fingerprint(tokenizer) != before
 
 
 def test_weights_count_wherever_accelerate_keeps_them(llama):

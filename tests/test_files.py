@@ -77,6 +77,17 @@ def test_on_a_full_disk_the_old_file_stays_and_nothing_else(writer, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_file_that_cannot_even_be_opened_says_why(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as error:
+            write_atomically(tmp_path / "file", b"content")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert error.value.filename == str(tmp_path / "file")
+
+
 def test_four_threads_save_one_path_and_every_reader_sees_a_whole_file(tmp_path):
     path, wrong, done = tmp_path / "file", [], threading.Event()
     versions = [explanation(seed) for seed in range(4)]

@@ -170,6 +170,8 @@ def test_what_was_decided_about_other_rows_is_not_taken() -> None:
     asked(ends, ids[:, :4], [True, False])
     asked(ends, ids, [False, False])
     assert ends.step_mask(ids).tolist() == [[True, False], [True, True]]
+    assert ends.step_mask(ids[:, :4]).tolist() == [[True], [True]]  # written so far
+    assert ends.step_mask(torch.cat([ids, ids[:, :1]], dim=1)).tolist() == [[True, False, False], [True, True, True]]
     assert ends.step_mask(ids.flip(0)) is None
     assert ends.step_mask(ids[:1]) is None
     asked(ends, torch.cat([ids.flip(0), ids[:, :1]], dim=1), [False, False])  # the rows have changed their places
