@@ -115,7 +115,10 @@ def test_weights_created_in_inference_mode(entrance):
     ids=["mapping", "list", "one dimension"],
 )
 def test_a_prompt_that_is_not_a_batch_of_token_ids(llama, inputs, message):
-    with pytest.raises(InvalidInputError, match=rf"Expected the prompt as token ids of shape \[batch, P\] \(torch.int64 or torch.int32\), {message}"):
+    with pytest.raises(
+        InvalidInputError,
+        match=rf"Expected the prompt as token ids of shape \[batch, P\] \(torch.int64 or torch.int32\), {message}",
+    ):
         explain_generate(llama, inputs, max_new_tokens=2)
 
 
