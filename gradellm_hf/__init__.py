@@ -7,13 +7,13 @@ if TYPE_CHECKING:
     from model_patches import ArchitectureAdapter, register_adapter
 
     from .configuration import GradELLMConfig
-    from .dataset import explain_dataset
-    from .dataset_explanations import load_dataset_explanations
+    from .dataset.job import explain_dataset
+    from .dataset.explanations import load_dataset_explanations
     from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError
-    from .explanation import Explanation
+    from .results.explanation import Explanation
     from .generation import explain_generate, explain_sequences
     from .model import GradELLM
-    from .outputs import ExplainGenerateOutput
+    from .results.output import ExplainGenerateOutput
     from .pipeline import ExplainedTextGenerationPipeline, register_pipeline
     from .streaming import ExplainedStep, explain_stream
     from .verification import verify
@@ -46,13 +46,12 @@ __all__ = [
 _MODULES = {
     "model_patches": ("ArchitectureAdapter", "register_adapter"),
     ".configuration": ("GradELLMConfig",),
-    ".dataset": ("explain_dataset",),
-    ".dataset_explanations": ("load_dataset_explanations",),
+    ".dataset": ("explain_dataset", "load_dataset_explanations"),
     ".errors": ("GradELLMError", "GradELLMWarning", "InvalidInputError", "UnsupportedArchitectureError"),
-    ".explanation": ("Explanation",),
+    ".results.explanation": ("Explanation",),
     ".generation": ("explain_generate", "explain_sequences"),
     ".model": ("GradELLM",),
-    ".outputs": ("ExplainGenerateOutput",),
+    ".results.output": ("ExplainGenerateOutput",),
     ".pipeline": ("ExplainedTextGenerationPipeline", "register_pipeline"),
     ".streaming": ("ExplainedStep", "explain_stream"),
     ".verification": ("verify",),

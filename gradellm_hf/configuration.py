@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from .arguments import choice, is_index, is_list, numbers, true_or_false, whole_number
+from .checks.arguments import choice, is_index, is_list, numbers, true_or_false, whole_number
 from .errors import InvalidInputError
-from .schema import TokenId, check, known_fields, parse_json
+from .checks.schema import TokenId, check, known_fields, parse_json
 
 Spatial = Literal["attention", "loosened"]
 Channel = Literal["heads", "attention_output"]

@@ -23,7 +23,7 @@ _MAX_NEW_TOKENS = 40
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The demo by itself, as `gradellm demo`."""
-    from .cli import main as command_line
+    from .cli.command_line import main as command_line
 
     return command_line(["demo", *(sys.argv[1:] if arguments is None else arguments)])
 

@@ -7,20 +7,20 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from .architecture import attention_layers, explainable, explained_layers, not_finite, placeholder_mask, unwrap
-from .caches import is_plain, prompt_cache
+from .architecture.support import attention_layers, explainable, explained_layers, not_finite, placeholder_mask, unwrap
+from .architecture.caches import is_plain, prompt_cache
 from .configuration import GradELLMConfig, checked_config
 from .errors import GradELLMWarning
-from .heatmaps import Heatmaps
-from .outputs import ExplainGenerateOutput
-from .prompt import GenerateCall, given_sequences
-from .recording import record_prompt
-from .replay import replay
-from .self_check import why_not_replay
-from .sequences import ExplainedSequences
-from .stepwise import stepwise_as_written
-from .tensor_parallel import check_same_text
-from .written_logits import LogitsDifferError
+from .engines.heatmap_sums import Heatmaps
+from .results.output import ExplainGenerateOutput
+from .sequences.generate_call import GenerateCall, given_sequences
+from .sequences.recording import record_prompt
+from .engines.replay import replay
+from .engines.self_check import why_not_replay
+from .sequences.explained import ExplainedSequences
+from .engines.stepwise import stepwise_as_written
+from .architecture.tensor_parallel import check_same_text
+from .sequences.written_logits import LogitsDifferError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

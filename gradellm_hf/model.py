@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from .architecture import input_device, placeholder_mask, unwrap, vocabulary_size
-from .arguments import is_list
-from .chats import Chat, check_chat, is_chat
+from .architecture.support import input_device, placeholder_mask, unwrap, vocabulary_size
+from .checks.arguments import is_list
+from .text.chats import Chat, check_chat, is_chat
 from .configuration import GradELLMConfig, checked_config
 from .errors import InvalidInputError
 from .generation import explain_generate, explain_sequences
-from .outputs import ExplainGenerateOutput
-from .token_text import is_unicode, token_texts
+from .results.output import ExplainGenerateOutput
+from .text.token_text import is_unicode, token_texts
 
 _FILE_OPTIONS = (  # of `from_pretrained`, which the tokenizer needs too
     "cache_dir",

@@ -9,12 +9,12 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import ModelOutput
 from transformers.utils.chat_template_utils import Chat
 
-from .architecture import unwrap
-from .chats import check_chat
+from .architecture.support import unwrap
+from .text.chats import check_chat
 from .configuration import GradELLMConfig
 from .generation import explain_generate
-from .outputs import ExplainGenerateOutput
-from .prompt import GenerateCall
+from .results.output import ExplainGenerateOutput
+from .sequences.generate_call import GenerateCall
 
 TASK = "explained-text-generation"
 

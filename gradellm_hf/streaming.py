@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from .architecture import explainable, explained_layers, input_device, keeps_cache, not_finite, unwrap
-from .caches import prompt_cache
+from .architecture.support import explainable, explained_layers, input_device, keeps_cache, not_finite, unwrap
+from .architecture.caches import prompt_cache
 from .configuration import GradELLMConfig, checked_config
 from .errors import InvalidInputError
-from .hooks import thread_hook
-from .prompt import GenerateCall
-from .recording import PromptRecording, record_prompt
-from .stepwise import stepwise, stepwise_as_written
-from .tensor_parallel import check_same_text
+from .architecture.hooks import thread_hook
+from .sequences.generate_call import GenerateCall
+from .sequences.recording import PromptRecording, record_prompt
+from .engines.stepwise import stepwise, stepwise_as_written
+from .architecture.tensor_parallel import check_same_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

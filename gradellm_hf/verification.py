@@ -4,24 +4,16 @@ from typing import Any
 
 import torch
 
-from .architecture import (
-    calls_attention_interface,
-    explainable,
-    explained_layers,
-    input_device,
-    not_finite,
-    unwrap,
-    vocabulary_size,
-)
-from .arguments import whole_number
-from .caches import fork_cache
+from .architecture.support import calls_attention_interface, explainable, explained_layers, input_device, not_finite, unwrap, vocabulary_size
+from .checks.arguments import whole_number
+from .architecture.caches import fork_cache
 from .configuration import GradELLMConfig
 from .errors import UnsupportedArchitectureError
-from .positions import PositionRoom
-from .replay import replay
-from .sequences import ExplainedSequences
-from .stepwise import stepwise
-from .tolerances import relative_difference
+from .architecture.positions import PositionRoom
+from .engines.replay import replay
+from .sequences.explained import ExplainedSequences
+from .engines.stepwise import stepwise
+from .architecture.tolerances import relative_difference
 
 
 def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int = 0) -> float:

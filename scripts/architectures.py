@@ -11,7 +11,7 @@ from pathlib import Path
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from gradellm_hf.files import write_atomically
+from gradellm_hf.checks.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))

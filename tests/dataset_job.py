@@ -13,7 +13,7 @@ import torch
 from small_llama import small_llama
 from tiny_tokenizers import byte_level_bpe
 
-from gradellm_hf.dataset import main
+from gradellm_hf.dataset.job import main
 
 VOCABULARY = 400  # more than the tokenizer has
 WORDS = ("Rome", "Italy", "Paris", "capital", "the", "of", "is", "France")

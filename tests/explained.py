@@ -2,7 +2,7 @@
 
 import torch
 
-from gradellm_hf.explanation import Explanation
+from gradellm_hf.results.explanation import Explanation
 
 HOSTILE = [
     "</script><script>alert(1)</script>",

@@ -25,7 +25,7 @@ from gradellm_hf import (
     explain_stream,
     verify,
 )
-from gradellm_hf.memory import release_memory
+from gradellm_hf.engines.memory import release_memory
 from gradellm_hf.methods import get_method
 from gradellm_hf.metrics import deletion, rank_correlation, soft_ns
 from gradellm_hf.pipeline import ExplainedTextGenerationPipeline
@@ -284,7 +284,7 @@ def test_a_device_that_runs_out_of_memory_explains_in_smaller_chunks(model, whol
     explain()
     DEVICES.set_capacity(0, before + (DEVICES.peak(0) - before) * 3 // 4)
     try:
-        with patch("gradellm_hf.engine.release_memory", wraps=release_memory) as halved:
+        with patch("gradellm_hf.engines.loop.release_memory", wraps=release_memory) as halved:
             assert_same(explain(), expected)
         assert halved.called
     finally:

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from gradellm_hf.explanation import Explanation
+from gradellm_hf.results.explanation import Explanation
 
 
 def made_up(tokens: list[str], prompt_length: int, *, num_layers: int = 3, seed: int = 0, **fields: Any) -> Explanation:

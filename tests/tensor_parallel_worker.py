@@ -28,8 +28,8 @@ from gradellm_hf import (
     explain_stream,
     verify,
 )
-from gradellm_hf.heatmaps import Heatmaps
-from gradellm_hf.identity import findings
+from gradellm_hf.engines.heatmap_sums import Heatmaps
+from gradellm_hf.architecture.support.identity import findings
 
 CONFIGS = {
     "replay": GradELLMConfig(output_layer_attributions=True),
@@ -63,11 +63,11 @@ def explain_all(model, prompts):
 def explain_in_processes_that_differ(model, ids, rank):
     """One process has less memory than the other, and one finds that replaying is not exact."""
     tensors = {}
-    with mock.patch("gradellm_hf.replay.chunk_size", return_value=1 + rank):
+    with mock.patch("gradellm_hf.engines.replay.chunk_size", return_value=1 + rank):
         tensors["differ.memory"] = explain_sequences(model, ids, 4).attributions
     with (
         mock.patch.object(findings(model), "verdicts", {}),
-        mock.patch("gradellm_hf.self_check._check", return_value="of something" if rank else None),
+        mock.patch("gradellm_hf.engines.self_check._check", return_value="of something" if rank else None),
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always")
@@ -95,7 +95,7 @@ def explain_with_split_weights(path, ids, rank):
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
     tensors["fsdp"] = explain_sequences(split_weights(path, mesh=mesh), ids, 4).attributions
     model = split_weights(path)
-    with mock.patch("gradellm_hf.replay.chunk_size", return_value=1 + rank):
+    with mock.patch("gradellm_hf.engines.replay.chunk_size", return_value=1 + rank):
         tensors["fsdp.row"] = explain_sequences(model, ids[rank : rank + 1], 4).attributions
     model = load(path, fsdp_size=2)
     tensors["fsdp.generated"] = explain_generate(model, ids[:1], max_new_tokens=5, do_sample=False).attributions

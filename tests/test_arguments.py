@@ -24,7 +24,7 @@ from gradellm_hf import (
     verify,
 )
 from gradellm_hf.evaluation import Settings, evaluate, merge, summarise
-from gradellm_hf.explanation import Explanation
+from gradellm_hf.results.explanation import Explanation
 from gradellm_hf.methods import get_method, integrated_gradients, lime, method_names, occlusion, register_method
 from gradellm_hf.metrics import (
     auc,

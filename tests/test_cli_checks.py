@@ -12,9 +12,9 @@ import pytest
 from evaluated import model_and_tokenizer
 from explained import explanation_of
 
-from gradellm_hf.cli import main
-from gradellm_hf.commands.results import print_errors
-from gradellm_hf.explanation import Explanation
+from gradellm_hf.cli.command_line import main
+from gradellm_hf.cli.result_options import print_errors
+from gradellm_hf.results.explanation import Explanation
 
 WORK = "the folder of the test"  # in the arguments below
 MODEL = f"{WORK}/model"

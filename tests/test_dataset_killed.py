@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dataset_job import contents, texts, write_job
 
-from gradellm_hf.dataset import load_dataset_explanations, main
+from gradellm_hf.dataset.job import load_dataset_explanations, main
 
 TESTS = Path(__file__).parent
 PROMPTS, KILLS = 70, 10

@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
 
 from gradellm_hf import ExplainGenerateOutput, GradELLMError, demo_model
-from gradellm_hf.cli import main
+from gradellm_hf.cli.command_line import main
 from gradellm_hf.demo_model import load_smollm2, smollm2_folder
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import model_patches.registry
-from gradellm_hf import cli
+from gradellm_hf.cli import command_line as cli
 from gradellm_hf.demo_model import smollm2_folder
 
 ROOT = Path(__file__).parents[1]

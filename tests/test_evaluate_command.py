@@ -10,7 +10,7 @@ import pytest
 import torch
 from evaluated import PROMPTS, model_and_tokenizer
 
-from gradellm_hf.cli import main
+from gradellm_hf.cli.command_line import main
 from gradellm_hf.evaluation import METRICS, load_evaluation
 
 

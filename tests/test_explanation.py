@@ -12,7 +12,7 @@ from small_llama import assert_same_heatmaps, padded_prompts, small_llama
 from tiny_tokenizers import byte_level_bpe
 
 from gradellm_hf import ExplainGenerateOutput, GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
-from gradellm_hf.explanation import Explanation
+from gradellm_hf.results.explanation import Explanation
 
 TENSORS = ("attributions", "token_probabilities", "target_scores", "layer_attributions")
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from readable import made_up
 
-from gradellm_hf import files
-from gradellm_hf.explanation import Explanation
-from gradellm_hf.files import remove_partial_files, write_atomically
-from gradellm_hf.interchange import save_inseq, save_parquet
-from gradellm_hf.manifest import write_manifest
-from gradellm_hf.outputs import ExplainGenerateOutput
-from gradellm_hf.shards import Result, write_shard
+from gradellm_hf.checks import files
+from gradellm_hf.results.explanation import Explanation
+from gradellm_hf.checks.files import remove_partial_files, write_atomically
+from gradellm_hf.interchange.inseq.inseq import save_inseq, save_parquet
+from gradellm_hf.jobs.manifest import write_manifest
+from gradellm_hf.results.output import ExplainGenerateOutput
+from gradellm_hf.dataset.shards import Result, write_shard
 from gradellm_hf.visualization.plot import write_figure
 
 TOKENS = [f" word{i}" for i in range(40)]
@@ -128,7 +128,7 @@ def test_processes_write_one_path_and_every_reader_sees_a_whole_file(tmp_path):
     script = f"""if True:
         import os, sys
         from pathlib import Path
-        from gradellm_hf.files import write_atomically
+        from gradellm_hf.checks.files import write_atomically
         path, contents = Path({str(tmp_path / "file")!r}), [letter * 300_000 for letter in (b"a", b"b", b"c")]
         write_atomically(path, contents[0])
         children = []

@@ -2,7 +2,7 @@
 
 import torch
 
-from gradellm_hf.heatmaps import Heatmaps
+from gradellm_hf.engines.heatmap_sums import Heatmaps
 
 
 def heatmaps(prompt_length: int, steps: int, positive_only: bool) -> Heatmaps:

@@ -11,8 +11,8 @@ from small_llama import random_ids, small_llama
 from transformers import BloomConfig, BloomForCausalLM
 
 from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences, explain_stream, verify
-from gradellm_hf import replay as replay_engine
-from gradellm_hf.attention import PositionLocalAttention
+from gradellm_hf.engines import replay as replay_engine
+from gradellm_hf.engines.position_local import PositionLocalAttention
 
 IDS = random_ids(2, 7)
 

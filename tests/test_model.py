@@ -9,7 +9,7 @@ from small_llama import assert_same_heatmaps, padded_prompts, small_llama
 from tiny_tokenizers import KINDS, byte_fallback_bpe, byte_level_bpe
 
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
-from gradellm_hf.explanation import Explanation
+from gradellm_hf.results.explanation import Explanation
 from gradellm_hf.model import GradELLM
 
 CHAT = [{"role": "user", "content": "What is the capital of Italy?"}]

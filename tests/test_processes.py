@@ -6,12 +6,12 @@ import sys
 import pytest
 
 from gradellm_hf import InvalidInputError
-from gradellm_hf.processes import only_writer
+from gradellm_hf.jobs.processes import only_writer
 
 HOLD = """
 import sys
 from pathlib import Path
-from gradellm_hf.processes import only_writer
+from gradellm_hf.jobs.processes import only_writer
 with only_writer(Path(sys.argv[1])):
     print("writing", flush=True)
     sys.stdin.read()

@@ -21,7 +21,7 @@ from gradellm_hf import (
     explain_sequences,
     verify,
 )
-from gradellm_hf.attention import attention_handler
+from gradellm_hf.engines.position_local import attention_handler
 from model_patches import ArchitectureAdapter, register_adapter
 from model_patches import registry as adapter_registry
 from model_patches.fused import side_by_side

@@ -10,7 +10,7 @@ from small_llama import assert_same_heatmaps, random_ids, small_llama
 from torch import Tensor, nn
 
 from gradellm_hf import GradELLMConfig, GradELLMWarning, InvalidInputError, explain_generate, explain_sequences, verify
-from gradellm_hf.attention import PositionLocalAttention
+from gradellm_hf.engines.position_local import PositionLocalAttention
 
 STEPWISE = GradELLMConfig(engine="stepwise")
 

@@ -8,7 +8,7 @@ from tiny_models import random_text, tiny_model
 from torch import Tensor
 
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences, explain_stream
-from gradellm_hf.targets import contrast_ids, evaluate_target
+from gradellm_hf.engines.targets import contrast_ids, evaluate_target
 
 R, N, V = 2, 3, 11
 

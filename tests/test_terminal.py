@@ -4,7 +4,7 @@ import torch
 from explained import HOSTILE, explanation_of
 from rich.cells import cell_len
 
-from gradellm_hf.explanation import Explanation
+from gradellm_hf.results.explanation import Explanation
 
 
 def scored(tokens, prompt_length, scores, special=None):

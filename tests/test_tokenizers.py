@@ -10,8 +10,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from gradellm_hf.demo_model import smollm2_folder
-from gradellm_hf.explanation import Explanation
-from gradellm_hf.token_text import special_tokens, token_texts
+from gradellm_hf.results.explanation import Explanation
+from gradellm_hf.text.token_text import special_tokens, token_texts
 
 
 @functools.cache

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import metrics
-from ..arguments import choice, shares, true_or_false, whole_number
+from ..checks.arguments import choice, shares, true_or_false, whole_number
 from ..errors import InvalidInputError
 from ..metrics.calibration import Calibration
 from ..metrics.perturbation import Level, Removal, masked_mean

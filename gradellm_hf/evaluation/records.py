@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
 from ..errors import InvalidInputError
-from ..files import reading, sealed, unsealed
-from ..schema import Natural, check, parse_json
+from ..checks.files import reading, sealed, unsealed
+from ..checks.schema import Natural, check, parse_json
 
 Value = float | None | list[float | None]
 _PATTERN = "records-*.jsonl"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
-from ..files import reading
-from ..manifest import MANIFEST, Manifest, read_manifest
-from ..schema import check, known_fields
+from ..checks.files import reading
+from ..jobs.manifest import MANIFEST, Manifest, read_manifest
+from ..checks.schema import check, known_fields
 from .measures import METRICS, Settings
 from .records import read_records
 

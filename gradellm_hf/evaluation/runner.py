@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..architecture import unwrap
-from ..arguments import whole_number
+from ..architecture.support import unwrap
+from ..checks.arguments import whole_number
 from ..errors import InvalidInputError, may_pass
-from ..files import remove_partial_files
-from ..manifest import check_same_job, describe_job, fingerprint, read_manifest, write_manifest
-from ..memory import is_out_of_memory, release_memory
+from ..checks.files import remove_partial_files
+from ..jobs.manifest import check_same_job, describe_job, fingerprint, read_manifest, write_manifest
+from ..engines.memory import is_out_of_memory, release_memory
 from ..methods import Method, get_method, method_names
 from ..methods.registry import check_method
 from ..model import GradELLM, text_tokenizer
-from ..processes import only_writer, processes
-from ..prompts_input import Prompt, PromptReader
-from ..schema import check
+from ..jobs.processes import only_writer, processes
+from ..jobs.prompts import Prompt, PromptReader
+from ..checks.schema import check
 from .measures import METRICS, Settings
 from .records import append_record, drop_partial_records, read_records
 from .results import FORMAT, Evaluation, load_evaluation

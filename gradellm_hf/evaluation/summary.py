@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import string
+from ..checks.arguments import string
 from ..errors import InvalidInputError
 from ..metrics.bootstrap import bootstrap, checked_confidence
 from ..metrics.pi_soft import normalised_area

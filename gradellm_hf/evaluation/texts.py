@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..architecture import input_device
-from ..arguments import is_index, is_list
+from ..architecture.support import input_device
+from ..checks.arguments import is_index, is_list
 from ..errors import InvalidInputError
 from ..metrics.agreement import token_labels
 from ..model import GradELLM, encode_prompt, encode_target, text_tokenizer
-from ..prompts_input import Prompt
-from ..token_text import special_tokens, token_texts
+from ..jobs.prompts import Prompt
+from ..text.token_text import special_tokens, token_texts
 
 FIELDS = ("task", "target", "rationale")  # that a record may have beside its prompt and `id`
 

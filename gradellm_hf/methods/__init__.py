@@ -4,12 +4,12 @@ from functools import partial
 
 from ..configuration import GradELLMConfig
 from .attention import attention_last, attention_mean, attention_rollout
+from .baseline import random
 from .grad_ellm import grad_ellm
 from .gradients import input_x_gradient, saliency
 from .inseq_adapter import inseq_method
 from .lxt_adapter import attn_lrp
 from .path_methods import deep_lift, integrated_gradients
-from .random import random
 from .registry import Method, get_method, method_names, register_method
 from .removal import lime, occlusion
 

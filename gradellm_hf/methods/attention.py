@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..architecture import attention_implementation, explainable, forward_parameters
+from ..architecture.support import attention_implementation, explainable, forward_parameters
 from ..errors import UnsupportedArchitectureError
 from ..metrics.perturbation import PerturbedText
 from .registry import heatmaps

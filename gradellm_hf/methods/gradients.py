@@ -6,10 +6,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..architecture import explainable
-from ..arguments import choice
+from ..architecture.support import explainable
+from ..checks.arguments import choice
 from ..metrics.perturbation import PerturbedText
-from ..offloading import reload_offloaded_weights
+from ..architecture.offloading import reload_offloaded_weights
 from .registry import heatmaps
 
 Target = Literal["logit", "log_probability", "probability"]

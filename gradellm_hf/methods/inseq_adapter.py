@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..architecture import attention_implementation, vocabulary_size
+from ..architecture.support import attention_implementation, vocabulary_size
 from ..errors import GradELLMError, InvalidInputError
 from ..metrics.perturbation import PerturbedText
 from .registry import Method, heatmaps

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..architecture import input_device
+from ..architecture.support import input_device
 from ..errors import GradELLMError, UnsupportedArchitectureError
 from ..metrics.perturbation import PerturbedText
-from ..quantization import is_quantized
-from ..tolerances import logits_difference
+from ..architecture.quantization import is_quantized
+from ..architecture.tolerances import logits_difference
 from .registry import Method, heatmaps
 
 INTERPRETER = "GRADELLM_LXT_PYTHON"  # the environment variable that names it

@@ -9,12 +9,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from ..architecture import explainable
-from ..arguments import choice, whole_number
+from ..architecture.support import explainable
+from ..checks.arguments import choice, whole_number
 from ..errors import GradELLMError
 from ..metrics.perturbation import PerturbedText
-from ..offloading import reload_offloaded_weights
-from ..switches import shared
+from ..architecture.offloading import reload_offloaded_weights
+from ..architecture.switches import shared
 from .gradients import Target, predicted_targets
 from .registry import heatmaps
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..arguments import string
+from ..checks.arguments import string
 from ..errors import InvalidInputError
 from ..metrics.perturbation import PerturbedText
 

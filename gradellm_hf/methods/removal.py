@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..arguments import choice, real_number, whole_number
+from ..checks.arguments import choice, real_number, whole_number
 from ..metrics.perturbation import PerturbedText, Window, hellinger
 from ..metrics.soft import checked_generator
 from .gradients import predicted_targets

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import binary_mask, is_index, is_list
+from ..checks.arguments import binary_mask, is_index, is_list
 from ..errors import InvalidInputError
-from ..schema import check
+from ..checks.schema import check
 from .perturbation import Level, PerturbedText, Window
 from .ranks import average_ranks, check_no_nan, spearman
 

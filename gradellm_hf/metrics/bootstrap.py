@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..arguments import real_number, tensor, whole_number
+from ..checks.arguments import real_number, tensor, whole_number
 from ..errors import InvalidInputError
 from .soft import checked_generator
 

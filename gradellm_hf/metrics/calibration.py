@@ -6,7 +6,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..arguments import binary_mask, choice, real_number, tensor
+from ..checks.arguments import binary_mask, choice, real_number, tensor
 from ..errors import InvalidInputError
 from .ranks import average_ranks
 

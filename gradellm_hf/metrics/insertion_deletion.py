@@ -5,7 +5,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from ..arguments import choice, whole_number
+from ..checks.arguments import choice, whole_number
 from .perturbation import Level, PerturbedText, Removal, Window
 from .soft import checked_generator
 

@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..architecture import check_model, forward_parameters, input_device, not_finite, unwrap
-from ..arguments import binary_mask, choice, whole_number
+from ..architecture.support import check_model, forward_parameters, input_device, not_finite, unwrap
+from ..checks.arguments import binary_mask, choice, whole_number
 from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
-from ..prompt import given_sequences
+from ..sequences.generate_call import given_sequences
 
 Level = Literal["step", "sequence"]
 Removal = Literal["zero", "mask", "drop"]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import is_list, real_number, shares, tensor, whole_number
+from ..checks.arguments import is_list, real_number, shares, tensor, whole_number
 from ..errors import InvalidInputError
 from .calibration import Calibration, calibrate
 from .perturbation import Level, PerturbedText, Window

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..arguments import binary_mask, tensor
+from ..checks.arguments import binary_mask, tensor
 from ..errors import InvalidInputError
 
 

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..arguments import choice, whole_number
+from ..checks.arguments import choice, whole_number
 from ..errors import InvalidInputError
 from .calibration import minmax
 from .perturbation import Level, PerturbedText, Window

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..arguments import string
+from ..checks.arguments import string
 
 if TYPE_CHECKING:
-    from ..explanation import Explanation, Level
+    from ..results.explanation import Explanation, Level
 
 _LEVELS: tuple["Level", ...] = ("token", "word", "sentence")
 _FINE, _COARSE = 127, 7  # steps of quantised scores: of the heatmap, and of each layer's

@@ -6,15 +6,15 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import string, whole_number
+from ..checks.arguments import string, whole_number
 from ..errors import GradELLMError, InvalidInputError
-from ..files import write_atomically
+from ..checks.files import write_atomically
 from .terminal import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..explanation import Explanation
+    from ..results.explanation import Explanation
 
 _LARGEST = 16.0  # inches, either way
 _LABEL_ROOM = 0.17  # inches that a tick label needs

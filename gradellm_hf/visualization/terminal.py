@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING
 
-from ..arguments import whole_number
+from ..checks.arguments import whole_number
 
 if TYPE_CHECKING:
-    from ..explanation import Explanation
+    from ..results.explanation import Explanation
 
 # Backgrounds of one hue from faint to strong (xterm's 256 colours), each with a foreground that stands out against it.
 _SHADES = ((16, 195), (16, 153), (16, 117), (16, 75), (231, 25), (231, 18))

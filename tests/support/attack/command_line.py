@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from explained import explanation_of
 
-from gradellm_hf.cli import main
+from gradellm_hf.cli.command_line import main
 
 from .outcomes import Attack, Judge, Outcome, Verdict
 from .world import World

@@ -1,0 +1,165 @@
+"""What is known of a call before a model is loaded: its numbers, its prompts, and the files and folders that it will write."""
+
+import argparse
+import math
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import InvalidInputError
+from ..text.token_text import is_unicode
+
+
+def wrong(message: str) -> argparse.ArgumentError:
+    """The error of options that do not go together."""
+    return argparse.ArgumentError(None, message)
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """For `type=` of an option: an int of at least so much."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = smallest - 1
+        if value < smallest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least {smallest}")
+        return value
+
+    return number
+
+
+def between(low: float, high: float = math.inf, *, inclusive: bool = False) -> Callable[[str], float]:
+    """For `type=` of an option: a finite number above `low` and below `high`; `inclusive` allows both."""
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not (low <= value <= high if inclusive else low < value < high):
+            limits = f"from {low} to {high}" if inclusive else f"above {low} and below {high}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {limits}")
+        return value
+
+    return number
+
+
+def seed(text: str) -> int:
+    """For `type=` of an option: what every library takes as a seed of random numbers."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 2^32 - 1")
+    return value
+
+
+def check_files(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
+    """Raises InvalidInputError where a file could not be written, or writing it would destroy another one of the call.
+
+    Args:
+        outputs, inputs: Files by the options that name them.
+    """
+    names: dict[Any, str] = {}
+    for option, path in inputs.items():
+        if path is not None:
+            names |= dict.fromkeys(_identities(path), option)
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        _check_file(option, path)
+        for identity in _identities(path):
+            if identity in names:
+                raise InvalidInputError(f"{names[identity]} and {option} are the same file, {str(path)!r}. Name another one.")
+        names |= dict.fromkeys(_identities(path), option)
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """Raises InvalidInputError where a folder is not there and cannot be made, or nothing can be written to it."""
+    there = Path(os.path.realpath(folder))
+    while not os.path.lexists(there):
+        there = there.parent
+    if not there.is_dir():
+        raise InvalidInputError(f"{option} {str(folder)!r}: {str(there)!r} is not a folder. Name another one.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InvalidInputError(f"{option} {str(folder)!r}: there is no permission to write to {str(there)!r}.")
+
+
+def check_picture(option: str, path: Path | None) -> None:
+    """Raises InvalidInputError where no picture can be drawn, or none of the kind that the name of a file asks for."""
+    if path is None:
+        return
+    check_matplotlib(f"{option} needs")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    if path.suffix.lower().removeprefix(".") not in (known := FigureCanvasBase.get_supported_filetypes()):
+        raise InvalidInputError(
+            f"{option} {str(path)!r}: the end of the name says what kind of picture it is, and must be one of "
+            f"{', '.join(f'.{kind}' for kind in sorted(known))}."
+        )
+
+
+def check_matplotlib(who_needs: str) -> None:
+    """Raises InvalidInputError where matplotlib is not installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise InvalidInputError(f'{who_needs} matplotlib, which is not installed: pip install "gradellm-hf[plots]"') from error
+
+
+def check_prompts(source: str, column: str | None) -> None:
+    """Raises as `PromptReader` does, and InvalidInputError where not a single record holds a prompt."""
+    from ..jobs.prompts import PromptReader
+
+    reader = PromptReader(source, column)
+    first_error: InvalidInputError | None = None
+    for index in range(len(reader)):
+        try:
+            if reader[index].content:
+                return
+        except InvalidInputError as error:
+            first_error = first_error or error
+    raise first_error or InvalidInputError(f"All prompts of {source!r} are empty.")
+
+
+def check_text(option: str, text: str) -> str:
+    """A text as it was given. Raises InvalidInputError where it is empty, or holds what was no text before it was read."""
+    if not text:
+        raise InvalidInputError(f"{option} is empty. Give at least one character.")
+    if not is_unicode(text):
+        raise InvalidInputError(f"{option} holds bytes that are no text in the encoding of this system. Write it as UTF-8.")
+    return text
+
+
+def _check_file(option: str, path: Path) -> None:
+    target = Path(os.path.realpath(path))  # of a link, what it leads to
+    try:
+        mode = target.lstat().st_mode
+    except FileNotFoundError:
+        mode = None
+    except NotADirectoryError:
+        raise InvalidInputError(f"{option} {str(path)!r}: {str(target.parent)!r} is not a folder.") from None
+    if mode is not None and stat.S_ISDIR(mode):
+        raise InvalidInputError(f"{option} {str(path)!r} is a folder. Name a file in it.")
+    if mode is not None and not stat.S_ISREG(mode):
+        raise InvalidInputError(f"{option} {str(path)!r} is no ordinary file, and would be lost. Name another one.")
+    if not target.parent.is_dir():
+        raise InvalidInputError(f"{option} {str(path)!r}: there is no folder {str(target.parent)!r}. Make it first.")
+    if not os.access(target.parent, os.W_OK | os.X_OK) or (mode is not None and not os.access(target, os.W_OK)):
+        raise InvalidInputError(f"{option} {str(path)!r}: there is no permission to write it.")
+
+
+def _identities(path: Path) -> list[Any]:
+    """What two names of one file have in common: where they lead to, and the file itself where it is there."""
+    identities: list[Any] = [os.path.realpath(path)]
+    try:
+        found = path.stat()
+        identities.append((found.st_dev, found.st_ino))
+    except OSError:
+        pass
+    return identities

@@ -1,0 +1,115 @@
+"""Options that say what becomes of an explanation, and doing it."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checks import at_least, check_files, check_picture
+
+if TYPE_CHECKING:
+    from ..results.explanation import Explanation
+
+_SHOWN_ERRORS = 10
+
+
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("results")
+    group.add_argument("--html", type=Path, metavar="FILE", help="write an interactive page, one file that needs no network")
+    group.add_argument("--png", type=Path, metavar="FILE", help="write a picture of the heatmap (also .pdf, .svg)")
+    group.add_argument("--save", type=Path, metavar="FILE", help="write the scores as .safetensors, for `gradellm show`")
+    group.add_argument(
+        "--top", type=at_least(1), default=6, metavar="K", help="tokens to name for each one (default: %(default)s)"
+    )
+    group.add_argument("--json", action="store_true", help="print the scores as JSON instead of lines to read")
+
+
+def check_results(options: argparse.Namespace, **inputs: Path | None) -> None:
+    """Raises InvalidInputError where a file that is asked for could not be written, or would replace another one of the call.
+
+    Args:
+        inputs: Files that the call reads, by the options that name them.
+    """
+    check_files({"--save": options.save, "--html": options.html, "--png": options.png}, inputs)
+    check_picture("--png", options.png)
+
+
+def write_results(explanation: "Explanation", options: argparse.Namespace) -> int:
+    """Writes the files that were asked for, then prints the explanation; returns the exit code.
+
+    A file that cannot be written does not keep the others from being written.
+    """
+    code = 0
+    writers = ((options.save, explanation.save), (options.html, explanation.to_html), (options.png, explanation.plot))
+    for path, write in writers:
+        if path is None:
+            continue
+        try:
+            write(path)
+        except Exception as error:
+            if options.debug:
+                raise
+            print(f"gradellm: error: {str(path)!r} was not written: {error}", file=sys.stderr)
+            code = 1
+        else:
+            print(f"Wrote {path}", file=sys.stderr)
+    if options.json:
+        print_json(as_json(explanation, options.top))
+    else:
+        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print(explanation.render(top=options.top, color=color))
+    return code
+
+
+def print_json(value: Any) -> None:
+    """Prints a JSON value; with escapes where standard output has no characters for it, so that nothing of it is lost."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    print(text)
+
+
+def print_errors(errors: Mapping[int, str], verb: str, ids: Sequence[Any] | Mapping[int, Any]) -> None:
+    """Says which prompts of a job failed, and why; of many, the first. `ids`: what their records call them, or None."""
+    for index, error in list(errors.items())[:_SHOWN_ERRORS]:
+        name = "" if ids[index] is None else f" ({ids[index]})"
+        print(f"Prompt {index}{name} was not {verb}: {error}", file=sys.stderr)
+    if len(errors) > _SHOWN_ERRORS:
+        print(f"... and {len(errors) - _SHOWN_ERRORS} more were not.", file=sys.stderr)
+
+
+def as_json(explanation: "Explanation", top: int) -> dict[str, Any]:
+    """An explanation as JSON values; scores to six digits."""
+    start = explanation.prompt_length
+    steps = []
+    for n, scores in enumerate(explanation.attributions.tolist()):
+        strongest = [contribution._asdict() for contribution in explanation.top(n, top)]
+        steps.append(
+            {
+                "position": start + n,
+                "token": explanation.tokens[start + n],
+                "probability": _rounded(explanation.token_probabilities[n].item()),
+                "target_score": None if explanation.target_scores is None else _rounded(explanation.target_scores[n].item()),
+                "strongest": [{**contribution, "score": _rounded(contribution["score"])} for contribution in strongest],
+                "attributions": [_rounded(score) for score in scores[: start + n]],
+            }
+        )
+    return {
+        "model": explanation.model_name,
+        "text": explanation.text,
+        "prompt_length": start,
+        "tokens": explanation.tokens,
+        "token_ids": explanation.token_ids,
+        "special": explanation.special,
+        "layers": explanation.layers,
+        "steps": steps,
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

@@ -1,0 +1,6 @@
+"""Many prompts explained into a folder, in one process or several. It may import everything but the command line and `evaluation`."""
+
+from .explanations import DatasetExplanations, load_dataset_explanations
+from .job import explain_dataset
+
+__all__ = ["DatasetExplanations", "explain_dataset", "load_dataset_explanations"]

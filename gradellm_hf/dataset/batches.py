@@ -1,0 +1,134 @@
+"""The prompts of a job in the order of their lengths, and how a range of them is explained, whatever goes wrong with some."""
+
+import hashlib
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..errors import InvalidInputError, UnsupportedArchitectureError
+from ..results.explanation import Explanation
+from ..jobs.manifest import fingerprint
+from ..engines.memory import is_out_of_memory, release_memory
+from ..model import GradELLM, encode_prompt, text_tokenizer
+from ..jobs.prompts import PromptReader
+from .shards import Result, check_storable
+
+
+class SortedPrompts:
+    """Prompts in the order of their lengths, the longest first. A place is a position in that order.
+
+    Attributes:
+        fingerprint: A hash over all prompts, in the order of the input.
+
+    Args:
+        explainer: The model with its tokenizer and configuration.
+        prompts: The prompts.
+        batch_size: Number of prompts that are explained together.
+        seed: Of sampling. A batch is sampled from this seed and its places.
+        dtype: In which the scores are stored.
+        generate_kwargs: For `model.generate`.
+
+    Raises:
+        InvalidInputError: Not a single prompt can be read.
+    """
+
+    def __init__(
+        self,
+        explainer: GradELLM,
+        prompts: PromptReader,
+        batch_size: int,
+        seed: int,
+        dtype: torch.dtype,
+        generate_kwargs: dict[str, Any],
+    ):
+        self._explainer, self._prompts, self._batch_size, self._seed = explainer, prompts, batch_size, seed
+        self._generate_kwargs, self._dtype = generate_kwargs, dtype
+        self._has_explained = False
+        tokenizer = text_tokenizer(explainer.tokenizer)
+        digest, first_error, lengths = hashlib.sha256(), None, array("Q")
+        for index in range(len(prompts)):
+            record: Any = None
+            token_ids: list[int] = []
+            try:
+                record = prompts[index]
+                token_ids = encode_prompt(tokenizer, record.content)[2]
+            except Exception as error:  # recorded when its turn comes
+                first_error = first_error or error
+            lengths.append(len(token_ids))
+            digest.update(fingerprint([record, token_ids]).encode())
+        if not any(lengths):
+            raise InvalidInputError(f"No prompt can be read; what is wrong with the first one: {first_error}") from first_error
+        self.fingerprint = digest.hexdigest()[:32]
+        self._lengths = lengths
+        self._order = array("Q", sorted(range(len(prompts)), key=lambda index: -lengths[index]))
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def index(self, place: int) -> int:
+        """The position in the input of the prompt at a place."""
+        return self._order[place]
+
+    def explain(self, places: range, progress: Any) -> Iterator[Result]:
+        """What becomes of the prompts at these places, batch by batch."""
+        for start in range(places.start, places.stop, self._batch_size):
+            batch = range(start, min(start + self._batch_size, places.stop))
+            yield from self._explain_or_split(batch)
+            progress.update(len(batch))
+
+    def _explain_or_split(self, batch: range) -> list[Result]:
+        """One batch. Where it fails, its prompts are explained one by one; where it does not fit in memory, its halves are."""
+        try:
+            return self._explain_batch(batch)
+        except (UnsupportedArchitectureError, torch.AcceleratorError):
+            raise  # nothing else will work either: the model is not supported, or the device is lost until a new start
+        except Exception as error:
+            if len(batch) == 1:
+                self._check_others(batch.start, error)
+                index = self._order[batch.start]
+                return [Result(index, self._prompts.id(index), [], f"{type(error).__name__}: {error}")]
+            size = -(-len(batch) // 2) if is_out_of_memory(error) else 1
+        release_memory()  # here the error, and what its traceback held on to, is gone
+        parts = [batch[i : i + size] for i in range(0, len(batch), size)]
+        return [result for part in parts for result in self._explain_or_split(part)]
+
+    def _explain_batch(self, batch: range) -> list[Result]:
+        indices = [self._order[place] for place in batch]
+        prompts = [self._prompts[index] for index in indices]
+        with _seeded(f"{self._seed}-{batch.start}-{batch.stop}", self._explainer.model):
+            explanations: list[Explanation] = self._explainer.explain(
+                [prompt.content for prompt in prompts], **self._generate_kwargs
+            )
+        for explanation in explanations:
+            check_storable(explanation, self._dtype)
+        self._has_explained = True
+        each = len(explanations) // len(batch)
+        return [
+            Result(index, prompt.id, explanations[i * each : (i + 1) * each])
+            for i, (index, prompt) in enumerate(zip(indices, prompts))
+        ]
+
+    def _check_others(self, place: int, error: Exception) -> None:
+        """Before the first error is put down to its prompt: can the shortest of the other prompts be explained?"""
+        if self._has_explained:
+            return
+        others = (other for other in reversed(range(len(self))) if other != place and self._lengths[self._order[other]])
+        other = next(others, None)
+        if other is None:
+            return
+        try:
+            self._explain_batch(range(other, other + 1))
+        except Exception as other_error:
+            raise InvalidInputError(f"No prompt can be explained with these arguments: {other_error}") from error
+
+
+@contextmanager
+def _seeded(text: str, model: Any) -> Iterator[None]:
+    """A context with a random state that follows from a text; afterwards the state is what it was."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+        yield

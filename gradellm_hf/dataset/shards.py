@@ -1,0 +1,227 @@
+"""The files of a dataset of explanations: shards of several prompts each, and how they are written."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError, may_pass
+from ..results.explanation import Explanation
+from ..checks.files import TensorFile, reading, write_tensors
+from ..checks.schema import Natural, TensorKind, check, check_tensors, known_fields
+
+FORMAT = "gradellm_hf.shard"
+FORMAT_VERSION = 1
+_WRITER = "explain_dataset"
+_ADVICE = "Delete it and run the job again, which explains the prompts of this file anew."
+_FLOAT, _INT = (torch.float32,), (torch.int32,)
+_SCORES = (torch.float32, torch.float16)
+_TENSORS = {  # of an explanation: C scores, B bytes of text
+    "token_ids": TensorKind("S", _INT, (0, 2**31 - 1)),
+    "special": TensorKind("S", (torch.bool,)),
+    "text": TensorKind("B", (torch.uint8,)),
+    "piece_lengths": TensorKind("S", _INT, (0, 2**31 - 1)),
+    "token_probabilities": TensorKind("N", _FLOAT),
+    "attributions": TensorKind("C", _SCORES),
+    "target_scores": TensorKind("N", _FLOAT, optional=True),
+    "layer_attributions": TensorKind("LC", _SCORES, optional=True),
+}
+
+
+class Record(TypedDict):
+    """What a shard knows of a prompt."""
+
+    index: Natural
+    id: Any
+    error: str | None
+    prompt_lengths: list[Natural]
+
+
+class _Common(TypedDict, total=False):
+    """What the explanations of a shard have in common; nothing where there are none."""
+
+    layers: list[Natural] | None
+    layer_names: list[str] | None
+    model_name: str | None
+
+
+class _Metadata(TypedDict):
+    prompts: list[Record]
+    common: _Common
+
+
+@dataclass
+class Result:
+    """What became of a prompt: its explanations (`num_return_sequences` of them), or why there are none.
+
+    Attributes:
+        index: Position of the prompt in the input.
+        id: The name that its record gives it.
+        explanations: Empty where it failed.
+        error: Class and message of what went wrong.
+    """
+
+    index: int
+    id: Any
+    explanations: list[Explanation]
+    error: str | None = None
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:06d}.safetensors"
+
+
+def shard_paths(folder: Path) -> list[Path]:
+    return sorted(folder.glob("shard-*.safetensors"))
+
+
+def write_shard(path: Path, results: Iterable[Result], dtype: torch.dtype) -> None:
+    """Writes what became of some prompts to one safetensors file.
+
+    Of each heatmap `[N, S]` the scores of what a step can see are kept, one step after the other: `N * P + N * (N - 1) / 2`
+    of them. Texts are UTF-8 bytes.
+
+    Args:
+        dtype: Of the scores.
+    """
+    tensors: dict[str, Tensor] = {}
+    records: list[dict[str, Any]] = []
+    common: dict[str, Any] = {}
+    for result in results:
+        lengths = [explanation.prompt_length for explanation in result.explanations]
+        records.append({"index": result.index, "id": result.id, "error": result.error, "prompt_lengths": lengths})
+        for row, explanation in enumerate(result.explanations):
+            common = {name: getattr(explanation, name) for name in ("layers", "layer_names", "model_name")}
+            tensors |= {_prefix(result.index, row) + name: x for name, x in _packed(explanation, dtype).items()}
+    metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "prompts": records, "common": common}
+    write_tensors(path, tensors, metadata)
+
+
+class Shard:
+    """A file that `write_shard` wrote; tensors are read when they are asked for.
+
+    Attributes:
+        prompts: By position in the input, what the file knows of a prompt: `id`, `error` and `prompt_lengths`.
+
+    Raises:
+        InvalidInputError: It is not such a file, or of a later version.
+    """
+
+    def __init__(self, path: Path):
+        self._path, self._file = path, TensorFile(path, _WRITER)
+        self._file.check_format(FORMAT, FORMAT_VERSION)
+        metadata = self._file.metadata
+        with reading(path, _ADVICE):
+            check(metadata, _Metadata, "the metadata")
+            self.prompts: dict[int, Record] = {record["index"]: record for record in metadata["prompts"]}
+            if len(self.prompts) < len(metadata["prompts"]):
+                raise InvalidInputError("a prompt is in it twice.")
+            for index, record in self.prompts.items():
+                if (record["error"] is None) != bool(record["prompt_lengths"]):
+                    raise InvalidInputError(f"prompt {index} has an error and explanations, or neither.")
+        self._common = known_fields(metadata["common"], _Common)
+
+    def explanations(self, index: int, **attributes: Any) -> list[Explanation]:
+        """The explanations of a prompt; none where it failed.
+
+        Args:
+            attributes: Further attributes of the explanations, which the file does not hold.
+        """
+        explanations = []
+        with reading(self._path, _ADVICE):
+            for row, prompt_length in enumerate(self.prompts[index]["prompt_lengths"]):
+                prefix = _prefix(index, row)
+                tensors = self._file.tensors(prefix + name for name in _TENSORS)
+                tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
+                explanations.append(_unpacked(tensors, prompt_length, {**self._common, **attributes}))
+        return explanations
+
+    def is_worth_another_try(self, index: int) -> bool:
+        """Whether a prompt failed, but not for what it is."""
+        error = self.prompts[index]["error"]
+        return error is not None and may_pass(error)
+
+    def result(self, index: int) -> Result:
+        """What became of a prompt."""
+        record = self.prompts[index]
+        return Result(index, record["id"], self.explanations(index), record["error"])
+
+
+def check_storable(explanation: Explanation, dtype: torch.dtype) -> None:
+    """Raises InvalidInputError where scores are too large for `dtype`."""
+    for scores in (explanation.attributions, explanation.layer_attributions):
+        if scores is not None and not scores.to(dtype).isfinite().all():
+            raise InvalidInputError(f"The largest scores do not fit into {dtype}. Store them as float32.")
+
+
+def _prefix(index: int, row: int) -> str:
+    return f"{index}.{row}."
+
+
+def _visible(num_steps: int, length: int) -> Tensor:
+    """Which positions each step can see, `[N, S]`."""
+    return torch.ones(num_steps, length, dtype=torch.bool).tril(length - num_steps - 1)
+
+
+def _packed(explanation: Explanation, dtype: torch.dtype) -> dict[str, Tensor]:
+    visible = _visible(*explanation.attributions.shape)
+    tensors = {
+        "token_ids": torch.tensor(explanation.token_ids, dtype=torch.int32),
+        "special": torch.tensor(explanation.special, dtype=torch.bool),
+        "text": torch.tensor(list(explanation.text.encode(errors="surrogatepass")), dtype=torch.uint8),
+        "piece_lengths": torch.tensor([len(token) for token in explanation.tokens], dtype=torch.int32),
+        "token_probabilities": explanation.token_probabilities,
+        "attributions": explanation.attributions[visible].to(dtype),
+    }
+    if explanation.target_scores is not None:
+        tensors["target_scores"] = explanation.target_scores
+    if explanation.layer_attributions is not None:
+        tensors["layer_attributions"] = explanation.layer_attributions[:, visible].to(dtype)
+    return tensors
+
+
+def _unpacked(tensors: dict[str, Tensor], prompt_length: int, attributes: dict[str, Any]) -> Explanation:
+    check_tensors(tensors, _TENSORS, {"L": len(attributes.get("layers") or ())})
+    length = len(tensors["token_ids"])
+    num_steps = length - prompt_length
+    if num_steps < 0:
+        raise InvalidInputError(f"the prompt has {prompt_length} tokens, the whole text {length}.")
+    # Before anything of N x S is made: a few bytes may claim any N and S.
+    num_scores = num_steps * prompt_length + num_steps * (num_steps - 1) // 2
+    check_tensors(tensors, _TENSORS, {"S": length, "N": num_steps, "C": num_scores})
+    visible = _visible(num_steps, length)
+
+    def heatmap(scores: Tensor) -> Tensor:
+        return torch.zeros(visible.shape).masked_scatter(visible, scores.float())
+
+    by_layer = tensors.get("layer_attributions")
+    text = _text(tensors["text"])
+    return Explanation(
+        tokens=_pieces(text, tensors["piece_lengths"].tolist()),
+        token_ids=tensors["token_ids"].tolist(),
+        prompt_length=prompt_length,
+        attributions=heatmap(tensors["attributions"]),
+        token_probabilities=tensors["token_probabilities"],
+        text=text,
+        special=tensors["special"].tolist(),
+        target_scores=tensors.get("target_scores"),
+        layer_attributions=None if by_layer is None else torch.stack([heatmap(layer) for layer in by_layer]),
+        **attributes,
+    )
+
+
+def _text(content: Tensor) -> str:
+    try:
+        return content.numpy().tobytes().decode(errors="surrogatepass")
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"`text` is not UTF-8: {error}") from error
+
+
+def _pieces(text: str, lengths: list[int]) -> list[str]:
+    if sum(lengths) != len(text):
+        raise InvalidInputError(f"`piece_lengths` add up to {sum(lengths)}, but the text has {len(text)} characters.")
+    return [text[start:end] for start, end in pairwise(accumulate(lengths, initial=0))]

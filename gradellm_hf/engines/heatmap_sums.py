@@ -1,0 +1,103 @@
+"""Where the engines add up the heatmaps of the layers."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..configuration import GradELLMConfig
+from ..sequences.explained import ExplainedSequences
+from .targets import TargetValues
+
+
+@dataclass
+class Heatmaps:
+    """Heatmaps of all steps, in float32 or wider.
+
+    Attributes:
+        attributions: `a[n, i]`, `[R, N, S]`.
+        layer_attributions: `[R, len(layers), N, S]`, or None where not asked for.
+        target_scores, token_probabilities: `[R, N]`.
+    """
+
+    layers: list[int]
+    prompt_length: int
+    positive_only: bool
+    attributions: Tensor
+    layer_attributions: Tensor | None
+    target_scores: Tensor
+    token_probabilities: Tensor
+
+    @classmethod
+    def empty(cls, sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], dtype: torch.dtype) -> "Heatmaps":
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.promote_types(dtype, torch.float32), device=sequences.token_ids.device)
+
+        rows, steps, length = sequences.token_ids.shape[0], sequences.num_steps, sequences.length
+        by_layer = zeros(rows, len(layers), steps, length) if config.output_layer_attributions else None
+        return cls(
+            layers=layers,
+            prompt_length=sequences.prompt_length,
+            positive_only=config.positive_only,
+            attributions=zeros(rows, steps, length),
+            layer_attributions=by_layer,
+            target_scores=zeros(rows, steps),
+            token_probabilities=zeros(rows, steps),
+        )
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether scores, targets and probabilities are numbers."""
+        parts = (self.attributions, self.target_scores, self.token_probabilities)
+        return all(bool(part.isfinite().all()) for part in parts)
+
+    def set_targets(self, first: int, last: int, targets: TargetValues) -> None:
+        self.target_scores[:, first:last] = targets.scores.to(self.target_scores)
+        self.token_probabilities[:, first:last] = targets.probabilities.to(self.token_probabilities)
+
+    def chunk(self, first: int, last: int) -> "ChunkHeatmaps":
+        """A collection of those of the steps `first:last`. Step `n` is predicted at position `P + n - 1`."""
+        return ChunkHeatmaps(slice(first, last), self.prompt_length - 1 + last, self)
+
+    def put(self, chunk: "ChunkHeatmaps", scale: Tensor) -> None:
+        """Fills in what a chunk has collected, times the scale of each step's gradient, `[R, N]`."""
+        scale = scale.to(self.attributions)[..., None]
+        for total in chunk.totals.values():
+            self.attributions[:, chunk.steps, : chunk.end] += scale * total.to(self.attributions)
+        for layer, heatmap in chunk.by_layer.items():
+            where = (slice(None), self.layers.index(layer), chunk.steps, slice(chunk.end - heatmap.shape[-1], chunk.end))
+            self.layer_attributions[where] = scale * heatmap.to(self.attributions)  # type: ignore[index]
+
+
+class ChunkHeatmaps:
+    """What the backward pass of a chunk of steps finds, in the unit of the scaled gradient, each on the device of its layer.
+
+    Autograd runs a thread a device, and there each node on the stream on which the caller ran its forward pass. Of other
+    devices the thread does not know the caller's streams: what it copied there would be on their default streams, and
+    nobody would wait for it. So it adds up on its own device, and the caller puts the devices' sums together.
+
+    Attributes:
+        steps: The steps of the chunk.
+        end: The number of positions that its last step sees.
+        totals: By device, the sum of its layers' heatmaps, `[R, N, end]`.
+        by_layer: By layer, its heatmap, `[R, N, T]`, of the last `T` of these positions; empty where not asked for.
+    """
+
+    def __init__(self, steps: slice, end: int, heatmaps: Heatmaps):
+        self.steps, self.end = steps, end
+        self.totals: dict[torch.device, Tensor] = {}
+        self.by_layer: dict[int, Tensor] = {}
+        self._dtype, self._positive_only = heatmaps.attributions.dtype, heatmaps.positive_only
+        self._keeps_layers = heatmaps.layer_attributions is not None
+
+    def add(self, layer: int, heatmap_RNT: Tensor) -> None:
+        """Adds a layer's heatmap; called in the backward pass."""
+        heatmap = heatmap_RNT.detach().to(self._dtype)
+        if self._positive_only:
+            heatmap = heatmap.relu()
+        rows, steps, keys = heatmap.shape
+        if heatmap.device not in self.totals:
+            self.totals[heatmap.device] = heatmap.new_zeros(rows, steps, self.end)
+        self.totals[heatmap.device][..., self.end - keys :] += heatmap
+        if self._keeps_layers:
+            self.by_layer[layer] = heatmap

@@ -1,0 +1,289 @@
+"""The loop that all engines share: run a chunk of steps, evaluate the target, go backward, add up the heatmaps."""
+
+import contextlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..architecture.support import attention_layers, vocabulary_size
+from .position_local import AttentionOptions, attention_handler
+from .attention_output import AttentionOutputChannel
+from ..architecture.caches import detach_cache, fork_cache, is_plain, key_lengths
+from ..configuration import GradELLMConfig
+from ..errors import UnsupportedArchitectureError
+from .formula import HeadFormula
+from .heatmap_sums import Heatmaps
+from .memory import is_out_of_memory, out_of_memory, progress_bar, release_memory
+from ..architecture.offloading import reload_offloaded_weights
+from ..sequences.explained import ExplainedSequences
+from .targets import check_contrast, contrast_ids, evaluate_target
+from ..architecture.tensor_parallel import head_group, out_of_memory_in_group, sharing_groups, sum_over_heads
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Record = Callable[[int, Tensor], None]
+
+_mutable_lock = threading.RLock()  # torch lets one thread at a time change saved tensors
+
+
+class AttentionWatch(ABC):
+    """How an engine looks at the attention layers during one forward pass and its backward pass.
+
+    The forward pass starts without gradients; they are switched on when it reaches the lowest explained layer, so that
+    nothing is kept of the layers below.
+
+    Attributes:
+        forward_kwargs: What the forward pass is asked for in addition.
+        whole_prefix: Whether the forward pass runs from the first position on, without a cache.
+        head_widths: Channels of the head outputs of each explained layer, `H * D` of the heads in this process.
+
+    Args:
+        model: The model.
+        layers: Explained layers, ascending, as numbers of calls.
+        formula: How the heads make a heatmap; None where `channel="attention_output"` computes the heatmaps.
+        record: Takes a layer and its heatmap, `[R, N, T]`; called in the backward pass.
+    """
+
+    forward_kwargs: ClassVar[dict[str, Any]] = {}
+    whole_prefix: ClassVar[bool] = False
+
+    def __init__(self, model: "PreTrainedModel", layers: list[int], formula: HeadFormula | None, record: Record):
+        self.model, self.layers, self.formula, self.record = model, layers, formula, record
+        self.head_widths: dict[int, int] = {}
+
+    @abstractmethod
+    def open(self, cache: Any, num_positions: int) -> AbstractContextManager[Any]:
+        """The context of a forward pass over `num_positions` positions on `cache`."""
+
+    @abstractmethod
+    def backward(self, outputs: Any, gradient: Tensor) -> None:
+        """Backpropagates `gradient` from the last logits (`[R, N, V]`) to the lowest explained layer, recording heatmaps."""
+
+    @abstractmethod
+    def visible(self) -> Tensor:
+        """The mask of the layer that is running, bool or additive, `[R or 1, H or 1, N, T]`."""
+
+
+class InterfaceWatch(AttentionWatch):
+    """Takes the place of the attention function of a model that looks it up in Transformers' AttentionInterface."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._num_calls = 0
+        self._mask: Callable[[], Tensor] | None = None
+        self._num_keys: dict[int, int] = {}
+
+    @contextlib.contextmanager
+    def open(self, cache: Any, num_positions: int) -> Any:
+        self._num_keys = key_lengths(cache, num_positions)
+        try:
+            with attention_handler(self._handle):
+                yield
+        finally:
+            self._mask = None  # it reaches the graph, whose backward functions reach this watch: nobody could collect that
+        if self._num_calls != (expected := len(attention_layers(self.model))):
+            raise UnsupportedArchitectureError(
+                f"`{self.model.config.model_type}` called its attention function {self._num_calls} times in a forward pass and "
+                f"{expected} times in another one, so its layers cannot be told apart."
+            )
+
+    def visible(self) -> Tensor:
+        assert self._mask is not None  # asked for while a layer runs
+        return self._mask()
+
+    def _handle(
+        self,
+        function: Callable,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **keywords: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        layer = self._num_calls
+        self._num_calls += 1
+        expected = self._num_keys.get(getattr(module, "layer_idx", -1), key.shape[2])
+        if key.shape[2] != expected:
+            raise UnsupportedArchitectureError(
+                f"{type(module).__name__} of `{self.model.config.model_type}` attends to {key.shape[2]} keys where its cache "
+                f"has {expected} positions: some of its keys do not stand for one token each."
+            )
+
+        def own() -> tuple[Tensor, Tensor | None]:
+            return function(module, query, key, value, attention_mask, scaling=scaling, **keywords)
+
+        def options() -> AttentionOptions:
+            return AttentionOptions.from_call(module, query, key, attention_mask, scaling, keywords)
+
+        self._mask = lambda: options().mask
+        self.head_widths[layer] = query.shape[1] * value.shape[-1]
+        if layer == self.layers[0]:
+            torch.set_grad_enabled(True)  # undone by the `no_grad` around the forward pass
+        return self.attend(layer, own, query, key, value, options)
+
+    @abstractmethod
+    def attend(
+        self,
+        layer: int,
+        own: Callable[[], tuple[Tensor, Tensor | None]],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Callable[[], AttentionOptions],
+    ) -> tuple[Tensor, Tensor | None]:
+        """The head outputs `[R, N, H, Dv]` and attention weights, as an attention function returns them.
+
+        `own()` is the model's own attention on the same arguments, `options()` what else it puts into the softmax.
+        """
+
+
+def explain_steps(
+    model: "PreTrainedModel",
+    sequences: ExplainedSequences,
+    config: GradELLMConfig,
+    layers: list[int],
+    cache: Any,
+    watch_type: type[AttentionWatch],
+    chunk_size: int,
+    prompt_at_once: bool = False,
+) -> Heatmaps:
+    """Explains the steps of `sequences` in chunks on top of a cache of the prompt.
+
+    If a chunk does not fit in memory, it is explained again in halves.
+
+    Args:
+        layers: Explained layers, ascending.
+        cache: Keys and values of the first `P - 1` positions, taken over; None: they are computed.
+        chunk_size: Number of steps to explain together.
+        prompt_at_once: Explain the first step in the call that reads the whole prompt, as `generate` does, without a cache.
+            For models in which it matters how many tokens a call has; the gradients of a whole prompt take memory.
+
+    Raises:
+        GradELLMError: Not even a single step fits in memory.
+        LogitsDifferError: The logits are not those of the generation.
+    """
+    channel = None
+    if config.channel == "attention_output":
+        modules = attention_layers(model)
+        channel = AttentionOutputChannel(model, {i: modules[i] for i in layers}, config.spatial)
+    run = _Run(model, sequences, config, layers, watch_type, channel, prompt_at_once)
+    with channel or contextlib.nullcontext(), progress_bar(sequences.num_steps) as progress:
+        if prompt_at_once:
+            cache = None
+        elif (cache is None or channel is not None) and not watch_type.whole_prefix:
+            with run.watched():
+                cache = sequences.prefill(model)
+        first = 0
+        while first < sequences.num_steps:
+            last = sequences.chunk_end(first, chunk_size)
+            try:
+                cache = run.explain(first, last, cache)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if last - first == 1:
+                    raise out_of_memory(sequences) from error
+                if run.groups:
+                    raise out_of_memory_in_group(last - first) from error
+                chunk_size = (last - first) // 2
+                run.undo()
+            else:
+                progress.update(last - first)
+                first = last
+                continue
+            release_memory()  # here the error, and what its traceback held on to, is gone
+    return run.heatmaps
+
+
+class _Run:
+    """One call of `explain_steps`."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        sequences: ExplainedSequences,
+        config: GradELLMConfig,
+        layers: list[int],
+        watch_type: type[AttentionWatch],
+        channel: AttentionOutputChannel | None,
+        prompt_at_once: bool,
+    ):
+        self.prompt_at_once = prompt_at_once
+        self.model, self.sequences, self.config, self.layers = model, sequences, config, layers
+        self.watch_type, self.channel = watch_type, channel
+        self.heatmaps = Heatmaps.empty(sequences, config, layers, model.dtype)
+        self._modules = attention_layers(model)
+        self.groups = sharing_groups(model)
+        self._foils = contrast_ids(config, sequences.generated_ids, vocabulary_size(model))
+        if self._foils is not None:
+            check_contrast(self._foils, sequences.generated_ids, sequences.step_mask, sequences.first_step)
+
+    def watched(self) -> AbstractContextManager[Any]:
+        return self.channel.watch() if self.channel else contextlib.nullcontext()
+
+    def explain(self, first: int, last: int, cache: Any) -> Any:
+        """Explains the steps `first:last` on a cache of what comes before them; returns one that holds them too."""
+        sequences, channel, steps = self.sequences, self.channel, slice(first, last)
+        begin, end = sequences.prompt_length - 1 + first, sequences.prompt_length - 1 + last
+        from_start = self.watch_type.whole_prefix or (first == 0 and self.prompt_at_once)
+        begin = 0 if from_start else begin
+        prompt_kwargs = sequences.prefill_kwargs if from_start else {}
+        missing, heatmaps = set(self.layers), self.heatmaps.chunk(first, last)
+
+        def record(layer: int, heatmap: Tensor) -> None:
+            missing.discard(layer)
+            if channel is None:  # which has gathered all heads
+                heatmap = sum_over_heads(heatmap, head_group(self._modules[layer], head_widths[layer]))
+            heatmaps.add(layer, heatmap)
+
+        formula = None if channel else HeadFormula(self.config.spatial, self.config.positive_part == "head")
+        watch = self.watch_type(self.model, self.layers, formula, record)
+        head_widths = watch.head_widths
+        if channel:
+            channel.open_chunk(last - first, watch.visible, record, whole_prefix=from_start)
+        if is_plain(cache):
+            cache = fork_cache(cache)  # the one before stays what it is, should this fail
+        with reload_offloaded_weights(self.model), _mutable(cache, self.prompt_at_once):
+            with torch.no_grad(), self.watched(), watch.open(cache, end - begin):
+                outputs = sequences.forward(self.model, begin, end, cache, **prompt_kwargs, **watch.forward_kwargs)
+            logits = outputs.logits[:, first - last :]
+            ids, mask = (x[:, steps].to(logits.device) for x in (sequences.generated_ids, sequences.step_mask))
+            if sequences.written_logits is not None:
+                sequences.written_logits.check(first, logits, mask, sequences.first_step)
+            foils = None if self._foils is None else self._foils[:, steps].to(ids.device)
+            targets = evaluate_target(self.config, logits, ids, mask, foils)
+            self.heatmaps.set_targets(first, last, targets)
+            watch.backward(outputs, targets.gradient.to(logits.dtype))
+        if missing:
+            raise UnsupportedArchitectureError(
+                f"No gradient reaches the attention layers {sorted(missing)} of `{self.model.config.model_type}`: something "
+                "above cannot be differentiated (a quantised layer without a backward pass, say). Load the model without it."
+            )
+        self.heatmaps.put(heatmaps, targets.scale)
+        if watch.whole_prefix:
+            return cache
+        detach_cache(outputs.cache)
+        return outputs.cache
+
+    def undo(self) -> None:
+        """Takes back what a failed attempt has left."""
+        if self.channel:
+            self.channel.close_chunk()
+
+
+@contextlib.contextmanager
+def _mutable(cache: Any, prompt_at_once: bool) -> Iterator[None]:
+    """Recurrent caches write into tensors that the backward pass still needs, also in a prompt; plain ones never do."""
+    if is_plain(cache) or (cache is None and not prompt_at_once):
+        yield
+        return
+    with _mutable_lock, torch.autograd.graph.allow_mutation_on_saved_tensors():
+        yield

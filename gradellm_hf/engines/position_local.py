@@ -1,0 +1,280 @@
+"""Position-local attention, and how it takes the place of a model's own without touching the model's code.
+
+A causal model's output at position `p` depends on a head output `z[p]` only along paths that stay at `p`: keys and
+values of other positions are constants for it. So attention that lets gradients through to a query's own key and value,
+and to no other, makes one backward pass of the sum of all targets give `d f_n / d z[p]` of every step exactly.
+
+`PositionLocalAttention` has the model's attention as its value and that derivative as its gradient. Its backward pass
+needs `A * <dz, v>` anyway, and the sum of this over heads is the Grad-ELLM heatmap of the layer: the heatmap falls out
+of the backward pass, and nothing of it has to be kept or computed twice.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import UnsupportedArchitectureError
+from .formula import (
+    attention_weights,
+    causal_visibility,
+    group_heads,
+    group_mask,
+    grouped_products,
+    loosened_weights,
+)
+from ..architecture.switches import shared
+
+_HARMLESS_KEYWORDS = {
+    "block_indices",  # sparse attention: under "sdpa" and "eager" the selection is in the mask already
+    "cache_position",
+    "dropout",
+    "indices",  # the same
+    "is_causal",
+    "logits_to_keep",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "position_ids",
+    "return_dict",
+    "sliding_window",
+    "use_cache",
+}
+_ALL = slice(None)
+_BLOCK_ELEMENTS = 8 * 2**20  # scores held at once while a layer is differentiated: 32 MiB a temporary in float32
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What one call puts into the softmax besides queries and keys.
+
+    Attributes:
+        mask: Bool (True where visible) or additive, `[R or 1, H or 1, N, T]`. An additive one may carry gradients: those of
+            a query's own column, and those of a position bias, which depends on the query, in every column.
+        scaling: Factor of the products of queries and keys.
+        softcap: `scores = softcap * tanh(scores / softcap)`, or None.
+        sinks: Scores of the attention sinks, `[H]`, or None.
+    """
+
+    mask: Tensor
+    scaling: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    @classmethod
+    def from_call(
+        cls, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, keywords: dict
+    ) -> "AttentionOptions":
+        """Reads the arguments with which a model calls its attention function.
+
+        Raises:
+            UnsupportedArchitectureError: There is an argument that this package does not understand.
+        """
+        keywords = {name: value for name, value in keywords.items() if value is not None}
+        softcap = keywords.pop("softcap", None)
+        sinks = keywords.pop("s_aux", None)
+        position_bias = keywords.pop("position_bias", None)
+        is_causal = keywords.get("is_causal", getattr(module, "is_causal", True))
+        if unknown := sorted(set(keywords) - _HARMLESS_KEYWORDS):
+            raise UnsupportedArchitectureError(
+                f"{type(module).__name__} calls its attention function with {unknown}, which may change the attention "
+                'scores in a way that is not known here. Use `GradELLMConfig(engine="stepwise")` with the model loaded '
+                'with `attn_implementation="eager"`.'
+            )
+        num_queries, num_keys = query.shape[2], key.shape[2]
+        if mask is None:
+            if not is_causal and num_queries > 1:
+                raise UnsupportedArchitectureError(
+                    f"{type(module).__name__} attends in both directions; only causal self-attention can be explained."
+                )
+            mask = causal_visibility(num_queries, num_keys, query.device)
+        elif not isinstance(mask, Tensor) or mask.ndim != 4:
+            got = f"shape {list(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise UnsupportedArchitectureError(
+                f"{type(module).__name__} passes its attention function a mask of another form than [R, H, N, T] ({got}). "
+                'Load the model with `attn_implementation="sdpa"`.'
+            )
+        mask = own_column_gradient(mask[..., :num_keys])
+        if position_bias is not None:
+            mask = add_position_bias(mask, position_bias[..., :num_keys])
+        return cls(mask, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, sinks)
+
+    def scores(self, products: Tensor) -> Tensor:
+        scores = products * self.scaling
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+
+    def score_derivative(self, scores: Tensor) -> Tensor | float:
+        """`d scores / d products`, given the scores."""
+        return self.scaling if self.softcap is None else self.scaling * (1 - (scores / self.softcap) ** 2)
+
+    def weights(self, scores: Tensor, block: slice = _ALL) -> Tensor:
+        """Attention weights `[R, G, M, n, T]` of a block of queries."""
+        groups = scores.shape[1]
+        sinks = None if self.sinks is None else self.sinks.reshape(groups, -1)
+        return attention_weights(scores, self.grouped_mask(groups, block), sinks)
+
+    def grouped_mask(self, groups: int, block: slice = _ALL) -> Tensor:
+        return group_mask(self.mask[:, :, block], groups)
+
+
+def attention_output(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
+    """The value of attention, `[R, H, N, Dv]`. Queries that share a key/value head are stacked instead of repeating it."""
+    groups, (rows, heads, queries, _) = key.shape[1], query.shape
+    grouped = group_heads(query, groups)
+    if options.softcap is not None or options.sinks is not None:
+        weights = options.weights(options.scores(grouped_products(grouped, key)))
+        output = weights.to(value.dtype).flatten(2, 3) @ value
+    else:
+        mask = options.mask
+        mask = mask.repeat(1, 1, heads // groups, 1) if mask.shape[1] == 1 else group_heads(mask, groups).flatten(2, 3)
+        output = F.scaled_dot_product_attention(grouped.flatten(2, 3), key, value, attn_mask=mask, scale=options.scaling)
+    return output.view(rows, heads, queries, value.shape[-1])
+
+
+def own_column_gradient(mask: Tensor) -> Tensor:
+    """Stops the gradient of an additive mask `[R, H, N, T]` everywhere but at each query's own key.
+
+    A mask that is computed from the values (Doge) is a constant where it stems from other positions.
+    """
+    if not mask.requires_grad:
+        return mask
+    offset = mask.shape[-1] - mask.shape[-2]
+    return torch.diagonal_scatter(mask.detach(), mask.diagonal(offset, -2, -1), offset, -2, -1)
+
+
+def add_position_bias(mask: Tensor, position_bias: Tensor) -> Tensor:
+    """One additive mask of a mask and a bias `[R, H, N, T]`, as the models' own attention functions combine them."""
+    if mask.dtype == torch.bool:
+        return torch.where(mask, position_bias, torch.finfo(position_bias.dtype).min)
+    return mask + position_bias
+
+
+class PositionLocalAttention(torch.autograd.Function):
+    """Attention whose gradient reaches a query's own key and value only; computes the layer's heatmap on the way back.
+
+    Inputs: `anchor` (a leaf that makes autograd come here), `query [R, H, N, D]`, `key [R, G, T, D]`,
+    `value [R, G, T, Dv]`, the mask and all options, the formula of the heatmap, and `record`, called in the backward pass
+    with the heatmap `c[n, i] = sum_h w[p, h, i] <d f_n / d z[p, h], v[i, h]>`, `[R, N, T]` (both None: not explained).
+    """
+
+    @staticmethod
+    def forward(ctx, anchor, query, key, value, mask, options, formula, record):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(query, key, value)
+        ctx.options = options = replace(options, mask=mask.detach())
+        ctx.formula, ctx.record = formula, record
+        return attention_output(query, key, value, options)
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        query, key, value = ctx.saved_tensors
+        options, record, mask = ctx.options, ctx.record, ctx.options.mask
+        groups, (rows, heads, queries, _), keys = key.shape[1], query.shape, key.shape[2]
+        precision = torch.promote_types(query.dtype, torch.float32)
+        q_all, g_all = (group_heads(x, groups).to(precision) for x in (query, gradient))
+        k, v = key.to(precision), value.to(precision)
+        heatmap = k.new_empty(rows, queries, keys) if record else None
+        needs_inputs = any(ctx.needs_input_grad[1:5])
+        d_query, d_key, d_value = map(torch.zeros_like, (q_all, key, value)) if needs_inputs else (None, None, None)
+        d_mask = torch.zeros_like(mask) if ctx.needs_input_grad[4] else None
+
+        size = max(1, _BLOCK_ELEMENTS // (rows * heads * keys))
+        for first in range(0, queries, size):
+            block = slice(first, min(first + size, queries))
+            q, g = q_all[..., block, :], g_all[..., block, :]
+            products = grouped_products(q, k)
+            scores = options.scores(products)
+            weights = options.weights(scores, block)
+            contributions = grouped_products(g, v)
+            weighted = weights * contributions
+            if record and ctx.formula.spatial == "attention":
+                heatmap[:, block] = ctx.formula.sum_heads(weighted)
+            elif record:
+                loosened = loosened_weights(products, q, k[:, :, None], options.grouped_mask(groups, block))
+                heatmap[:, block] = ctx.formula.sum_heads(loosened * contributions)
+            if not needs_inputs:
+                continue
+            d_scores = torch.addcmul(weighted, weights, weighted.sum(-1, keepdim=True), value=-1)
+            if d_mask is not None:
+                d_mask[:, :, block] = d_scores.flatten(1, 2).sum_to_size(d_mask[:, :, block].shape)
+            d_products = d_scores.mul_(options.score_derivative(scores))
+            offset = keys - queries
+            own, diagonal = slice(offset + block.start, offset + block.stop), offset + block.start
+            d_query[..., block, :] = (d_products.flatten(2, 3) @ k).view_as(q)
+            d_key[:, :, own] = (d_products.diagonal(diagonal, -2, -1)[..., None] * q).sum(2)
+            d_value[:, :, own] = (weights.diagonal(diagonal, -2, -1)[..., None] * g).sum(2)
+        if record:
+            record(heatmap)
+        if d_query is not None:
+            d_query = d_query.flatten(1, 2).to(query.dtype)
+        return None, d_query, d_key, d_value, d_mask, None, None, None
+
+
+_handler: ContextVar[Callable | None] = ContextVar("gradellm_attention_handler", default=None)
+_LOOK_UPS = ("get_interface", "__getitem__")
+_inherited = object()
+
+
+@contextmanager
+def attention_handler(handler: Callable) -> Iterator[None]:
+    """While open, attention calls of this thread go to `handler(model's own function, module, query, key, ...)`.
+
+    The one seam is how a model looks up its attention function by name in an `AttentionInterface`: every Transformers model
+    by `get_interface`, models written for its earlier versions by `[name]`. Both keep returning the model's own function to
+    everybody else: other threads, other contexts, and that function itself, should it call another one of them. Masks and
+    everything else that depends on the name of the implementation stay what they are in a normal forward.
+    """
+    token = _handler.set(handler)
+    try:
+        with _installed():
+            yield
+    finally:
+        _handler.reset(token)
+
+
+@shared
+@contextmanager
+def _installed() -> Iterator[None]:
+    """The look-ups of every AttentionInterface go through `_handled`."""
+    from transformers.modeling_utils import AttentionInterface
+
+    before = {name: vars(AttentionInterface).get(name, _inherited) for name in _LOOK_UPS}
+    try:
+        for name in _LOOK_UPS:
+            setattr(AttentionInterface, name, _handled(getattr(AttentionInterface, name)))
+        yield
+    finally:
+        for name, method in before.items():
+            if method is not _inherited:
+                setattr(AttentionInterface, name, method)
+            elif name in vars(AttentionInterface):
+                delattr(AttentionInterface, name)
+
+
+class _Handled(functools.partial):
+    """A model's own attention function on its way to the handler."""
+
+
+def _handled(look_up: Callable) -> Callable:
+    @functools.wraps(look_up)
+    def look_up_handled(*args: Any, **kwargs: Any) -> Callable:
+        function = look_up(*args, **kwargs)  # `get_interface` looks up by `[name]`, which has been here already
+        handler = _handler.get()
+        if handler is None or isinstance(function, _Handled):
+            return function
+        return _Handled(handler, functools.partial(_unhandled, function))
+
+    return look_up_handled
+
+
+def _unhandled(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    token = _handler.set(None)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        _handler.reset(token)

@@ -1,0 +1,56 @@
+"""The replay engine: every step explained in one forward and one backward pass over the generated tokens."""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..architecture.support import attention_layers
+from .position_local import AttentionOptions, PositionLocalAttention, attention_output
+from ..configuration import GradELLMConfig
+from .loop import InterfaceWatch, explain_steps
+from .heatmap_sums import Heatmaps
+from .memory import chunk_size
+from ..sequences.explained import ExplainedSequences
+from ..architecture.tensor_parallel import sharing_groups, smallest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class ReplayWatch(InterfaceWatch):
+    """Position-local attention in place of the model's own; the heatmaps fall out of its backward pass."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.anchor = torch.zeros((), requires_grad=True)
+
+    def attend(
+        self, layer: int, own: Callable, query: Tensor, key: Tensor, value: Tensor, options: Callable[[], AttentionOptions]
+    ) -> tuple[Tensor, Tensor | None]:
+        if layer < self.layers[0]:
+            output = attention_output(query, key, value, options())
+        else:
+            record = functools.partial(self.record, layer) if self.formula and layer in self.layers else None
+            settings = options()
+            output = PositionLocalAttention.apply(self.anchor, query, key, value, settings.mask, settings, self.formula, record)
+        return output.transpose(1, 2).contiguous(), None
+
+    def backward(self, outputs: Any, gradient: Tensor) -> None:
+        torch.autograd.grad(outputs.logits, self.anchor, gradient, allow_unused=True)
+
+
+def replay(
+    model: "PreTrainedModel", sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
+) -> Heatmaps:
+    """Explains every step at once: the query positions of all steps run as one chunk on a cache of the prompt.
+
+    Several chunks, where one would take too much memory. Arguments and errors as for `explain_steps`.
+    """
+    size = config.step_chunk_size
+    if size is None:
+        free = chunk_size(model, sequences, len(attention_layers(model)) - layers[0])
+        size = smallest(free, sharing_groups(model))
+    return explain_steps(model, sequences, config, layers, cache, ReplayWatch, size)

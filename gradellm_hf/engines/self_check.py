@@ -1,0 +1,108 @@
+"""Before the replay engine is trusted with a model, it proves itself on it once."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..architecture.support import attention_layers, calls_attention_interface, keeps_cache, not_finite
+from ..architecture.caches import fork_cache, is_plain
+from ..configuration import GradELLMConfig
+from ..errors import UnsupportedArchitectureError
+from ..architecture.identity import findings
+from ..architecture.quantization import is_quantized
+from .replay import replay
+from ..sequences.explained import ExplainedSequences
+from ..architecture.tensor_parallel import first_reason, sharing_groups
+from ..architecture.tolerances import logits_difference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_STEPS = 3
+_TOLERANCES = {torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit; elsewhere 1e-3
+_QUANTIZED_TOLERANCE = 2e-1
+
+
+def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) -> str | None:
+    """Why replaying this model is not exact, or None where it is. Found once per model, and remembered while its modules and
+    hooks stay the same.
+
+    Replays the first steps (of the first row, where the cache can be cut) and checks two things. The logits must be
+    those of the model when it runs one token at a time. And the last step's logits must have exactly zero gradient at
+    earlier positions: where they do not, something other than attention carries information from token to token, and
+    position-local gradients are not the truth.
+
+    Args:
+        cache: Keys and values of the first `P - 1` positions, left unchanged; None: they are computed where needed.
+    """
+    if not calls_attention_interface(model):
+        return "it does not look up its attention function in Transformers' AttentionInterface"
+    if not keeps_cache(model):
+        return "it keeps no cache of keys and values from call to call"
+    if _rope_depends_on_length(model, sequences.length):
+        return "its rotary position embedding depends on the length of a call, so several tokens at once are not what it wrote"
+    verdicts = findings(model).verdicts
+    key = (model.config._attn_implementation, model.dtype)
+    if key not in verdicts:
+        steps = min(_STEPS, sequences.num_steps)
+        if steps < 2:
+            return None  # a single step is ordinary autograd; the check waits for a longer generation
+        try:
+            if cache is None:
+                cache = sequences.prefill(model)
+            rows = 1 if cache is None or is_plain(cache) else sequences.token_ids.shape[0]
+            reason = _check(model, sequences.head(rows, steps), cache)
+            verdicts[key] = first_reason(reason, sharing_groups(model))
+        except UnsupportedArchitectureError as error:  # not remembered: it may be of this text, or of this configuration
+            return f"it cannot be replayed ({error})"
+    return verdicts[key]
+
+
+def _rope_depends_on_length(model: "PreTrainedModel", length: int) -> bool:
+    """Whether a sequence is long enough for a dynamic rotary embedding to change its frequencies."""
+    config = model.config.get_text_config(decoder=True)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for rope in (parameters, *parameters.values()):  # one for all layers, or one a kind of layer
+        if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
+            return length > (rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+    return False
+
+
+def _check(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) -> str | None:
+    rows = sequences.token_ids.shape[0]
+    start, steps = sequences.prompt_length - 1, sequences.num_steps
+    reference, step_cache = [], fork_cache(cache, rows)
+    with torch.no_grad():
+        for position in range(start, start + steps):
+            outputs = sequences.forward(model, position, position + 1, step_cache)
+            step_cache = outputs.cache
+            reference.append(outputs.logits)
+    expected = torch.cat(reference, dim=1)
+    replayed: list[Tensor] = []
+
+    def last_logit(logits: Tensor, token_ids: Tensor) -> Tensor:
+        if sum(chunk.shape[1] for chunk in replayed) == steps:
+            replayed.pop()  # it did not fit in memory, and comes again in halves
+        first = sum(chunk.shape[1] for chunk in replayed)  # more than one chunk where the prompt ends in an embedding
+        replayed.append(logits.detach())
+        chosen = logits.gather(-1, token_ids[..., None])[..., 0]
+        return chosen * (torch.arange(first, first + logits.shape[1], device=logits.device) == steps - 1)
+
+    options: dict[str, Any] = {"positive_only": False, "output_layer_attributions": True, "step_chunk_size": steps}
+    config = GradELLMConfig(target=last_logit, **options)
+    layers = list(range(len(attention_layers(model))))
+    heatmaps = replay(model, sequences, config, layers, fork_cache(cache, rows))
+    if not (expected < torch.inf).all():  # minus infinity is a token that the model never writes
+        raise not_finite(model, GradELLMConfig())
+    difference = logits_difference(torch.cat(replayed, dim=1), expected)
+    if not difference <= (_QUANTIZED_TOLERANCE if is_quantized(model) else _TOLERANCES.get(model.dtype, 1e-3)):
+        return (
+            f"replaying several tokens at once changes its logits by {difference:.1e} of their size, against running one at "
+            "a time"
+        )
+    assert heatmaps.layer_attributions is not None
+    leaking = heatmaps.layer_attributions[:, :, :-1].transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
+    if leaking:
+        return f"something besides attention carries information between tokens at or above its layers {leaking}"
+    return None

@@ -1,0 +1,118 @@
+"""The stepwise engine: one token at a time through the model's own attention, with ordinary autograd.
+
+With a single query everything in the cache is a constant, so plain autograd gives the exact gradient. Slow, and the
+reference that the replay engine is tested against.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..architecture.support import calls_attention_interface, keeps_cache
+from .position_local import AttentionOptions
+from ..configuration import GradELLMConfig
+from .loop import AttentionWatch, InterfaceWatch, explain_steps
+from ..errors import UnsupportedArchitectureError
+from .formula import explains_head_outputs, group_heads, grouped_products, head_heatmap, loosened_weights
+from .heatmap_sums import Heatmaps
+from .projection_watch import PrefixProjectionWatch, ProjectionWatch
+from ..sequences.explained import ExplainedSequences
+from ..sequences.written_logits import LogitsDifferError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class StepWatch(InterfaceWatch):
+    """The model's own attention function, whose outputs are kept until their gradients are known."""
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._outputs: list[Tensor] = []
+        self._heatmaps: list[Callable[[Tensor], Tensor]] = []
+
+    def attend(
+        self, layer: int, own: Callable, query: Tensor, key: Tensor, value: Tensor, options: Callable[[], AttentionOptions]
+    ) -> tuple[Tensor, Tensor | None]:
+        output, weights = own()
+        if layer >= self.layers[0] and not output.requires_grad:
+            output = output.detach().requires_grad_()
+        if layer in self.layers:
+            self._outputs.append(output)
+            if self.formula:
+                spatial_weights = self._weights(self.formula.spatial, query, key, value, options, weights, output.detach())
+                self._heatmaps.append(functools.partial(head_heatmap, self.formula, spatial_weights, value.detach()))
+        return output, weights
+
+    def backward(self, outputs: Any, gradient: Tensor) -> None:
+        gradients = torch.autograd.grad(outputs.logits[:, -1:], self._outputs, gradient, allow_unused=True)
+        for layer, heatmap, output_gradient in zip(self.layers, self._heatmaps, gradients, strict=bool(self.formula)):
+            if output_gradient is not None:
+                self.record(layer, heatmap(output_gradient[:, -1:].transpose(1, 2)))
+
+    @torch.no_grad()
+    def _weights(
+        self, spatial: str, query: Tensor, key: Tensor, value: Tensor, options: Callable, own: Tensor | None, output: Tensor
+    ) -> Tensor:
+        """Spatial importance of the last query, `[R, H, 1, T]`.
+
+        The model's own attention weights where they are what it multiplies the values with (a sink may be left out of
+        them), else those of the formula, which must be.
+        """
+        last, output = slice(-1, None), output[:, -1:].transpose(1, 2)
+        if spatial == "attention" and own is not None and explains_head_outputs(own[:, :, last], value, output):
+            return own[:, :, last].detach()  # a view would keep the graph
+        settings, groups = options(), key.shape[1]
+        precision = torch.promote_types(query.dtype, torch.float32)
+        query, key = group_heads(query[:, :, last], groups).to(precision), key.to(precision)
+        products = grouped_products(query, key)
+        weights = settings.weights(settings.scores(products), last).flatten(1, 2)
+        if not explains_head_outputs(weights, value, output):
+            raise UnsupportedArchitectureError(
+                f"`{self.model.config.model_type}` computes its attention in a way that is not known here: its head outputs "
+                'are not the attention weights times the values. Load the model with `attn_implementation="eager"`.'
+            )
+        if spatial == "loosened":
+            weights = loosened_weights(products, query, key[:, :, None], settings.grouped_mask(groups, last)).flatten(1, 2)
+        return weights
+
+
+class PrefixStepWatch(StepWatch):
+    """The same for models that hand no cache from call to call: the whole prefix runs at every step."""
+
+    whole_prefix: ClassVar[bool] = True
+
+
+def stepwise(
+    model: "PreTrainedModel",
+    sequences: ExplainedSequences,
+    config: GradELLMConfig,
+    layers: list[int],
+    cache: Any = None,
+    prompt_at_once: bool = False,
+) -> Heatmaps:
+    """Explains one step after the other. Arguments and errors as for `explain_steps`."""
+    watch_type: type[AttentionWatch]
+    if calls_attention_interface(model):
+        watch_type = StepWatch if keeps_cache(model) else PrefixStepWatch
+    else:
+        watch_type = ProjectionWatch if keeps_cache(model) else PrefixProjectionWatch
+    return explain_steps(model, sequences, config, layers, cache, watch_type, 1, prompt_at_once)
+
+
+def stepwise_as_written(
+    model: "PreTrainedModel", sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
+) -> Heatmaps:
+    """The same, with the whole prompt in one call, as `generate` read it, if that makes a difference.
+
+    It does in models that compute something else with several tokens than with one (steered while they decode, say).
+    """
+    try:
+        return stepwise(model, sequences, config, layers, cache)
+    except LogitsDifferError as error:
+        if error.step > 0 or not sequences.can_be_read_at_once:
+            raise
+    return stepwise(model, sequences, config, layers, prompt_at_once=True)

@@ -1,0 +1,1 @@
+"""What the jobs over many prompts share: reading prompts, the manifest, processes. May import `checks` and `architecture`."""

@@ -1,0 +1,1 @@
+"""What the engines explain: token sequences, given or read off a call of `generate`. May import `architecture` and below."""

@@ -1,0 +1,185 @@
+"""What the engines explain: sequences of prompt and generated tokens, and how to run a model over a stretch of them."""
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..architecture.support import forward_parameters, keeps_cache
+from .written_logits import WrittenLogits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class ExplainedSequences:
+    """Teacher-forced sequences of `P` prompt positions and `N` generated tokens, `S = P + N`.
+
+    Attributes:
+        token_ids: `[R, S]`, or `[R, N]` where the prompt was given as embeddings only.
+        prompt_length: `P`, padding included.
+        num_steps: `N`.
+        per_position: Forward arguments with one entry a position, `[..., 1 or R, S]`: `position_ids` always, and
+            `token_type_ids` where they were given.
+        step_mask: False for steps after a row's end, `[R, N]`.
+        attention_mask: 1 for real tokens, `[R, S]`; None where there is no padding.
+        prompt_embeds: `[R, P, E]` where the prompt was given as embeddings.
+        forward_kwargs: Further arguments of every forward call.
+        prefill_kwargs: Further arguments of the call that reads the prompt.
+        prefill_rows: Where that call has other rows (each beam of a prompt): a row with the prompt of each of its rows, and
+            its row with the prompt of each row.
+        written_logits: Those from which `generate` chose the tokens, where it did.
+        first_step: The number of the first step in the whole text, where earlier ones count as the prompt.
+    """
+
+    token_ids: Tensor
+    prompt_length: int
+    num_steps: int
+    per_position: dict[str, Tensor]
+    step_mask: Tensor
+    attention_mask: Tensor | None = None
+    prompt_embeds: Tensor | None = None
+    forward_kwargs: dict[str, Any] = field(default_factory=dict)
+    prefill_kwargs: dict[str, Any] = field(default_factory=dict)
+    prefill_rows: tuple[Tensor, Tensor] | None = None
+    written_logits: WrittenLogits | None = None
+    first_step: int = 0
+
+    @property
+    def length(self) -> int:
+        return self.prompt_length + self.num_steps
+
+    @property
+    def can_be_read_at_once(self) -> bool:
+        """Whether one call can read the whole prompt, with all rows."""
+        is_whole = self.prompt_embeds is not None or self.token_ids.shape[1] == self.length
+        return is_whole and not (self.prefill_kwargs and self.prefill_rows)
+
+    @property
+    def generated_ids(self) -> Tensor:
+        """`[R, N]`."""
+        return self.token_ids[:, self.token_ids.shape[1] - self.num_steps :]
+
+    def chunk_end(self, first: int, size: int) -> int:
+        """The end of a chunk of at most `size` steps from `first` on. A step predicted from an embedding stands alone."""
+        return min(first + (1 if self._is_embedded(self.prompt_length - 1 + first) else size), self.num_steps)
+
+    def forward(self, model: "PreTrainedModel", first: int, last: int, cache: Any, **kwargs: Any) -> Any:
+        """Runs the model over positions `first:last` on a cache that holds the positions before (None: there are none)."""
+        inputs: dict[str, Any] = {**self.forward_kwargs, "return_dict": True}
+        parameters = forward_parameters(model)
+        if keeps_cache(model):
+            inputs |= {"cache": cache, "use_cache": True}
+        elif "use_cache" in parameters:
+            inputs["use_cache"] = False
+        if self._is_embedded(first):
+            inputs["inputs_embeds"] = self.prompt_embeds[:, first:last]  # type: ignore[index]
+        else:
+            offset = self.length - self.token_ids.shape[1]
+            inputs["input_ids"] = self.token_ids[:, first - offset : last - offset]
+        if self.attention_mask is not None:
+            inputs["attention_mask"] = self.attention_mask[:, :last]
+        if "cache_position" in parameters:  # models outside of Transformers, written for its earlier versions
+            inputs["cache_position"] = torch.arange(first, last, device=self.token_ids.device)
+        inputs |= {name: x[..., first:last] for name, x in self.per_position.items() if name in parameters}
+        return model(**inputs, **kwargs)
+
+    def prefill(self, model: "PreTrainedModel") -> Any:
+        """The cache of all positions before the one that predicts the first step; None where there are none, or no cache."""
+        length = self.prompt_length - 1
+        if length == 0 or not keeps_cache(model):
+            return None
+        kwargs = {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
+        read_rows, cache_rows = self.prefill_rows if self.prefill_kwargs and self.prefill_rows else (None, None)
+        prompts = self if read_rows is None else self._take(read_rows)
+        with torch.no_grad():
+            cache = prompts.forward(model, 0, length, None, **kwargs, **self.prefill_kwargs).cache
+        if cache_rows is not None:
+            cache.batch_select_indices(cache_rows)
+        return cache
+
+    def head(self, rows: int, num_steps: int) -> "ExplainedSequences":
+        """The first `rows` rows, ending after `num_steps` generated tokens, every step of them to be explained."""
+        removed = self.num_steps - num_steps
+
+        def cut(x: Tensor) -> Tensor:
+            return x[..., : rows if x.shape[-2] > 1 else 1, : self.length - removed]
+
+        return replace(
+            self,
+            token_ids=self.token_ids[:rows, : self.token_ids.shape[1] - removed],
+            num_steps=num_steps,
+            per_position={name: cut(x) for name, x in self.per_position.items()},
+            step_mask=torch.ones_like(self.step_mask[:rows, :num_steps]),
+            attention_mask=None if self.attention_mask is None else self.attention_mask[:rows],
+            prompt_embeds=None if self.prompt_embeds is None else self.prompt_embeds[:rows],
+            written_logits=None,
+        )
+
+    def _take(self, rows: Tensor) -> "ExplainedSequences":
+        """Rows in any order, any number of times."""
+
+        def take(x: Tensor, dim: int = 0) -> Tensor:
+            return x if x.shape[dim] == 1 < self.token_ids.shape[0] else x.index_select(dim, rows.to(x.device))
+
+        return replace(
+            self,
+            token_ids=take(self.token_ids),
+            per_position={name: take(x, -2) for name, x in self.per_position.items()},
+            step_mask=take(self.step_mask),
+            attention_mask=None if self.attention_mask is None else take(self.attention_mask),
+            prompt_embeds=None if self.prompt_embeds is None else take(self.prompt_embeds),
+        )
+
+    def _is_embedded(self, position: int) -> bool:
+        return self.prompt_embeds is not None and position < self.prompt_length
+
+
+def extended_prompt(
+    token_ids: Tensor,
+    prompt_length: int,
+    num_steps: int,
+    step_mask: Tensor,
+    padding: Tensor | None,
+    per_position: dict[str, Tensor] | None = None,
+    prompt_embeds: Tensor | None = None,
+    **kwargs: Any,
+) -> ExplainedSequences:
+    """Extends what is known of the prompt's positions over the generated ones, as `generate` does."""
+    with torch.inference_mode(False):
+        if padding is not None and bool((padding != 0).all()):
+            padding = None
+        per_position = dict(per_position or {})
+        real = torch.ones_like(token_ids[:, :1]).expand(-1, prompt_length) if padding is None else padding.long()
+        text_positions = (real.cumsum(-1) - 1).masked_fill(real == 0, 0)
+        per_position.setdefault("position_ids", text_positions)
+        ahead = torch.arange(1, num_steps + 1, device=token_ids.device)
+        for name, known in per_position.items():
+            if missing := prompt_length - known.shape[-1]:  # read by earlier calls, whose arguments were not seen
+                first = text_positions[:, :missing].to(known) if name == "position_ids" else known[..., :1]
+                known = torch.cat([first.expand(*known.shape[:-1], missing), known], dim=-1)
+            generated = known[..., -1:].expand(*known.shape[:-1], num_steps)
+            if name == "position_ids":
+                generated = generated + ahead.to(known)
+            elif name == "mm_token_type_ids":
+                generated = torch.zeros_like(generated)  # generated tokens are text
+            per_position[name] = torch.cat([known, generated], dim=-1)
+        if padding is not None:
+            ones = padding.new_ones(padding.shape[0], num_steps)
+            padding = torch.cat([padding, ones], dim=-1)
+        return ExplainedSequences(
+            token_ids=_outside_inference_mode(token_ids).clamp_min(0),  # beams end in -1 where there is no padding token
+            prompt_length=prompt_length,
+            num_steps=num_steps,
+            per_position=per_position,
+            step_mask=_outside_inference_mode(step_mask),
+            attention_mask=padding,
+            prompt_embeds=None if prompt_embeds is None else _outside_inference_mode(prompt_embeds.detach()),
+            **kwargs,
+        )
+
+
+def _outside_inference_mode(x: Tensor) -> Tensor:
+    return x.clone() if x.is_inference() else x

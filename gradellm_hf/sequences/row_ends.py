@@ -1,0 +1,80 @@
+"""Where each row of a generation ends: not read off its tokens, but seen where `generate` decides it."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.stopping_criteria import StoppingCriteria
+
+from ..architecture.positions import PositionRoom
+
+
+class RowEnds(StoppingCriteria):
+    """The last stopping criterion of a call of `generate`: it ends no row, and learns which rows end.
+
+    A `StoppingCriteriaList` joins what its criteria say with `|`, one after the other. What this one says is False for every
+    row, and sees what it is joined to: what all criteria before it have decided, those that `generate` made itself included.
+
+    Args:
+        prompt_length: Columns of the prompt in the sequences.
+        room: How many tokens the model can read. Where more would be needed, as a row goes on, this ends the generation by
+            an InvalidInputError.
+    """
+
+    def __init__(self, prompt_length: int, room: PositionRoom) -> None:
+        self._prompt_length, self._room = prompt_length, room
+        self._ids: Tensor | None = None  # of the last step, `[R, tokens]`
+        self._lengths: Tensor  # of each row at its end, in tokens; 0 while it goes on
+        self._in_place: Tensor  # whether each row is the continuation of what it was before
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        no_row = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device).as_subclass(_NoRow)
+        no_row.see = functools.partial(self._see, input_ids)
+        return no_row
+
+    def _see(self, input_ids: Tensor, decided: Tensor) -> None:
+        before = self._ids
+        if before is None:
+            self._lengths = torch.zeros(input_ids.shape[0], dtype=torch.long, device=input_ids.device)
+            self._in_place = torch.tensor(True, device=input_ids.device)
+        elif before.shape[0] != input_ids.shape[0] or before.shape[1] > input_ids.shape[1]:
+            self._in_place = torch.zeros_like(self._in_place)
+            return  # about other rows
+        else:  # without waiting for the device
+            self._in_place = self._in_place & (input_ids[:, : before.shape[1]] == before).all()
+        self._ids = input_ids
+        self._lengths = torch.where(decided & (self._lengths == 0), input_ids.shape[1], self._lengths)
+        num_steps = input_ids.shape[1] - self._prompt_length
+        if not self._room.fits(num_steps + 1) and not self._lengths.all():
+            self._room.check(num_steps + 1)
+
+    def step_mask(self, sequences: Tensor) -> Tensor | None:
+        """False for steps after a row's end, `[R, N]`; None where it is not known.
+
+        It is not known where the criteria were not asked about the rows that were returned, in one order from step to step:
+        by beam search (which tells it by its `beam_indices`), and by a `custom_generate` function that does without them.
+
+        Args:
+            sequences: What `generate` has returned, or written so far, `[R, S]`.
+        """
+        if self._ids is None or self._ids.shape[0] != sequences.shape[0] or not self._in_place:
+            return None
+        length = min(self._ids.shape[1], sequences.shape[1])
+        if not torch.equal(self._ids[:, :length].to(sequences), sequences[:, :length]):
+            return None
+        lengths = self._lengths[:, None].to(sequences.device)
+        return (lengths == 0) | (torch.arange(self._prompt_length, sequences.shape[1], device=sequences.device) < lengths)
+
+
+class _NoRow(Tensor):
+    """False for each row. Joined to what other criteria have decided, it is that, and tells of it."""
+
+    # all else that is done with it is done with a plain tensor
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    see: Callable[[Tensor], None]
+
+    def __ror__(self, decided: Tensor) -> Tensor:  # type: ignore[override]
+        self.see(decided)
+        return decided

@@ -1,0 +1,61 @@
+"""What a chat is: messages with a role, whose contents are text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..checks.arguments import is_list
+from ..errors import InvalidInputError
+
+Chat = Sequence[Mapping[str, Any]]
+_EXPECTED = 'a message is {"role": ..., "content": ...}, its content a text or a list of parts {"type": "text", "text": ...}'
+_MEDIA = ("image", "video", "audio")
+
+
+def is_chat(value: Any) -> bool:
+    return is_list(value) and len(value) > 0 and all(isinstance(message, Mapping) for message in value)
+
+
+def check_chat(chat: Any) -> None:
+    """Refuses what is no chat of text. A chat template would leave it out, or write a placeholder for it, without a word.
+
+    Raises:
+        InvalidInputError: It is no list of messages; a message has no role or content; or a part of a content is an image, a
+            video, a sound, or anything else that is not text.
+    """
+    if not is_chat(chat):
+        raise InvalidInputError(f"A chat is a list of messages with at least one in it, and {_EXPECTED}; got {chat!r}.")
+    for number, message in enumerate(chat):
+        _check_message(number, message)
+
+
+def _check_message(number: int, message: Mapping[str, Any]) -> None:
+    where = f"Message {number} of the chat"
+    _check_media(where, message)
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise InvalidInputError(f"{where} has no `role`: {_EXPECTED}; got {dict(message)!r}.")
+    if content is not None and is_list(content):
+        for part in content:
+            if not isinstance(part, Mapping):
+                raise InvalidInputError(f"{where} has a part that is no dict: {_EXPECTED}; got {part!r}.")
+            _check_media(where, part)
+            if part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
+                raise InvalidInputError(f"{where} has a part that is not text: {_EXPECTED}; got {dict(part)!r}.")
+    elif content is None:
+        if not any(value for name, value in message.items() if name != "role"):  # such as the calls of tools
+            raise InvalidInputError(f"{where} has no `content`: {_EXPECTED}; got {dict(message)!r}.")
+    elif not isinstance(content, str):
+        _check_media(where, content if isinstance(content, Mapping) else {})
+        raise InvalidInputError(f"{where} has a `content` of {type(content).__name__}: {_EXPECTED}.")
+
+
+def _check_media(where: str, part: Mapping[str, Any]) -> None:
+    """Looks for `{"type": "image"}`, `{"image": ...}`, `{"type": "image_url"}`, `{"input_audio": ...}` and the like."""
+    kind = part.get("type")
+    names = [name for name, value in part.items() if value is not None] + [kind if isinstance(kind, str) else ""]
+    found = next((medium for name in names for medium in _MEDIA if medium in str(name)), None)
+    if found is not None:
+        raise InvalidInputError(
+            f"{where} holds {'an' if found[0] in 'aeiou' else 'a'} {found}, and only text can be explained from a chat. Take "
+            "it out; or give what the model's processor makes of the chat, as tensors, to `explain_generate`."
+        )
