@@ -3,7 +3,7 @@
 All weights lie on disk and are read a module at a time, by accelerate. Prints as JSON, in MiB: the peak resident memory less
 what the process held before the model ran, and a decoder layer. A process of its own for each figure.
 `explain-first` is the first call, in which the model is looked at and checked, after one of `generate`; the others come second.
-`explain-keeping` leaves the weights in autograd's graph, for contrast: what happens without `gradellm_hf.architecture.offloading`.
+`explain-keeping` leaves the weights in autograd's graph, for contrast: what happens without `architecture/offloading.py`.
 """
 
 import contextlib
@@ -14,9 +14,9 @@ import tempfile
 import accelerate
 import torch
 
-from gradellm_hf.engines import loop as engine
 from gradellm_hf import explain_generate
 from gradellm_hf.demo_model import load_smollm2
+from gradellm_hf.engines import loop as engine
 
 from .memory import PeakMemory
 

@@ -18,8 +18,8 @@ import transformers
 
 import gradellm_hf
 from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences
-from gradellm_hf.demo_model import load_smollm2
 from gradellm_hf.checks.files import write_atomically
+from gradellm_hf.demo_model import load_smollm2
 
 from .dataset import dataset_row as measured_dataset
 from .per_step_loop import explain_step

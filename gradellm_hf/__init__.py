@@ -7,14 +7,14 @@ if TYPE_CHECKING:
     from model_patches import ArchitectureAdapter, register_adapter
 
     from .configuration import GradELLMConfig
-    from .dataset.job import explain_dataset
     from .dataset.explanations import load_dataset_explanations
+    from .dataset.job import explain_dataset
     from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError
-    from .results.explanation import Explanation
     from .generation import explain_generate, explain_sequences
     from .model import GradELLM
-    from .results.output import ExplainGenerateOutput
     from .pipeline import ExplainedTextGenerationPipeline, register_pipeline
+    from .results.explanation import Explanation
+    from .results.output import ExplainGenerateOutput
     from .streaming import ExplainedStep, explain_stream
     from .verification import verify
 

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 import torch
 
 from .checks.arguments import choice, is_index, is_list, numbers, true_or_false, whole_number
-from .errors import InvalidInputError
 from .checks.schema import TokenId, check, known_fields, parse_json
+from .errors import InvalidInputError
 
 Spatial = Literal["attention", "loosened"]
 Channel = Literal["heads", "attention_output"]

@@ -16,6 +16,10 @@ class InvalidInputError(GradELLMError, ValueError):
     """An argument, an input tensor or the state of the model is not usable."""
 
 
+class MissingDependencyError(GradELLMError, ImportError):
+    """What was asked for needs a package that is not installed; the message has the command that installs it."""
+
+
 class GradELLMWarning(UserWarning):
     """An explanation is exact but was made in another way than asked for."""
 

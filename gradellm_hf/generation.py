@@ -1,26 +1,23 @@
 """`explain_generate` and `explain_sequences`: `generate` as it is, and then the explanation of what it wrote."""
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
-from .architecture.support import attention_layers, explainable, explained_layers, not_finite, placeholder_mask, unwrap
-from .architecture.caches import is_plain, prompt_cache
+from .architecture.caches import prompt_cache
+from .architecture.facts import ModelFacts, explained_layers, look_at
+from .architecture.reading import placeholder_mask
+from .architecture.support import without_wrapper
 from .configuration import GradELLMConfig, checked_config
-from .errors import GradELLMWarning
+from .engines.explain import explain
 from .engines.heatmap_sums import Heatmaps
 from .results.output import ExplainGenerateOutput
-from .sequences.generate_call import GenerateCall, given_sequences
-from .sequences.recording import record_prompt
-from .engines.replay import replay
-from .engines.self_check import why_not_replay
 from .sequences.explained import ExplainedSequences
-from .engines.stepwise import stepwise_as_written
-from .architecture.tensor_parallel import check_same_text
-from .sequences.written_logits import LogitsDifferError
+from .sequences.generate_call import GenerateCall
+from .sequences.given import given_sequences
+from .sequences.recording import record_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +30,7 @@ def explain_generate(
 
     Args:
         model: A decoder-only Transformers model with softmax attention, in evaluation mode; also wrapped by PEFT, dispatched
-            by accelerate, or compiled.
+            by accelerate, or compiled; or a `GradELLM`, whose `explain_config` then counts where none is given.
         inputs: Prompt, `[batch, P]`, as for `model.generate`. Batches are padded on the left.
         explain_config: What to explain and how; see `GradELLMConfig`.
         **generate_kwargs: Everything else that `model.generate` takes; it means the same.
@@ -46,12 +43,13 @@ def explain_generate(
         InvalidInputError: An argument or the state of the model is not usable. Whatever goes wrong after the text has
             been generated, the exception carries what `generate` returned as its attribute `generated`.
     """
+    model, explain_config = without_wrapper(model, explain_config)
     config = checked_config("explain_config", explain_config) or GradELLMConfig()
-    inner = unwrap(model)
-    layers = explained_layers(inner, config)
-    call = GenerateCall(inner, inputs, generate_kwargs)
-    generate: Any = model.generate if hasattr(model, "generate") else inner.generate  # data-parallel wrappers have none
-    with record_prompt(inner, call.prompt_length, decoding=call.is_plain_loop) as recording:
+    facts = look_at(model)
+    layers = explained_layers(facts, config)
+    call = GenerateCall(facts, inputs, generate_kwargs)
+    generate: Any = model.generate if hasattr(model, "generate") else facts.model.generate  # data-parallel wrappers have none
+    with record_prompt(facts, call.prompt_length, decoding=call.is_plain_loop) as recording:
         returned = generate(inputs, **call.generate_kwargs)
     generated = {"sequences": returned} if isinstance(returned, Tensor) else dict(returned)
     cache = generated.get("cache")
@@ -66,8 +64,8 @@ def explain_generate(
         del cache
         if prompt is None:
             call.check_readable_again(recording)
-        heatmaps = _explain(inner, sequences, config, layers, prompt)
-        return _output(inner, sequences, config, heatmaps, generated)
+        heatmaps = explain(facts, sequences, config, layers, prompt)
+        return _output(facts, sequences, config, heatmaps, generated)
     except BaseException as error:
         error.generated = ModelOutput(generated)  # type: ignore[attr-defined]
         raise
@@ -99,45 +97,17 @@ def explain_sequences(
         UnsupportedArchitectureError: The model cannot be explained exactly.
         InvalidInputError: An argument or the state of the model is not usable.
     """
+    model, explain_config = without_wrapper(model, explain_config)
     config = checked_config("explain_config", explain_config) or GradELLMConfig()
-    inner = unwrap(model)
-    layers = explained_layers(inner, config)
-    text = given_sequences(inner, sequences, prompt_length, attention_mask)
-    heatmaps = _explain(inner, text, config, layers, None)
-    return _output(inner, text, config, heatmaps, {"sequences": sequences})
-
-
-def _explain(
-    model: "PreTrainedModel", sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any
-) -> Heatmaps:
-    check_same_text(model, sequences.token_ids, sequences.prompt_length, sequences.num_steps)
-    with explainable(model, padded=sequences.attention_mask is not None):
-        if cache is None and config.channel == "heads":
-            cache = sequences.prefill(model)
-        reason = why_not_replay(model, sequences, cache) if config.engine == "replay" else None
-        heatmaps = None
-        if config.engine == "replay" and reason is None:
-            try:
-                heatmaps = replay(model, sequences, config, layers, cache)
-            except LogitsDifferError as error:
-                difference = f"the logits of new token {error.step} by {error.difference:.1e} of their size"
-                reason = f"replaying several tokens at once changes {difference}, against those in `generate`"
-                cache = cache if is_plain(cache) else None  # what is not plain has been written to
-        if reason is not None:
-            warnings.warn(
-                f"`{model.config.model_type}` is explained with the stepwise engine, which is exact but slow: {reason}.",
-                GradELLMWarning,
-                stacklevel=3,
-            )
-        if heatmaps is None:
-            heatmaps = stepwise_as_written(model, sequences, config, layers, cache)
-    if not heatmaps.are_finite:
-        raise not_finite(model, config)
-    return heatmaps
+    facts = look_at(model)
+    layers = explained_layers(facts, config)
+    text = given_sequences(facts, sequences, prompt_length, attention_mask)
+    heatmaps = explain(facts, text, config, layers)
+    return _output(facts, text, config, heatmaps, {"sequences": sequences})
 
 
 def _output(
-    model: "PreTrainedModel",
+    facts: ModelFacts,
     sequences: ExplainedSequences,
     config: GradELLMConfig,
     heatmaps: Heatmaps,
@@ -158,18 +128,12 @@ def _output(
         token_probabilities=heatmaps.token_probabilities.float(),
         layer_attributions=None if by_layer is None else by_layer.float(),
         prompt_mask=prompt_mask,
-        image_mask=_image_mask(model, sequences),
+        image_mask=_image_mask(facts.model, sequences),
         layers=heatmaps.layers,
-        layer_names=_layer_names(model, heatmaps.layers),
+        layer_names=[facts.layer_names[layer] for layer in heatmaps.layers],
         explain_config=config,
-        model_name=getattr(model.config, "name_or_path", "") or type(model).__name__,
+        model_name=getattr(facts.model.config, "name_or_path", "") or type(facts.model).__name__,
     )
-
-
-def _layer_names(model: "PreTrainedModel", layers: list[int]) -> list[str]:
-    names = {id(module): name for name, module in model.named_modules()}
-    modules = attention_layers(model)
-    return [names[id(modules[layer])] for layer in layers]
 
 
 def _image_mask(model: "PreTrainedModel", sequences: ExplainedSequences) -> Tensor | None:

@@ -6,14 +6,15 @@ from typing import Any
 
 import torch
 
-from .architecture.support import input_device, placeholder_mask, unwrap, vocabulary_size
+from .architecture.reading import input_device, placeholder_mask, vocabulary_size
+from .architecture.support import ModelWrapper, unwrap
 from .checks.arguments import is_list
-from .text.chats import Chat, check_chat, is_chat
 from .configuration import GradELLMConfig, checked_config
 from .errors import InvalidInputError
 from .generation import explain_generate, explain_sequences
 from .results.output import ExplainGenerateOutput
-from .text.token_text import is_unicode, token_texts
+from .text.chats import Chat, is_chat
+from .text.encoding import encode_prompt, encode_target, text_tokenizer
 
 _FILE_OPTIONS = (  # of `from_pretrained`, which the tokenizer needs too
     "cache_dir",
@@ -28,7 +29,7 @@ _FILE_OPTIONS = (  # of `from_pretrained`, which the tokenizer needs too
 )
 
 
-class GradELLM:
+class GradELLM(ModelWrapper):
     """Wraps a model so that it explains what it writes. Every attribute but these is the wrapped model's.
 
     Args:
@@ -199,26 +200,6 @@ class GradELLM:
         return ids.to(device), mask.to(device)
 
 
-def text_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer, also of a processor.
-
-    Raises:
-        InvalidInputError: It is none, or there is none.
-    """
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
-    if tokenizer is None:
-        raise InvalidInputError(
-            "There is no tokenizer to read text with. Give the model's: `GradELLM(model, tokenizer)`, or `tokenizer=...` where "
-            "prompts are given; or give token ids to `generate`."
-        )
-    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
-        raise InvalidInputError(
-            "`tokenizer` must be the model's tokenizer or processor, as AutoTokenizer.from_pretrained loads it, got "
-            f"{type(tokenizer).__name__}."
-        )
-    return tokenizer
-
-
 def _prompts(text: Any) -> tuple[list[str | Chat], bool]:
     """The prompts, and whether only one was given, not in a list."""
     is_single = isinstance(text, str) or is_chat(text)
@@ -236,62 +217,3 @@ def _targets(target: Any, expected: int) -> list[str]:
     if len(targets) != expected or not all(isinstance(text, str) and text for text in targets):
         raise InvalidInputError(f"`target` must be a non-empty text for each of the {expected} prompts, got {target!r}.")
     return targets
-
-
-def _check_unicode(name: str, text: str) -> None:
-    if not is_unicode(text):
-        raise InvalidInputError(f"{name} holds half a character (a lone surrogate), which no tokenizer reads; got {text!r}.")
-
-
-def encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[str, bool, list[int]]:
-    """The text that the model reads, whether special tokens are still added to it, and its token ids.
-
-    Raises:
-        InvalidInputError: It is neither text nor a chat of text, it is empty, holds half a character, or there is no chat
-            template.
-    """
-    is_text = isinstance(prompt, str)
-    if is_text:
-        text = str(prompt)
-    else:
-        check_chat(prompt)
-        if not getattr(tokenizer, "chat_template", None):
-            raise InvalidInputError(
-                "The tokenizer has no chat template, so it cannot write a chat. Give the prompt as one text, or set "
-                "`tokenizer.chat_template`."
-            )
-        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
-    _check_unicode("The prompt", text)
-    ids = tokenizer(text, add_special_tokens=is_text)["input_ids"]
-    if not text or not ids:
-        raise InvalidInputError("The prompt is empty: there is nothing that the model could rest on. Give at least one token.")
-    return text, is_text, list(ids)
-
-
-def encode_target(tokenizer: Any, prompt: str, add_special_tokens: bool, prompt_ids: list[int], target: str) -> list[int]:
-    """Token ids that, after those of the prompt, read as `target`.
-
-    A tokenizer may merge the end of the prompt with the beginning of the target, or put a space before a text that stands
-    alone. So the ids are those of the whole text where it begins with the prompt's ids, else those of the target after a line
-    break, else those of the target alone; the first whose text is right.
-
-    Raises:
-        InvalidInputError: The target holds half a character, or the tokenizer has no tokens for it.
-    """
-    _check_unicode("`target`", target)
-
-    def encode(text: str, special: bool = False) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
-
-    candidates = []
-    for before, ids in ((prompt, prompt_ids), ("\n", encode("\n"))):
-        whole = encode(before + target, add_special_tokens and before is prompt)
-        if whole[: len(ids)] == ids:
-            candidates.append(whole[len(ids) :])
-    candidates.append(encode(target))
-    for candidate in candidates:
-        if candidate and "".join(token_texts(tokenizer, [*prompt_ids, *candidate])[len(prompt_ids) :]) == target:
-            return candidate
-    if not candidates[-1]:
-        raise InvalidInputError(f"The tokenizer has no tokens for `target` = {target!r}.")
-    return candidates[-1]

@@ -9,12 +9,12 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import ModelOutput
 from transformers.utils.chat_template_utils import Chat
 
-from .architecture.support import unwrap
-from .text.chats import check_chat
+from .architecture.facts import look_at
 from .configuration import GradELLMConfig
 from .generation import explain_generate
 from .results.output import ExplainGenerateOutput
 from .sequences.generate_call import GenerateCall
+from .text.chats import check_chat
 
 TASK = "explained-text-generation"
 
@@ -83,7 +83,7 @@ class _ExplainingModel:
     def generate(self, **kwargs: Any) -> Any:
         out: Any = explain_generate(self._model, explain_config=self._explain_config, **kwargs)
         self.output = out
-        if not GenerateCall(unwrap(self._model), None, kwargs).returns_dict:
+        if not GenerateCall(look_at(self._model), None, kwargs).returns_dict:
             return out.sequences
         names = GenerateBeamDecoderOnlyOutput.__dataclass_fields__  # a superset of what other strategies return
         return ModelOutput({name: out[name] for name in names if out.get(name) is not None})

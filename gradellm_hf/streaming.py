@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from .architecture.support import explainable, explained_layers, input_device, keeps_cache, not_finite, unwrap
 from .architecture.caches import prompt_cache
-from .configuration import GradELLMConfig, checked_config
-from .errors import InvalidInputError
+from .architecture.facts import ModelFacts, explained_layers, look_at
 from .architecture.hooks import thread_hook
+from .architecture.running import explainable
+from .architecture.support import not_finite, without_wrapper
+from .architecture.tensor_parallel import check_same_text
+from .configuration import GradELLMConfig, checked_config
+from .engines.stepwise import stepwise, stepwise_as_written
+from .errors import InvalidInputError
 from .sequences.generate_call import GenerateCall
 from .sequences.recording import PromptRecording, record_prompt
-from .engines.stepwise import stepwise, stepwise_as_written
-from .architecture.tensor_parallel import check_same_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,16 +75,17 @@ def explain_stream(
         UnsupportedArchitectureError: The model cannot be explained exactly.
         InvalidInputError: An argument or the state of the model is not usable, or beam search is asked for.
     """
+    model, explain_config = without_wrapper(model, explain_config)
     config = checked_config("explain_config", explain_config) or GradELLMConfig()
-    inner = unwrap(model)
-    layers = explained_layers(inner, config)
+    facts = look_at(model)
+    inner, layers = facts.model, explained_layers(facts, config)
     if (beams := _num_beams(inner, generate_kwargs)) > 1:
         raise InvalidInputError(
             f"Beam search (`num_beams={beams}`) settles its tokens only at the end, so there is nothing to stream. Use "
             "`num_beams=1`, or `explain_generate`."
         )
-    call = GenerateCall(inner, inputs, generate_kwargs)
-    if call.embeds is not None and (config.channel == "attention_output" or not keeps_cache(inner)):
+    call = GenerateCall(facts, inputs, generate_kwargs)
+    if call.embeds is not None and (config.channel == "attention_output" or not facts.keeps_cache):
         raise InvalidInputError(
             "A prompt of `inputs_embeds` would have to be read again for each token, which streaming does not do for this "
             "model or channel. Pass token ids, or use `explain_generate`."
@@ -90,8 +93,8 @@ def explain_stream(
     generate: Any = model.generate if hasattr(model, "generate") else inner.generate  # data-parallel wrappers have none
 
     def produce(give: Callable[[ExplainedStep], None]) -> None:
-        with record_prompt(inner, call.prompt_length, decoding=call.is_plain_loop) as recording:
-            streamer = _StepExplainer(inner, call, recording, config, layers, give)
+        with record_prompt(facts, call.prompt_length, decoding=call.is_plain_loop) as recording:
+            streamer = _StepExplainer(facts, call, recording, config, layers, give)
             handle = inner.register_forward_hook(thread_hook(streamer.keep_cache))
             try:
                 returned = generate(inputs, **{**call.generate_kwargs, "streamer": streamer})
@@ -107,14 +110,14 @@ class _StepExplainer(BaseStreamer):
 
     def __init__(
         self,
-        model: "PreTrainedModel",
+        facts: ModelFacts,
         call: GenerateCall,
         recording: PromptRecording,
         config: GradELLMConfig,
         layers: list[int],
         give: Callable[[ExplainedStep], None],
     ):
-        self._model, self._call, self._recording = model, call, recording
+        self._facts, self._call, self._recording = facts, call, recording
         self._config, self._layers, self._give = self._apart(config), layers, give
         self._streamer: BaseStreamer | None = call.generate_kwargs.get("streamer")
         self._sequences: Tensor | None = None
@@ -150,7 +153,7 @@ class _StepExplainer(BaseStreamer):
     def put(self, value: Tensor) -> None:
         if self._streamer is not None:
             self._streamer.put(value)
-        value = value.to(input_device(self._model))
+        value = value.to(self._facts.input_device)
         if self._sequences is None:  # `generate` streams the prompt first
             self._sequences = value
             return
@@ -186,12 +189,13 @@ class _StepExplainer(BaseStreamer):
             written_logits=sequences.written_logits and sequences.written_logits.after(n),
             first_step=n,
         )
-        check_same_text(self._model, step.token_ids, step.prompt_length, 1)
+        check_same_text(self._facts.model, step.token_ids, step.prompt_length, 1)
         engine = stepwise_as_written if n == 0 else stepwise
-        with explainable(self._model, padded=step.attention_mask is not None), self._explaining(True), self._recording.paused():
-            heatmaps = engine(self._model, step, self._config, self._layers, self._cache)
+        running = explainable(self._facts.model, padded=step.attention_mask is not None)
+        with running, self._explaining(True), self._recording.paused():
+            heatmaps = engine(self._facts, step, self._config, self._layers, self._cache)
         if not heatmaps.are_finite:
-            raise not_finite(self._model, self._config)
+            raise not_finite(self._facts.model, self._config)
         self._cache = self._last_cache
         by_layer = heatmaps.layer_attributions
         return ExplainedStep(

@@ -4,16 +4,18 @@ from typing import Any
 
 import torch
 
-from .architecture.support import calls_attention_interface, explainable, explained_layers, input_device, not_finite, unwrap, vocabulary_size
-from .checks.arguments import whole_number
 from .architecture.caches import fork_cache
-from .configuration import GradELLMConfig
-from .errors import UnsupportedArchitectureError
+from .architecture.facts import explained_layers, look_at
 from .architecture.positions import PositionRoom
-from .engines.replay import replay
-from .sequences.explained import ExplainedSequences
-from .engines.stepwise import stepwise
+from .architecture.running import explainable
+from .architecture.support import not_finite
 from .architecture.tolerances import relative_difference
+from .checks.arguments import whole_number
+from .configuration import GradELLMConfig
+from .engines.replay import replay
+from .engines.stepwise import stepwise
+from .errors import UnsupportedArchitectureError
+from .sequences.explained import ExplainedSequences
 
 
 def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int = 0) -> float:
@@ -37,19 +39,20 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
     """
     prompt_length, num_steps = whole_number("prompt_length", prompt_length, 1), whole_number("num_steps", num_steps, 1)
     seed = whole_number("seed", seed, 0, 2**63 - 1)
-    inner = unwrap(model)
+    facts = look_at(model)
+    inner = facts.model
     config = GradELLMConfig(positive_only=False, output_layer_attributions=True)
-    layers = explained_layers(inner, config)
-    if not calls_attention_interface(inner):
+    layers = explained_layers(facts, config)
+    if not facts.calls_interface:
         raise UnsupportedArchitectureError(
-            f"`{inner.config.model_type}` does not call Transformers' AttentionInterface: it is explained with the stepwise "
+            f"`{facts.model_type}` does not call Transformers' AttentionInterface: it is explained with the stepwise "
             "engine only, and there is nothing to compare that with."
         )
     PositionRoom(inner, prompt_length).check(num_steps)
     length = prompt_length + num_steps
     generator = torch.Generator().manual_seed(seed)
     with explainable(inner):
-        tokens = torch.randint(vocabulary_size(inner), (1, length), generator=generator, device="cpu").to(input_device(inner))
+        tokens = torch.randint(facts.vocabulary_size, (1, length), generator=generator, device="cpu").to(facts.input_device)
         sequences = ExplainedSequences(
             token_ids=tokens,
             prompt_length=prompt_length,
@@ -57,8 +60,8 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
             per_position={"position_ids": torch.arange(length, device=tokens.device)[None]},
             step_mask=torch.ones(1, num_steps, dtype=torch.bool, device=tokens.device),
         )
-        cache = sequences.prefill(inner)
-        both = [stepwise(inner, sequences, config, layers, fork_cache(cache)), replay(inner, sequences, config, layers, cache)]
+        cache = sequences.prefill(facts)
+        both = [stepwise(facts, sequences, config, layers, fork_cache(cache)), replay(facts, sequences, config, layers, cache)]
     if not all(heatmaps.are_finite for heatmaps in both):
         raise not_finite(inner, config)
     expected, replayed = (heatmaps.layer_attributions for heatmaps in both)

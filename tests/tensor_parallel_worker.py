@@ -28,8 +28,8 @@ from gradellm_hf import (
     explain_stream,
     verify,
 )
+from gradellm_hf.architecture.identity import findings
 from gradellm_hf.engines.heatmap_sums import Heatmaps
-from gradellm_hf.architecture.support.identity import findings
 
 CONFIGS = {
     "replay": GradELLMConfig(output_layer_attributions=True),

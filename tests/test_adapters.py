@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig, PreTrain
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from gradellm_hf import GradELLMConfig, UnsupportedArchitectureError, explain_sequences
-from gradellm_hf.architecture.support.support import attention_layers
+from gradellm_hf.architecture.support import attention_layers
 from model_patches import ArchitectureAdapter, find_adapter, register_adapter, registered_adapters
 from model_patches import registry as adapter_registry
 from model_patches.generic import GENERIC

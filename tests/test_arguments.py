@@ -24,7 +24,6 @@ from gradellm_hf import (
     verify,
 )
 from gradellm_hf.evaluation import Settings, evaluate, merge, summarise
-from gradellm_hf.results.explanation import Explanation
 from gradellm_hf.methods import get_method, integrated_gradients, lime, method_names, occlusion, register_method
 from gradellm_hf.metrics import (
     auc,
@@ -42,6 +41,7 @@ from gradellm_hf.metrics import (
     spearman,
     token_labels,
 )
+from gradellm_hf.results.explanation import Explanation
 
 IDS, P = random_ids(1, 6), 4
 HEATMAPS = torch.rand(1, 2, 6, generator=torch.Generator().manual_seed(0)).tril(P - 1)

@@ -21,7 +21,7 @@ from gradellm_hf import (
     explain_sequences,
     explain_stream,
 )
-from gradellm_hf.sequences.explained.written_logits import LogitsRecording, sample
+from gradellm_hf.sequences.written_logits import LogitsRecording, sample
 
 STEPWISE = GradELLMConfig(engine="stepwise")
 STEERED = {"while it decodes": lambda length: length == 1, "in the prompt": lambda length: length > 1}

@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradellm_hf.engines.position_local import AttentionOptions, PositionLocalAttention, add_position_bias, attention_output, own_column_gradient
 from gradellm_hf.engines.formula import HeadFormula, causal_visibility
+from gradellm_hf.engines.position_local import (
+    AttentionOptions,
+    PositionLocalAttention,
+    add_position_bias,
+    attention_output,
+    own_column_gradient,
+)
 
 R, G, M, N, T, D, DV = 2, 3, 2, 4, 7, 5, 6  # rows, key heads, query heads a key head, queries, keys, dims
 H = G * M
@@ -73,7 +79,7 @@ def test_its_value_is_attention(options, states):
 
 
 def test_its_gradient_and_its_heatmap_are_those_of_each_query_alone(options, states, monkeypatch):
-    monkeypatch.setattr("gradellm_hf.engines.position_local._BLOCK_ELEMENTS", 3 * R * H * T)  # blocks of three queries and of one
+    monkeypatch.setattr("gradellm_hf.engines.position_local._BLOCK_ELEMENTS", 3 * R * H * T)  # blocks of 3 and of 1
     query, key, value = states
     upstream, recorded = random(R, H, N, DV, seed=5), []
     anchor = torch.zeros((), requires_grad=True)

@@ -10,9 +10,9 @@ from evaluated import model_and_tokenizer
 from tiny_multimodal import IMAGE, tiny_multimodal
 
 from gradellm_hf import ExplainedTextGenerationPipeline, GradELLM, InvalidInputError, explain_dataset
-from gradellm_hf.text.chats import check_chat
 from gradellm_hf.cli.command_line import main
 from gradellm_hf.evaluation import evaluate
+from gradellm_hf.text.chats import check_chat
 
 PART = {"type": "text", "text": "What is it?"}
 NOT_TEXT: dict[str, tuple[dict[str, Any], str]] = {

@@ -16,11 +16,11 @@ from small_llama import small_llama
 
 import gradellm_hf
 from gradellm_hf import GradELLMConfig, explain_generate
-from gradellm_hf.cli.command_line import COMMANDS, main
 from gradellm_hf.cli import explain
+from gradellm_hf.cli.command_line import COMMANDS, main
 from gradellm_hf.demo_model import smollm2_folder
-from gradellm_hf.results.explanation import Explanation
 from gradellm_hf.model import GradELLM
+from gradellm_hf.results.explanation import Explanation
 
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 

@@ -18,11 +18,11 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsPr
 
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate
 from gradellm_hf.dataset.job import explain_dataset, load_dataset_explanations, main
-from gradellm_hf.results.explanation import Explanation
-from gradellm_hf.jobs.manifest import described, fingerprint, tokenizer_fingerprint, weights_fingerprint
-from gradellm_hf.model import GradELLM
-from gradellm_hf.jobs.processes import only_writer
 from gradellm_hf.dataset.shards import Result, Shard, write_shard
+from gradellm_hf.jobs.manifest import described, fingerprint, tokenizer_fingerprint, weights_fingerprint
+from gradellm_hf.jobs.processes import only_writer
+from gradellm_hf.model import GradELLM
+from gradellm_hf.results.explanation import Explanation
 
 TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
 

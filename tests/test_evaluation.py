@@ -11,11 +11,11 @@ from gradellm_hf import InvalidInputError
 from gradellm_hf.evaluation import METRICS, Settings, evaluate, load_evaluation, merge, summarise
 from gradellm_hf.evaluation.plots import plot_costs, plot_curves
 from gradellm_hf.evaluation.texts import read_text
+from gradellm_hf.jobs.processes import only_writer
+from gradellm_hf.jobs.prompts import Prompt
 from gradellm_hf.methods import get_method
 from gradellm_hf.metrics import bootstrap, deletion, normalised_area, pi_soft_ns
 from gradellm_hf.model import GradELLM
-from gradellm_hf.jobs.processes import only_writer
-from gradellm_hf.jobs.prompts import Prompt
 
 METHODS = ["grad_ellm", "saliency", "random"]
 SETTINGS = Settings(pis=(0.3, 0.7), num_portions=3, seed=5)

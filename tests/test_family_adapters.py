@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from gradellm_hf import GradELLMConfig, UnsupportedArchitectureError, explain_sequences
-from gradellm_hf.architecture.support.support import attention_layers, calls_attention_interface, forward_parameters
+from gradellm_hf.architecture.support import attention_layers, calls_attention_interface, forward_parameters
 from gradellm_hf.engines.position_local import attention_handler
 from model_patches import find_adapter
 from model_patches.registry import _built_in

@@ -14,12 +14,12 @@ import torch
 from readable import made_up
 
 from gradellm_hf.checks import files
-from gradellm_hf.results.explanation import Explanation
 from gradellm_hf.checks.files import remove_partial_files, write_atomically
-from gradellm_hf.interchange.inseq.inseq import save_inseq, save_parquet
-from gradellm_hf.jobs.manifest import write_manifest
-from gradellm_hf.results.output import ExplainGenerateOutput
 from gradellm_hf.dataset.shards import Result, write_shard
+from gradellm_hf.interchange.inseq import save_inseq, save_parquet
+from gradellm_hf.jobs.manifest import write_manifest
+from gradellm_hf.results.explanation import Explanation
+from gradellm_hf.results.output import ExplainGenerateOutput
 from gradellm_hf.visualization.plot import write_figure
 
 TOKENS = [f" word{i}" for i in range(40)]

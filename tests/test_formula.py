@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradellm_hf.engines.formula import attention_weights, causal_visibility, flattened_layer_heatmap, group_heads, group_mask, grouped_products, loosened_weights, visible_keys
+from gradellm_hf.engines.formula import (
+    attention_weights,
+    causal_visibility,
+    flattened_layer_heatmap,
+    group_heads,
+    group_mask,
+    grouped_products,
+    loosened_weights,
+    visible_keys,
+)
 
 R, G, M, N, T, D = 2, 3, 2, 4, 7, 5
 

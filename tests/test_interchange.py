@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from gradellm_hf import InvalidInputError, explain_generate
 from gradellm_hf.dataset.explanations import FailedPrompt
 from gradellm_hf.demo_model import smollm2_folder
-from gradellm_hf.interchange.inseq.inseq import _to_base64, load_explanations, load_inseq, save_inseq, save_parquet, to_dataframe
+from gradellm_hf.interchange.inseq import _to_base64, load_explanations, load_inseq, save_inseq, save_parquet, to_dataframe
 
 TOKENS = ["<s>", "The", " cap", "ital", " é", "", " is", " R", "ome", "."]
 

@@ -13,10 +13,10 @@ import torch
 from small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
 
 from gradellm_hf import GradELLMConfig, GradELLMError, explain_generate, explain_sequences, explain_stream, verify
+from gradellm_hf.architecture.offloading import offload_hook
 from gradellm_hf.engines import memory
 from gradellm_hf.engines.position_local import PositionLocalAttention
 from gradellm_hf.methods import get_method
-from gradellm_hf.architecture.support.offloading import offload_hook
 
 CONFIGS = {
     "replay": GradELLMConfig(output_layer_attributions=True),

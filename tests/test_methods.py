@@ -11,8 +11,21 @@ from torch import nn
 from toy_models import BagOfEmbeddings
 
 from gradellm_hf import GradELLMConfig, GradELLMError, InvalidInputError, UnsupportedArchitectureError, explain_sequences
-from gradellm_hf.architecture.support.support import attention_implementation
-from gradellm_hf.methods import deep_lift, get_method, grad_ellm, input_x_gradient, inseq_method, integrated_gradients, lime, method_names, occlusion, baseline as random, register_method, saliency
+from gradellm_hf.architecture.support import attention_implementation
+from gradellm_hf.methods import baseline as random
+from gradellm_hf.methods import (
+    deep_lift,
+    get_method,
+    grad_ellm,
+    input_x_gradient,
+    inseq_method,
+    integrated_gradients,
+    lime,
+    method_names,
+    occlusion,
+    register_method,
+    saliency,
+)
 
 P, N = 6, 3
 QUICK = {"integrated_gradients": partial(integrated_gradients, num_points=4), "lime": partial(lime, num_samples=20)}

@@ -9,8 +9,8 @@ from small_llama import assert_same_heatmaps, padded_prompts, small_llama
 from tiny_tokenizers import KINDS, byte_fallback_bpe, byte_level_bpe
 
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
-from gradellm_hf.results.explanation import Explanation
 from gradellm_hf.model import GradELLM
+from gradellm_hf.results.explanation import Explanation
 
 CHAT = [{"role": "user", "content": "What is the capital of Italy?"}]
 GREEDY = {"max_new_tokens": 5, "do_sample": False}

@@ -20,8 +20,8 @@ from gradellm_hf import (
     explain_sequences,
     verify,
 )
-from gradellm_hf.architecture.support.support import attention_layers
-from gradellm_hf.sequences.explained.explained import extended_prompt
+from gradellm_hf.architecture.support import attention_layers
+from gradellm_hf.sequences.explained import extended_prompt
 
 pytestmark = pytest.mark.filterwarnings("error::gradellm_hf.GradELLMWarning")  # that another engine was needed
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from gradellm_hf import GradELLM, InvalidInputError, explain_generate, explain_sequences, explain_stream, verify
-from gradellm_hf.architecture.support.positions import position_limit
+from gradellm_hf.architecture.positions import position_limit
 
 LIMIT = 12
 _SHARED = {"vocab_size": 97, "bos_token_id": None, "eos_token_id": None, "pad_token_id": PAD}

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import EosTokenCriteria, LogitsProcessor, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from gradellm_hf import explain_generate, explain_sequences, explain_stream
-from gradellm_hf.architecture.support.positions import PositionRoom
-from gradellm_hf.sequences.explained.row_ends import RowEnds
+from gradellm_hf.architecture.positions import PositionRoom
+from gradellm_hf.sequences.row_ends import RowEnds
 
 EOS = 95
 WIDTH = 9  # of `padded_prompts`

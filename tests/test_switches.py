@@ -16,10 +16,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from gradellm_hf import GradELLMConfig, explain_sequences
-from gradellm_hf.architecture.support import quantization
-from gradellm_hf.architecture.support.support import attention_implementation, explainable
+from gradellm_hf.architecture import quantization
+from gradellm_hf.architecture.support import attention_implementation, explainable
+from gradellm_hf.architecture.switches import shared
 from gradellm_hf.methods.path_methods import _rescaled_activations
-from gradellm_hf.architecture.support.switches import shared
 
 WAIT = 60  # seconds after which a test has failed
 

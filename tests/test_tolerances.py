@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gradellm_hf.architecture.support.tolerances import logits_difference, logits_differences, relative_difference
+from gradellm_hf.architecture.tolerances import logits_difference, logits_differences, relative_difference
 
 INF = math.inf
 

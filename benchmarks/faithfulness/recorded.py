@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_hf import UnsupportedArchitectureError
-from gradellm_hf.architecture.support.support import attention_layers, calls_attention_interface, explainable, forward_parameters
-from gradellm_hf.engines.position_local import AttentionOptions, attention_handler
+from gradellm_hf.architecture.support import attention_layers, calls_attention_interface, explainable, forward_parameters
 from gradellm_hf.engines.formula import group_heads, grouped_products
+from gradellm_hf.engines.position_local import AttentionOptions, attention_handler
 from gradellm_hf.methods import saliency
 from gradellm_hf.metrics.perturbation import PerturbedText
 from model_patches import find_adapter

@@ -11,10 +11,10 @@ import torch
 import transformers
 
 import gradellm_hf
+from gradellm_hf.checks.files import write_atomically
 from gradellm_hf.evaluation import Evaluation, Summary, load_evaluation, merge, summarise
 from gradellm_hf.evaluation.plots import plot_costs, plot_curves
 from gradellm_hf.evaluation.summary import ALL, Mean
-from gradellm_hf.checks.files import write_atomically
 from gradellm_hf.visualization.plot import write_figure
 
 from .run import DEFAULT_OUTPUT

@@ -1,10 +1,51 @@
-"""How far two computations of the same thing are apart."""
+"""How far two computations of the same thing are apart, and how far they may be."""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 #: A token whose logit is that far below the largest one has probability 0, even in float64.
 _IMPOSSIBLE = 750.0
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far two computations of the same thing may be apart, relative to its largest value.
+
+    The numbers are multiples of each dtype's precision (`torch.finfo(dtype).eps`: 7.8e-3, 9.8e-4, 1.2e-7), above what was seen
+    on all architectures of the survey, and far below what a wrong mask, scale or position does (tenths and more).
+
+    Attributes:
+        bfloat16, float16: In these dtypes.
+        wider: In float32 and float64.
+        quantized: If weights or cache are quantised.
+    """
+
+    bfloat16: float
+    float16: float
+    wider: float
+    quantized: float = float("nan")
+
+    def of(self, dtype: torch.dtype, *, quantized: bool = False) -> float:
+        """The tolerance for what was computed in a dtype."""
+        if quantized:
+            return self.quantized
+        return {torch.bfloat16: self.bfloat16, torch.float16: self.float16}.get(dtype, self.wider)
+
+
+#: One product of weights and values, computed a second time: four units in the last place of each half precision. In float32
+#: kernels may add up in TF32 or in blocks, so there it is a thousand units.
+HEAD_OUTPUTS = Tolerance(bfloat16=3e-2, float16=3e-3, wider=1e-4)
+#: A whole model's logits, several tokens at once against one at a time: kernels of other shapes round otherwise in every layer.
+#: Dynamic quantisation depends on what else is in a call.
+REPLAYED_LOGITS = Tolerance(bfloat16=5e-2, float16=1e-2, wider=1e-3, quantized=2e-1)
+#: The same of every single step of a long text, of which the worst one counts, on caches and devices of any kind.
+WRITTEN_LOGITS = Tolerance(bfloat16=1e-1, float16=2e-2, wider=5e-3, quantized=2e-1)
+#: A whole model's logits from other kernels, which round in other places (flash attention; other releases).
+OTHER_KERNELS = Tolerance(bfloat16=1e-1, float16=2e-2, wider=1e-3)
+#: The heatmaps of one engine against the other's, all layers: gradients in half precision have few digits.
+HEATMAPS = Tolerance(bfloat16=1e-1, float16=1e-1, wider=1e-3)
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..checks.optional import needed_for
 from ..errors import InvalidInputError
 from ..text.token_text import is_unicode
 
@@ -105,11 +106,9 @@ def check_picture(option: str, path: Path | None) -> None:
 
 
 def check_matplotlib(who_needs: str) -> None:
-    """Raises InvalidInputError where matplotlib is not installed."""
-    try:
+    """Raises MissingDependencyError if matplotlib is not installed."""
+    with needed_for(who_needs, "matplotlib", "plots"):
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise InvalidInputError(f'{who_needs} matplotlib, which is not installed: pip install "gradellm-hf[plots]"') from error
 
 
 def check_prompts(source: str, column: str | None) -> None:

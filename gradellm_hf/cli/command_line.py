@@ -17,7 +17,7 @@ from typing import TextIO
 COMMANDS = {
     "explain": ("gradellm_hf.cli.explain", "explain what a model writes, or why it would write a given text"),
     "show": ("gradellm_hf.cli.show", "show an explanation that was saved, or write it as a page or a picture"),
-    "dataset": ("gradellm_hf.dataset.job", "explain the answers to many prompts, in a job that can be stopped and resumed"),
+    "dataset": ("gradellm_hf.cli.dataset", "explain the answers to many prompts, in a job that can be stopped and resumed"),
     "evaluate": ("gradellm_hf.cli.evaluate", "measure how faithful explanations are, method by method"),
     "verify": ("gradellm_hf.cli.verify", "check that explanations are exact for a model"),
     "demo": ("gradellm_hf.cli.demo", "ask a small real model a question and explain its answer"),
@@ -128,8 +128,8 @@ def _say(message: str) -> None:
 
 
 def _message(error: Exception) -> str:
-    from ..errors import GradELLMError
     from ..engines.memory import is_out_of_memory
+    from ..errors import GradELLMError
 
     if isinstance(error, GradELLMError | OSError | ImportError):
         return str(error)
@@ -140,7 +140,3 @@ def _message(error: Exception) -> str:
         )
     lines = str(error).strip().splitlines() or ["no message"]
     return f"{type(error).__name__}: {lines[0]} (--debug shows where)"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

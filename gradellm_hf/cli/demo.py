@@ -1,9 +1,20 @@
-"""`gradellm demo`."""
+"""`gradellm demo`: asks a small real model a question and shows what each token of its answer rests on."""
 
 import argparse
+import os
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from .checks import check_folder
+
+CONTEXT = (
+    "Marta keeps the lighthouse on the island of Tarn. Every morning she takes her red boat to the harbour and buys fresh "
+    "bread for her dog Biscuit."
+)
+QUESTION = "What does Marta buy at the harbour?"
+_MAX_NEW_TOKENS = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +26,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_folder("--output", options.output)
-    from ..demo import run as ask_and_explain
-
-    ask_and_explain(options.output, options.color)
+    _ask_and_explain(options.output, options.color)
     return 0
+
+
+def _ask_and_explain(folder: Path, color: bool) -> None:
+    from transformers.utils import logging
+
+    from ..configuration import GradELLMConfig
+    from ..demo_model import load_smollm2
+    from ..generation import explain_generate
+
+    logging.disable_progress_bar()
+    print("Loading SmolLM2-135M-Instruct (the first time, its weights are unpacked: half a minute) ...", flush=True)
+    model, tokenizer = load_smollm2()
+    chat = [{"role": "user", "content": f"{CONTEXT}\n\n{QUESTION}"}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    generate_kwargs = {**inputs, "max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False}
+    config = GradELLMConfig(output_layer_attributions=True)
+    explain_generate(model, **{**generate_kwargs, "max_new_tokens": 4})  # warms up, so that the times compare
+    start = time.perf_counter()
+    generated = model.generate(**generate_kwargs)
+    generation_time = time.perf_counter() - start
+    start = time.perf_counter()
+    out: Any = explain_generate(model, **generate_kwargs, explain_config=config)
+    both_time = time.perf_counter() - start
+
+    explanation = out.explanations(tokenizer)[0]
+    special_share = (explanation.attributions[:, explanation.special].sum() / explanation.attributions.sum()).item()
+    print(f"\nContext:  {CONTEXT}\nQuestion: {QUESTION}")
+    print(f"Answer:   {tokenizer.decode(out.sequences[0, out.prompt_length :], skip_special_tokens=True)}\n")
+    print("Each generated token, and the earlier tokens that contributed most to it, strongest first.")
+    print(f"Special tokens are left out; they hold {special_share:.0%} of the scores.\n")
+    color = color or (sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+    print(explanation.render(color=color))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors, page = folder / "explanation.safetensors", folder / "explanation.html"
+    out.save(tensors, tokenizer)
+    explanation.to_html(page, title=QUESTION)
+    print(f"\nGeneration alone took {generation_time:.2f} s, generation and explanation {both_time:.2f} s.")
+    print(f"The token ids are {'the same' if generated.equal(out.sequences) else 'DIFFERENT'}.")
+    print(f"Scores:   {tensors}\nReport:   {page} (open it in a browser)")

@@ -121,9 +121,9 @@ def run(options: argparse.Namespace) -> int:
 
 def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
     """Writes what a job found, as data, tables and pictures, and prints it."""
+    from ..checks.files import write_atomically
     from ..evaluation import summarise
     from ..evaluation.plots import plot_costs, plot_curves
-    from ..checks.files import write_atomically
     from ..visualization.plot import write_figure
 
     _print_errors(evaluation)
@@ -186,9 +186,3 @@ def _where(text: str) -> tuple[str, str]:
     if not separator or not name:
         raise argparse.ArgumentTypeError(f"FIELD=VALUE is expected, got {text!r}")
     return name, value
-
-
-if __name__ == "__main__":
-    from .command_line import main
-
-    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -114,8 +114,8 @@ def _read(file: str) -> str:
 
 
 def _messages(name: str, text: str) -> list[dict[str, Any]]:
-    from ..text.chats import check_chat
     from ..errors import InvalidInputError
+    from ..text.chats import check_chat
 
     try:
         messages = json.loads(text)

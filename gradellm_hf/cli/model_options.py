@@ -37,8 +37,8 @@ def load_model(options: argparse.Namespace, config: "GradELLMConfig | None" = No
     """
     from transformers.utils import logging
 
-    from ..errors import GradELLMError, InvalidInputError
     from ..engines.memory import is_out_of_memory
+    from ..errors import GradELLMError, InvalidInputError
     from ..model import GradELLM
 
     check_model(options)

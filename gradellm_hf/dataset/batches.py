@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
-from ..errors import InvalidInputError, UnsupportedArchitectureError
-from ..results.explanation import Explanation
-from ..jobs.manifest import fingerprint
 from ..engines.memory import is_out_of_memory, release_memory
-from ..model import GradELLM, encode_prompt, text_tokenizer
+from ..errors import InvalidInputError, UnsupportedArchitectureError
+from ..jobs.manifest import fingerprint
 from ..jobs.prompts import PromptReader
+from ..model import GradELLM
+from ..results.explanation import Explanation
+from ..text.encoding import encode_prompt, text_tokenizer
 from .shards import Result, check_storable
 
 

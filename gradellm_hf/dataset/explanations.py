@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..checks.files import reading
 from ..configuration import stored_config
 from ..errors import InvalidInputError
-from ..results.explanation import Explanation
-from ..checks.files import reading
 from ..jobs.manifest import MANIFEST, Manifest, read_manifest
+from ..results.explanation import Explanation
 from .shards import Shard, shard_paths
 
 FORMAT = "gradellm_hf.dataset"

@@ -1,4 +1,4 @@
-"""Many prompts: `explain_dataset` and `python -m gradellm_hf.dataset`, in one process or in several.
+"""Many prompts: `explain_dataset`, in one process or in several.
 
 The prompts are sorted by their number of tokens and cut into batches; some batches make a shard. All of that follows from
 the input alone, so a shard holds the same whoever computes it and when. Each process computes its share of the shards that are
@@ -6,35 +6,27 @@ not there yet and writes each to a file of its own, which appears as a whole or 
 hard, loses at most the shard that each process was working on, and goes on with that one when it is started again.
 """
 
-import argparse
 import contextlib
-import inspect
-import json
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..architecture.support import explained_layers, unwrap
+from ..architecture.facts import explained_layers, look_at
 from ..checks.arguments import whole_number
-from .batches import SortedPrompts
-from ..cli.checks import at_least, check_folder, check_prompts, seed, wrong
-from ..cli.model_options import DTYPES, device_map, load_model
-from ..cli.result_options import print_errors
-from ..configuration import GradELLMConfig
-from .explanations import FORMAT, DatasetExplanations, load_dataset_explanations
-from ..errors import InvalidInputError
 from ..checks.files import remove_partial_files
+from ..configuration import GradELLMConfig
+from ..errors import InvalidInputError
 from ..jobs.manifest import check_same_job, describe_job, read_manifest, write_manifest
-from ..model import GradELLM, text_tokenizer
 from ..jobs.processes import only_writer, processes
 from ..jobs.prompts import PromptReader
+from ..model import GradELLM
+from ..text.encoding import text_tokenizer
+from .batches import SortedPrompts
+from .explanations import FORMAT, DatasetExplanations, load_dataset_explanations
 from .shards import Result, Shard, shard_path, shard_paths, write_shard
-
-__all__ = ["DatasetExplanations", "explain_dataset", "load_dataset_explanations"]
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _SHARDS, _BATCHES_PER_SHARD = 64, 32
@@ -95,7 +87,7 @@ def explain_dataset(
     _check_arguments(tokenizer, batch_size, shard_size, seed, dtype)
     batch_size, seed = int(batch_size), int(seed)
     explainer = GradELLM(model.model, tokenizer, config)
-    explained_layers(unwrap(model.model), config)
+    explained_layers(look_at(model), config)
     ordered = SortedPrompts(explainer, PromptReader(prompts, column), batch_size, seed, _DTYPES[dtype], generate_kwargs)
     if shard_size is None:
         shard_size = min(-(-len(ordered) // _SHARDS), _BATCHES_PER_SHARD * batch_size)
@@ -189,87 +181,3 @@ def _check_folder(folder: Path, job: dict[str, Any]) -> None:
         check_same_job(folder, found, job)
     elif shard_paths(folder):
         raise InvalidInputError(f"{str(folder)!r} holds explanations without a manifest. Write to another folder.")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.set_defaults(gguf_file=None)
-    parser.add_argument("--model", required=True, help="a folder, or the name of a model on the Hub")
-    parser.add_argument("--input", required=True, help="a .jsonl or .parquet file, or a folder of Dataset.save_to_disk")
-    parser.add_argument("--output", required=True, help="the folder to write to, or to continue")
-    parser.add_argument("--column", help="the field with the prompt (default: prompt, messages or chat)")
-    parser.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to write a prompt (default: 64)")
-    parser.add_argument(
-        "--batch-size", type=at_least(1), default=8, metavar="N", help="prompts explained together (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--shard-size", type=at_least(1), metavar="N", help="prompts a file (default: a 64th of them, at most 32 batches)"
-    )
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of sampling (default: %(default)s)")
-    parser.add_argument("--scores", choices=sorted(_DTYPES), default="float32", help="how the heatmaps are stored")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the model (default: as in its files)")
-    parser.add_argument(
-        "--device-map",
-        type=device_map,
-        metavar="MAP",
-        help="for accelerate, to spread one model over devices; else each process has its own",
-    )
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    json_object: dict[str, Any] = {"type": _json_object, "default": {}, "metavar": "JSON"}
-    parser.add_argument("--generate", help="more options of generate, e.g. '{\"do_sample\": true}'", **json_object)
-    parser.add_argument("--config", help="options of GradELLMConfig, e.g. '{\"layers\": 4}'", **json_object)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code, 1 where a prompt could not be explained.
-
-    Raises:
-        As `explain_dataset`; and OSError, where the model or the input cannot be read.
-    """
-    generate_kwargs, config = _generate_kwargs(options), GradELLMConfig.from_dict(options.config)
-    folder = Path(options.output)
-    check_folder("--output", folder)
-    read_manifest(folder, FORMAT)  # of a job of this kind, if of any
-    check_prompts(options.input, options.column)
-    state = processes()
-    options.device_map = options.device_map or {"": state.device}
-    explanations = explain_dataset(
-        load_model(options, config),
-        options.input,
-        options.output,
-        column=options.column,
-        batch_size=options.batch_size,
-        shard_size=options.shard_size,
-        seed=options.seed,
-        dtype=options.scores,
-        **generate_kwargs,
-    )
-    if state.is_main_process:
-        print_errors(explanations.errors, "explained", explanations.ids)
-        done = len(explanations) - len(explanations.errors)
-        print(f"{done} of {len(explanations)} prompts explained in {options.output}", file=sys.stderr)
-        if explanations.errors:
-            print("Run the same command again to try those again that lacked memory or the like.", file=sys.stderr)
-    state.destroy_process_group()
-    return int(bool(explanations.errors))
-
-
-def _generate_kwargs(options: argparse.Namespace) -> dict[str, Any]:
-    given: dict[str, Any] = options.generate
-    if not_for_generate := sorted(given.keys() & inspect.signature(explain_dataset).parameters.keys()):
-        raise wrong(f"--generate takes options of `generate`; {not_for_generate} have options of their own")
-    if options.max_new_tokens is None:
-        return {"max_new_tokens": 64, **given}
-    if "max_new_tokens" in given:
-        raise wrong("--max-new-tokens and --generate both say `max_new_tokens`; leave one out")
-    return {"max_new_tokens": options.max_new_tokens, **given}
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"a JSON object is expected, got {text}")
-    return value

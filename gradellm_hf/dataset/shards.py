@@ -9,10 +9,11 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError, may_pass
-from ..results.explanation import Explanation
 from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import Natural, TensorKind, check, check_tensors, known_fields
+from ..errors import InvalidInputError, may_pass
+from ..results.explanation import Explanation
+from ..text.readable import earlier_positions
 
 FORMAT = "gradellm_hf.shard"
 FORMAT_VERSION = 1
@@ -164,7 +165,7 @@ def _prefix(index: int, row: int) -> str:
 
 def _visible(num_steps: int, length: int) -> Tensor:
     """Which positions each step can see, `[N, S]`."""
-    return torch.ones(num_steps, length, dtype=torch.bool).tril(length - num_steps - 1)
+    return earlier_positions(length - num_steps, num_steps, length)
 
 
 def _packed(explanation: Explanation, dtype: torch.dtype) -> dict[str, Tensor]:

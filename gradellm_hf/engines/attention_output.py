@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from model_patches import find_adapter
 
-from ..errors import UnsupportedArchitectureError
-from .formula import flattened_layer_heatmap, visible_keys
 from ..architecture.hooks import thread_hook
 from ..architecture.tensor_parallel import gather_heads
+from ..errors import UnsupportedArchitectureError
+from .formula import flattened_layer_heatmap, visible_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-_OUTPUT_TOLERANCES = {torch.bfloat16: 3e-2, torch.float16: 3e-3}  # of the largest head output; elsewhere 1e-4
+from ..architecture.tolerances import HEAD_OUTPUTS
 
 
 def group_heads(x_RHND: torch.Tensor, num_groups: int) -> torch.Tensor:
@@ -100,7 +100,7 @@ def explains_head_outputs(weights_RHNT: torch.Tensor, value_RGTD: torch.Tensor, 
     if not output_RHND.isfinite().all():
         return True
     error = (expected.reshape_as(output_RHND) - output_RHND).abs().max()
-    return bool(error <= _OUTPUT_TOLERANCES.get(value_RGTD.dtype, 1e-4) * output_RHND.abs().max())
+    return bool(error <= HEAD_OUTPUTS.of(value_RGTD.dtype) * output_RHND.abs().max())
 
 
 def loosened_weights(products: torch.Tensor, query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

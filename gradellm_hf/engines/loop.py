@@ -5,27 +5,25 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..architecture.support import attention_layers, vocabulary_size
-from .position_local import AttentionOptions, attention_handler
-from .attention_output import AttentionOutputChannel
 from ..architecture.caches import detach_cache, fork_cache, is_plain, key_lengths
+from ..architecture.facts import ModelFacts
+from ..architecture.interception import attention_handler
+from ..architecture.offloading import reload_offloaded_weights
+from ..architecture.tensor_parallel import head_group, out_of_memory_in_group, sum_over_heads
 from ..configuration import GradELLMConfig
 from ..errors import UnsupportedArchitectureError
+from ..sequences.explained import ExplainedSequences
+from .attention_output import AttentionOutputChannel
 from .formula import HeadFormula
 from .heatmap_sums import Heatmaps
 from .memory import is_out_of_memory, out_of_memory, progress_bar, release_memory
-from ..architecture.offloading import reload_offloaded_weights
-from ..sequences.explained import ExplainedSequences
+from .position_local import AttentionOptions
 from .targets import check_contrast, contrast_ids, evaluate_target
-from ..architecture.tensor_parallel import head_group, out_of_memory_in_group, sharing_groups, sum_over_heads
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Record = Callable[[int, Tensor], None]
 
@@ -44,7 +42,7 @@ class AttentionWatch(ABC):
         head_widths: Channels of the head outputs of each explained layer, `H * D` of the heads in this process.
 
     Args:
-        model: The model.
+        facts: The model.
         layers: Explained layers, ascending, as numbers of calls.
         formula: How the heads make a heatmap; None where `channel="attention_output"` computes the heatmaps.
         record: Takes a layer and its heatmap, `[R, N, T]`; called in the backward pass.
@@ -53,8 +51,8 @@ class AttentionWatch(ABC):
     forward_kwargs: ClassVar[dict[str, Any]] = {}
     whole_prefix: ClassVar[bool] = False
 
-    def __init__(self, model: "PreTrainedModel", layers: list[int], formula: HeadFormula | None, record: Record):
-        self.model, self.layers, self.formula, self.record = model, layers, formula, record
+    def __init__(self, facts: ModelFacts, layers: list[int], formula: HeadFormula | None, record: Record):
+        self.facts, self.layers, self.formula, self.record = facts, layers, formula, record
         self.head_widths: dict[int, int] = {}
 
     @abstractmethod
@@ -87,9 +85,9 @@ class InterfaceWatch(AttentionWatch):
                 yield
         finally:
             self._mask = None  # it reaches the graph, whose backward functions reach this watch: nobody could collect that
-        if self._num_calls != (expected := len(attention_layers(self.model))):
+        if self._num_calls != (expected := len(self.facts.attention)):
             raise UnsupportedArchitectureError(
-                f"`{self.model.config.model_type}` called its attention function {self._num_calls} times in a forward pass and "
+                f"`{self.facts.model_type}` called its attention function {self._num_calls} times in a forward pass and "
                 f"{expected} times in another one, so its layers cannot be told apart."
             )
 
@@ -113,7 +111,7 @@ class InterfaceWatch(AttentionWatch):
         expected = self._num_keys.get(getattr(module, "layer_idx", -1), key.shape[2])
         if key.shape[2] != expected:
             raise UnsupportedArchitectureError(
-                f"{type(module).__name__} of `{self.model.config.model_type}` attends to {key.shape[2]} keys where its cache "
+                f"{type(module).__name__} of `{self.facts.model_type}` attends to {key.shape[2]} keys where its cache "
                 f"has {expected} positions: some of its keys do not stand for one token each."
             )
 
@@ -146,7 +144,7 @@ class InterfaceWatch(AttentionWatch):
 
 
 def explain_steps(
-    model: "PreTrainedModel",
+    facts: ModelFacts,
     sequences: ExplainedSequences,
     config: GradELLMConfig,
     layers: list[int],
@@ -172,15 +170,14 @@ def explain_steps(
     """
     channel = None
     if config.channel == "attention_output":
-        modules = attention_layers(model)
-        channel = AttentionOutputChannel(model, {i: modules[i] for i in layers}, config.spatial)
-    run = _Run(model, sequences, config, layers, watch_type, channel, prompt_at_once)
+        channel = AttentionOutputChannel(facts.model, {i: facts.attention[i] for i in layers}, config.spatial)
+    run = _Run(facts, sequences, config, layers, watch_type, channel, prompt_at_once)
     with channel or contextlib.nullcontext(), progress_bar(sequences.num_steps) as progress:
         if prompt_at_once:
             cache = None
         elif (cache is None or channel is not None) and not watch_type.whole_prefix:
             with run.watched():
-                cache = sequences.prefill(model)
+                cache = sequences.prefill(facts)
         first = 0
         while first < sequences.num_steps:
             last = sequences.chunk_end(first, chunk_size)
@@ -191,7 +188,7 @@ def explain_steps(
                     raise
                 if last - first == 1:
                     raise out_of_memory(sequences) from error
-                if run.groups:
+                if facts.sharing_groups:
                     raise out_of_memory_in_group(last - first) from error
                 chunk_size = (last - first) // 2
                 run.undo()
@@ -208,7 +205,7 @@ class _Run:
 
     def __init__(
         self,
-        model: "PreTrainedModel",
+        facts: ModelFacts,
         sequences: ExplainedSequences,
         config: GradELLMConfig,
         layers: list[int],
@@ -217,12 +214,10 @@ class _Run:
         prompt_at_once: bool,
     ):
         self.prompt_at_once = prompt_at_once
-        self.model, self.sequences, self.config, self.layers = model, sequences, config, layers
+        self.facts, self.sequences, self.config, self.layers = facts, sequences, config, layers
         self.watch_type, self.channel = watch_type, channel
-        self.heatmaps = Heatmaps.empty(sequences, config, layers, model.dtype)
-        self._modules = attention_layers(model)
-        self.groups = sharing_groups(model)
-        self._foils = contrast_ids(config, sequences.generated_ids, vocabulary_size(model))
+        self.heatmaps = Heatmaps.empty(sequences, config, layers, facts.model.dtype)
+        self._foils = contrast_ids(config, sequences.generated_ids, facts.vocabulary_size)
         if self._foils is not None:
             check_contrast(self._foils, sequences.generated_ids, sequences.step_mask, sequences.first_step)
 
@@ -241,19 +236,19 @@ class _Run:
         def record(layer: int, heatmap: Tensor) -> None:
             missing.discard(layer)
             if channel is None:  # which has gathered all heads
-                heatmap = sum_over_heads(heatmap, head_group(self._modules[layer], head_widths[layer]))
+                heatmap = sum_over_heads(heatmap, head_group(self.facts.attention[layer], head_widths[layer]))
             heatmaps.add(layer, heatmap)
 
         formula = None if channel else HeadFormula(self.config.spatial, self.config.positive_part == "head")
-        watch = self.watch_type(self.model, self.layers, formula, record)
+        watch = self.watch_type(self.facts, self.layers, formula, record)
         head_widths = watch.head_widths
         if channel:
             channel.open_chunk(last - first, watch.visible, record, whole_prefix=from_start)
         if is_plain(cache):
             cache = fork_cache(cache)  # the one before stays what it is, should this fail
-        with reload_offloaded_weights(self.model), _mutable(cache, self.prompt_at_once):
+        with reload_offloaded_weights(self.facts.model), _mutable(cache, self.prompt_at_once):
             with torch.no_grad(), self.watched(), watch.open(cache, end - begin):
-                outputs = sequences.forward(self.model, begin, end, cache, **prompt_kwargs, **watch.forward_kwargs)
+                outputs = sequences.forward(self.facts, begin, end, cache, **prompt_kwargs, **watch.forward_kwargs)
             logits = outputs.logits[:, first - last :]
             ids, mask = (x[:, steps].to(logits.device) for x in (sequences.generated_ids, sequences.step_mask))
             if sequences.written_logits is not None:
@@ -264,7 +259,7 @@ class _Run:
             watch.backward(outputs, targets.gradient.to(logits.dtype))
         if missing:
             raise UnsupportedArchitectureError(
-                f"No gradient reaches the attention layers {sorted(missing)} of `{self.model.config.model_type}`: something "
+                f"No gradient reaches the attention layers {sorted(missing)} of `{self.facts.model_type}`: something "
                 "above cannot be differentiated (a quantised layer without a backward pass, say). Load the model without it."
             )
         self.heatmaps.put(heatmaps, targets.scale)

@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from ..architecture.support import vocabulary_size
+from ..architecture.facts import ModelFacts
 from ..errors import GradELLMError
 from ..sequences.explained import ExplainedSequences
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _LOGITS = 2**25  # elements of the logits of one chunk: 128 MiB in float32
 _MASK = 2**22  # elements of the mask of one chunk: 4 MiB, times the query heads that share a key/value head
@@ -22,7 +19,7 @@ _SHARE = 4  # the part of the free memory that a chunk may take is one over this
 _KEPT_LOGITS, _KEPT_WIDTHS, _KEPT_INTERMEDIATE = 5, 16, 4
 
 
-def chunk_size(model: "PreTrainedModel", sequences: ExplainedSequences, num_layers: int) -> int:
+def chunk_size(facts: ModelFacts, sequences: ExplainedSequences, num_layers: int) -> int:
     """Number of steps to replay together.
 
     Bounded so that memory does not grow with the number of steps and only linearly with the length of the sequences, and
@@ -31,13 +28,13 @@ def chunk_size(model: "PreTrainedModel", sequences: ExplainedSequences, num_laye
     Args:
         num_layers: Layers that gradients pass through.
     """
-    rows, vocabulary = sequences.token_ids.shape[0], vocabulary_size(model)
-    config: Any = model.config.get_text_config(decoder=True)
+    rows, vocabulary = sequences.token_ids.shape[0], facts.vocabulary_size
+    config: Any = facts.model.config.get_text_config(decoder=True)
     width = config.hidden_size
     intermediate = getattr(config, "intermediate_size", None) or 4 * width
     intermediate = max(intermediate) if isinstance(intermediate, list | tuple) else intermediate  # one a layer
     values = _KEPT_LOGITS * vocabulary + num_layers * (_KEPT_WIDTHS * width + _KEPT_INTERMEDIATE * intermediate)
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type != "meta"}
+    devices = {parameter.device for parameter in facts.model.parameters() if parameter.device.type != "meta"}
     free = min((free_memory(device) for device in devices or {torch.device("cpu")}), default=0)
     tokens = min(_TOKENS, _LOGITS // vocabulary, _MASK // sequences.length, free // (_SHARE * 4 * values))
     return max(1, tokens // rows)

@@ -1,4 +1,4 @@
-"""Position-local attention, and how it takes the place of a model's own without touching the model's code.
+"""Position-local attention: the model's attention as a value, and gradients that stay at each query's own position.
 
 A causal model's output at position `p` depends on a head output `z[p]` only along paths that stay at `p`: keys and
 values of other positions are constants for it. So attention that lets gradients through to a query's own key and value,
@@ -9,12 +9,7 @@ needs `A * <dz, v>` anyway, and the sum of this over heads is the Grad-ELLM heat
 of the backward pass, and nothing of it has to be kept or computed twice.
 """
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +24,6 @@ from .formula import (
     grouped_products,
     loosened_weights,
 )
-from ..architecture.switches import shared
 
 _HARMLESS_KEYWORDS = {
     "block_indices",  # sparse attention: under "sdpa" and "eager" the selection is in the mask already
@@ -213,68 +207,3 @@ class PositionLocalAttention(torch.autograd.Function):
         if d_query is not None:
             d_query = d_query.flatten(1, 2).to(query.dtype)
         return None, d_query, d_key, d_value, d_mask, None, None, None
-
-
-_handler: ContextVar[Callable | None] = ContextVar("gradellm_attention_handler", default=None)
-_LOOK_UPS = ("get_interface", "__getitem__")
-_inherited = object()
-
-
-@contextmanager
-def attention_handler(handler: Callable) -> Iterator[None]:
-    """While open, attention calls of this thread go to `handler(model's own function, module, query, key, ...)`.
-
-    The one seam is how a model looks up its attention function by name in an `AttentionInterface`: every Transformers model
-    by `get_interface`, models written for its earlier versions by `[name]`. Both keep returning the model's own function to
-    everybody else: other threads, other contexts, and that function itself, should it call another one of them. Masks and
-    everything else that depends on the name of the implementation stay what they are in a normal forward.
-    """
-    token = _handler.set(handler)
-    try:
-        with _installed():
-            yield
-    finally:
-        _handler.reset(token)
-
-
-@shared
-@contextmanager
-def _installed() -> Iterator[None]:
-    """The look-ups of every AttentionInterface go through `_handled`."""
-    from transformers.modeling_utils import AttentionInterface
-
-    before = {name: vars(AttentionInterface).get(name, _inherited) for name in _LOOK_UPS}
-    try:
-        for name in _LOOK_UPS:
-            setattr(AttentionInterface, name, _handled(getattr(AttentionInterface, name)))
-        yield
-    finally:
-        for name, method in before.items():
-            if method is not _inherited:
-                setattr(AttentionInterface, name, method)
-            elif name in vars(AttentionInterface):
-                delattr(AttentionInterface, name)
-
-
-class _Handled(functools.partial):
-    """A model's own attention function on its way to the handler."""
-
-
-def _handled(look_up: Callable) -> Callable:
-    @functools.wraps(look_up)
-    def look_up_handled(*args: Any, **kwargs: Any) -> Callable:
-        function = look_up(*args, **kwargs)  # `get_interface` looks up by `[name]`, which has been here already
-        handler = _handler.get()
-        if handler is None or isinstance(function, _Handled):
-            return function
-        return _Handled(handler, functools.partial(_unhandled, function))
-
-    return look_up_handled
-
-
-def _unhandled(function: Callable, *args: Any, **kwargs: Any) -> Any:
-    token = _handler.set(None)
-    try:
-        return function(*args, **kwargs)
-    finally:
-        _handler.reset(token)

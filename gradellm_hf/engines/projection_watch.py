@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from model_patches import find_adapter
 
-from ..architecture.support import attention_layers
-from .loop import AttentionWatch
+from ..architecture.hooks import thread_hook
 from ..errors import UnsupportedArchitectureError
 from .formula import explains_head_outputs, head_heatmap
-from ..architecture.hooks import thread_hook
+from .loop import AttentionWatch
 
 
 class ProjectionWatch(AttentionWatch):
@@ -31,7 +30,7 @@ class ProjectionWatch(AttentionWatch):
 
     @contextlib.contextmanager
     def open(self, cache: Any, num_positions: int) -> Iterator[None]:
-        adapter, modules = find_adapter(self.model), attention_layers(self.model)
+        adapter, modules = find_adapter(self.facts.model), self.facts.attention
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
                 projection = adapter.output_projection_of(modules[layer])
@@ -46,7 +45,7 @@ class ProjectionWatch(AttentionWatch):
         assert self.formula is not None  # `channel="attention_output"` is refused for models without the interface
         if any(x is None for x in getattr(outputs, "attentions", None) or [None]):
             raise UnsupportedArchitectureError(
-                f"`{self.model.config.model_type}` returns no attention weights with `output_attentions=True`, and does not "
+                f"`{self.facts.model_type}` returns no attention weights with `output_attentions=True`, and does not "
                 "call Transformers' AttentionInterface, so its attention cannot be seen."
             )
         kept = [self._head_outputs[layer] for layer in self.layers]
@@ -58,7 +57,7 @@ class ProjectionWatch(AttentionWatch):
             output, head_gradient = (_by_head(x[:, -1:].detach(), weights.shape[1]) for x in (head_outputs, head_gradients))
             if not explains_head_outputs(weights, value, output):
                 raise UnsupportedArchitectureError(
-                    f"In attention layer {layer} of `{self.model.config.model_type}`, what enters the output projection is "
+                    f"In attention layer {layer} of `{self.facts.model_type}`, what enters the output projection is "
                     "not the attention weights times the values, so this architecture cannot be explained exactly without "
                     "the AttentionInterface."
                 )
@@ -91,7 +90,7 @@ class PrefixProjectionWatch(ProjectionWatch):
 
     @contextlib.contextmanager
     def open(self, cache: Any, num_positions: int) -> Iterator[None]:
-        adapter, modules = find_adapter(self.model), attention_layers(self.model)
+        adapter, modules = find_adapter(self.facts.model), self.facts.attention
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
                 for projection, by_name in adapter.projections(modules[layer]):

@@ -2,22 +2,19 @@
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..architecture.support import attention_layers
-from .position_local import AttentionOptions, PositionLocalAttention, attention_output
+from ..architecture.facts import ModelFacts
+from ..architecture.tensor_parallel import smallest
 from ..configuration import GradELLMConfig
-from .loop import InterfaceWatch, explain_steps
-from .heatmap_sums import Heatmaps
-from .memory import chunk_size
 from ..sequences.explained import ExplainedSequences
-from ..architecture.tensor_parallel import sharing_groups, smallest
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from .heatmap_sums import Heatmaps
+from .loop import InterfaceWatch, explain_steps
+from .memory import chunk_size
+from .position_local import AttentionOptions, PositionLocalAttention, attention_output
 
 
 class ReplayWatch(InterfaceWatch):
@@ -43,7 +40,7 @@ class ReplayWatch(InterfaceWatch):
 
 
 def replay(
-    model: "PreTrainedModel", sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
+    facts: ModelFacts, sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
 ) -> Heatmaps:
     """Explains every step at once: the query positions of all steps run as one chunk on a cache of the prompt.
 
@@ -51,6 +48,6 @@ def replay(
     """
     size = config.step_chunk_size
     if size is None:
-        free = chunk_size(model, sequences, len(attention_layers(model)) - layers[0])
-        size = smallest(free, sharing_groups(model))
-    return explain_steps(model, sequences, config, layers, cache, ReplayWatch, size)
+        free = chunk_size(facts, sequences, len(facts.attention) - layers[0])
+        size = smallest(free, facts.sharing_groups)
+    return explain_steps(facts, sequences, config, layers, cache, ReplayWatch, size)

@@ -1,30 +1,26 @@
 """Before the replay engine is trusted with a model, it proves itself on it once."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..architecture.support import attention_layers, calls_attention_interface, keeps_cache, not_finite
 from ..architecture.caches import fork_cache, is_plain
-from ..configuration import GradELLMConfig
-from ..errors import UnsupportedArchitectureError
+from ..architecture.facts import ModelFacts
 from ..architecture.identity import findings
 from ..architecture.quantization import is_quantized
-from .replay import replay
+from ..architecture.support import not_finite
+from ..architecture.tensor_parallel import first_reason
+from ..architecture.tolerances import REPLAYED_LOGITS, logits_difference
+from ..configuration import GradELLMConfig
+from ..errors import UnsupportedArchitectureError
 from ..sequences.explained import ExplainedSequences
-from ..architecture.tensor_parallel import first_reason, sharing_groups
-from ..architecture.tolerances import logits_difference
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from .replay import replay
 
 _STEPS = 3
-_TOLERANCES = {torch.bfloat16: 5e-2, torch.float16: 1e-2}  # of the largest logit; elsewhere 1e-3
-_QUANTIZED_TOLERANCE = 2e-1
 
 
-def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) -> str | None:
+def why_not_replay(facts: ModelFacts, sequences: ExplainedSequences, cache: Any) -> str | None:
     """Why replaying this model is not exact, or None where it is. Found once per model, and remembered while its modules and
     hooks stay the same.
 
@@ -36,9 +32,10 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
     Args:
         cache: Keys and values of the first `P - 1` positions, left unchanged; None: they are computed where needed.
     """
-    if not calls_attention_interface(model):
+    model = facts.model
+    if not facts.calls_interface:
         return "it does not look up its attention function in Transformers' AttentionInterface"
-    if not keeps_cache(model):
+    if not facts.keeps_cache:
         return "it keeps no cache of keys and values from call to call"
     if _rope_depends_on_length(model, sequences.length):
         return "its rotary position embedding depends on the length of a call, so several tokens at once are not what it wrote"
@@ -50,16 +47,16 @@ def why_not_replay(model: "PreTrainedModel", sequences: ExplainedSequences, cach
             return None  # a single step is ordinary autograd; the check waits for a longer generation
         try:
             if cache is None:
-                cache = sequences.prefill(model)
+                cache = sequences.prefill(facts)
             rows = 1 if cache is None or is_plain(cache) else sequences.token_ids.shape[0]
-            reason = _check(model, sequences.head(rows, steps), cache)
-            verdicts[key] = first_reason(reason, sharing_groups(model))
+            reason = _check(facts, sequences.head(rows, steps), cache)
+            verdicts[key] = first_reason(reason, facts.sharing_groups)
         except UnsupportedArchitectureError as error:  # not remembered: it may be of this text, or of this configuration
             return f"it cannot be replayed ({error})"
     return verdicts[key]
 
 
-def _rope_depends_on_length(model: "PreTrainedModel", length: int) -> bool:
+def _rope_depends_on_length(model: Any, length: int) -> bool:
     """Whether a sequence is long enough for a dynamic rotary embedding to change its frequencies."""
     config = model.config.get_text_config(decoder=True)
     parameters = getattr(config, "rope_parameters", None) or {}
@@ -69,13 +66,13 @@ def _rope_depends_on_length(model: "PreTrainedModel", length: int) -> bool:
     return False
 
 
-def _check(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) -> str | None:
-    rows = sequences.token_ids.shape[0]
+def _check(facts: ModelFacts, sequences: ExplainedSequences, cache: Any) -> str | None:
+    model, rows = facts.model, sequences.token_ids.shape[0]
     start, steps = sequences.prompt_length - 1, sequences.num_steps
     reference, step_cache = [], fork_cache(cache, rows)
     with torch.no_grad():
         for position in range(start, start + steps):
-            outputs = sequences.forward(model, position, position + 1, step_cache)
+            outputs = sequences.forward(facts, position, position + 1, step_cache)
             step_cache = outputs.cache
             reference.append(outputs.logits)
     expected = torch.cat(reference, dim=1)
@@ -91,12 +88,12 @@ def _check(model: "PreTrainedModel", sequences: ExplainedSequences, cache: Any) 
 
     options: dict[str, Any] = {"positive_only": False, "output_layer_attributions": True, "step_chunk_size": steps}
     config = GradELLMConfig(target=last_logit, **options)
-    layers = list(range(len(attention_layers(model))))
-    heatmaps = replay(model, sequences, config, layers, fork_cache(cache, rows))
+    layers = list(range(len(facts.attention)))
+    heatmaps = replay(facts, sequences, config, layers, fork_cache(cache, rows))
     if not (expected < torch.inf).all():  # minus infinity is a token that the model never writes
         raise not_finite(model, GradELLMConfig())
     difference = logits_difference(torch.cat(replayed, dim=1), expected)
-    if not difference <= (_QUANTIZED_TOLERANCE if is_quantized(model) else _TOLERANCES.get(model.dtype, 1e-3)):
+    if not difference <= REPLAYED_LOGITS.of(model.dtype, quantized=is_quantized(model)):
         return (
             f"replaying several tokens at once changes its logits by {difference:.1e} of their size, against running one at "
             "a time"

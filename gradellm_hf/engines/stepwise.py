@@ -6,24 +6,21 @@ reference that the replay engine is tested against.
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..architecture.support import calls_attention_interface, keeps_cache
-from .position_local import AttentionOptions
+from ..architecture.facts import ModelFacts
 from ..configuration import GradELLMConfig
-from .loop import AttentionWatch, InterfaceWatch, explain_steps
 from ..errors import UnsupportedArchitectureError
-from .formula import explains_head_outputs, group_heads, grouped_products, head_heatmap, loosened_weights
-from .heatmap_sums import Heatmaps
-from .projection_watch import PrefixProjectionWatch, ProjectionWatch
 from ..sequences.explained import ExplainedSequences
 from ..sequences.written_logits import LogitsDifferError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from .formula import explains_head_outputs, group_heads, grouped_products, head_heatmap, loosened_weights
+from .heatmap_sums import Heatmaps
+from .loop import AttentionWatch, InterfaceWatch, explain_steps
+from .position_local import AttentionOptions
+from .projection_watch import PrefixProjectionWatch, ProjectionWatch
 
 
 class StepWatch(InterfaceWatch):
@@ -72,7 +69,7 @@ class StepWatch(InterfaceWatch):
         weights = settings.weights(settings.scores(products), last).flatten(1, 2)
         if not explains_head_outputs(weights, value, output):
             raise UnsupportedArchitectureError(
-                f"`{self.model.config.model_type}` computes its attention in a way that is not known here: its head outputs "
+                f"`{self.facts.model_type}` computes its attention in a way that is not known here: its head outputs "
                 'are not the attention weights times the values. Load the model with `attn_implementation="eager"`.'
             )
         if spatial == "loosened":
@@ -87,7 +84,7 @@ class PrefixStepWatch(StepWatch):
 
 
 def stepwise(
-    model: "PreTrainedModel",
+    facts: ModelFacts,
     sequences: ExplainedSequences,
     config: GradELLMConfig,
     layers: list[int],
@@ -96,23 +93,23 @@ def stepwise(
 ) -> Heatmaps:
     """Explains one step after the other. Arguments and errors as for `explain_steps`."""
     watch_type: type[AttentionWatch]
-    if calls_attention_interface(model):
-        watch_type = StepWatch if keeps_cache(model) else PrefixStepWatch
+    if facts.calls_interface:
+        watch_type = StepWatch if facts.keeps_cache else PrefixStepWatch
     else:
-        watch_type = ProjectionWatch if keeps_cache(model) else PrefixProjectionWatch
-    return explain_steps(model, sequences, config, layers, cache, watch_type, 1, prompt_at_once)
+        watch_type = ProjectionWatch if facts.keeps_cache else PrefixProjectionWatch
+    return explain_steps(facts, sequences, config, layers, cache, watch_type, 1, prompt_at_once)
 
 
 def stepwise_as_written(
-    model: "PreTrainedModel", sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
+    facts: ModelFacts, sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
 ) -> Heatmaps:
     """The same, with the whole prompt in one call, as `generate` read it, if that makes a difference.
 
     It does in models that compute something else with several tokens than with one (steered while they decode, say).
     """
     try:
-        return stepwise(model, sequences, config, layers, cache)
+        return stepwise(facts, sequences, config, layers, cache)
     except LogitsDifferError as error:
         if error.step > 0 or not sequences.can_be_read_at_once:
             raise
-    return stepwise(model, sequences, config, layers, prompt_at_once=True)
+    return stepwise(facts, sequences, config, layers, prompt_at_once=True)

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..errors import GradELLMError, InvalidInputError
+from ..checks.optional import needed_for
+from ..errors import InvalidInputError
 from .measures import METRICS
 from .summary import Row, Summary
 
@@ -19,7 +20,7 @@ def plot_curves(summary: Summary, task: str) -> "Figure":
     """The metrics that are curves, over the share of the prompt that is kept, with bands of the confidence interval.
 
     Raises:
-        GradELLMError: matplotlib is not installed.
+        MissingDependencyError: matplotlib is not installed.
         InvalidInputError: No curve was measured in this task.
     """
 
@@ -40,7 +41,7 @@ def plot_costs(summary: Summary, task: str, metrics: Sequence[str] | None = None
         metrics: Names; None: the first three that were measured in the task.
 
     Raises:
-        GradELLMError: matplotlib is not installed.
+        MissingDependencyError: matplotlib is not installed.
         InvalidInputError: None of the metrics was measured in this task.
     """
 
@@ -94,11 +95,9 @@ def _style(summary: Summary, method: str) -> dict[str, Any]:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    try:
+    with needed_for("Plots need", "matplotlib", "plots"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise GradELLMError('Plots need matplotlib, which is not installed: pip install "gradellm-hf[plots]"') from error
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypedDict
 
-from ..errors import InvalidInputError
 from ..checks.files import reading, sealed, unsealed
 from ..checks.schema import Natural, check, parse_json
+from ..errors import InvalidInputError
 
 Value = float | None | list[float | None]
 _PATTERN = "records-*.jsonl"

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidInputError
 from ..checks.files import reading
-from ..jobs.manifest import MANIFEST, Manifest, read_manifest
 from ..checks.schema import check, known_fields
+from ..errors import InvalidInputError
+from ..jobs.manifest import MANIFEST, Manifest, read_manifest
 from .measures import METRICS, Settings
 from .records import read_records
 

@@ -15,16 +15,17 @@ from torch import Tensor
 
 from ..architecture.support import unwrap
 from ..checks.arguments import whole_number
-from ..errors import InvalidInputError, may_pass
 from ..checks.files import remove_partial_files
-from ..jobs.manifest import check_same_job, describe_job, fingerprint, read_manifest, write_manifest
+from ..checks.schema import check
 from ..engines.memory import is_out_of_memory, release_memory
-from ..methods import Method, get_method, method_names
-from ..methods.registry import check_method
-from ..model import GradELLM, text_tokenizer
+from ..errors import InvalidInputError, may_pass
+from ..jobs.manifest import check_same_job, describe_job, fingerprint, read_manifest, write_manifest
 from ..jobs.processes import only_writer, processes
 from ..jobs.prompts import Prompt, PromptReader
-from ..checks.schema import check
+from ..methods import Method, get_method, method_names
+from ..methods.registry import check_method
+from ..model import GradELLM
+from ..text.encoding import text_tokenizer
 from .measures import METRICS, Settings
 from .records import append_record, drop_partial_records, read_records
 from .results import FORMAT, Evaluation, load_evaluation

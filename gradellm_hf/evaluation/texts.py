@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..architecture.support import input_device
+from ..architecture.reading import input_device
 from ..checks.arguments import is_index, is_list
 from ..errors import InvalidInputError
-from ..metrics.agreement import token_labels
-from ..model import GradELLM, encode_prompt, encode_target, text_tokenizer
 from ..jobs.prompts import Prompt
+from ..metrics.agreement import token_labels
+from ..model import GradELLM
+from ..text.encoding import encode_prompt, encode_target, text_tokenizer
 from ..text.token_text import special_tokens, token_texts
 
 FIELDS = ("task", "target", "rationale")  # that a record may have beside its prompt and `id`

@@ -1,5 +1,7 @@
 """Explanations in other forms: files of either kind, tables, and Inseq's files. May import `results` and what is below."""
 
-from .inseq import load_explanations, load_inseq, save_inseq, save_parquet, to_dataframe
+from .files import load_explanations
+from .inseq import load_inseq, save_inseq
+from .tables import save_parquet, to_dataframe
 
 __all__ = ["load_explanations", "load_inseq", "save_inseq", "save_parquet", "to_dataframe"]

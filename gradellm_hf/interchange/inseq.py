@@ -1,11 +1,11 @@
-"""Explanations in other forms: files of either kind read back, tables, and the files of Inseq."""
+"""Inseq's files of attributions, written and read without Inseq."""
 
 import base64
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -13,15 +13,13 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from ..errors import GradELLMError, InvalidInputError
-from ..results.explanation import FORMAT, Explanation
-from ..checks.files import read_metadata, reading, write_atomically
-from ..results.output import ExplainGenerateOutput
+from ..checks.files import reading, write_atomically
 from ..checks.schema import Natural, check, parse_json
+from ..errors import InvalidInputError
+from ..results.explanation import Explanation
+from ..text.readable import earlier_positions
 from ..text.token_text import special_tokens, token_texts
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from .tables import listed
 
 _INSEQ_DATA = "inseq.data.attribution"
 _GRANULAR = "GranularFeatureAttributionSequenceOutput"
@@ -71,55 +69,6 @@ class _Content(TypedDict):
     sequence_attributions: list[_SequenceObject]
 
 
-def load_explanations(path: str | os.PathLike[str], tokenizer: Any = None) -> list[Explanation]:
-    """Reads a file that `Explanation.save` or `ExplainGenerateOutput.save` wrote.
-
-    Args:
-        path: The file.
-        tokenizer: For files of the latter kind: the tokenizer of the model. Without it the tokens are shown as the file
-            holds them, as they are written in the vocabulary.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        InvalidInputError: It is of neither kind, of a later version, or holds token ids only and no tokenizer was given.
-    """
-    if read_metadata(path, "Explanation.save` or `ExplainGenerateOutput.save").get("format") == FORMAT:
-        return [Explanation.load(path)]
-    return ExplainGenerateOutput.load(path).explanations(tokenizer)
-
-
-def to_dataframe(explanations: Explanation | Sequence[Explanation]) -> "DataFrame":
-    """A long table: one row for each sequence, each step, and each position before that step.
-
-    Columns: `sequence`, `step` (`n`), `generated_position` (`P + n`), `generated_token`, `probability` (of that token),
-    `target_score` (where known), `position`, `token`, `score`, `in_prompt`, `special`. Larger units (after
-    `aggregate`) contribute to themselves too and have a row for that.
-
-    Raises:
-        GradELLMError: pandas is not installed.
-    """
-    try:
-        import pandas
-    except ImportError as error:
-        raise GradELLMError('Tables need pandas, which is not installed: pip install "gradellm-hf[tables]"') from error
-    parts = [_columns(i, explanation) for i, explanation in enumerate(_listed(explanations))]
-    names = list(dict.fromkeys(name for part in parts for name in part))
-    return pandas.concat([pandas.DataFrame(part) for part in parts], ignore_index=True)[names]
-
-
-def save_parquet(explanations: Explanation | Sequence[Explanation], path: str | os.PathLike[str]) -> None:
-    """Writes the table of `to_dataframe` to a Parquet file.
-
-    Raises:
-        GradELLMError: pandas or pyarrow is not installed.
-    """
-    table = to_dataframe(explanations)
-    try:
-        write_atomically(path, table.to_parquet(None, index=False))
-    except ImportError as error:
-        raise GradELLMError('Parquet needs pyarrow, which is not installed: pip install "gradellm-hf[tables]"') from error
-
-
 def save_inseq(explanations: Explanation | Sequence[Explanation], path: str | os.PathLike[str]) -> None:
     """Writes a file that `inseq.FeatureAttributionOutput.load` reads and its `show` displays; needs no Inseq.
 
@@ -131,7 +80,7 @@ def save_inseq(explanations: Explanation | Sequence[Explanation], path: str | os
         explanations: One sequence or several, of one model.
         path: The file, JSON.
     """
-    explanations = _listed(explanations)
+    explanations = listed(explanations)
     first = explanations[0]
     step_scores = ["probability", *(["target_score"] if first.target_scores is not None else [])]
     info = {
@@ -203,49 +152,6 @@ def load_inseq(path: str | os.PathLike[str], tokenizer: Any = None) -> list[Expl
         return found
 
 
-def _listed(explanations: Explanation | Sequence[Explanation]) -> list[Explanation]:
-    if isinstance(explanations, Explanation):
-        return [explanations]
-    listed = list(explanations) if isinstance(explanations, Iterable) and not isinstance(explanations, str) else []
-    if not listed:
-        raise InvalidInputError(f"`explanations` must be an Explanation or a list of them, at least one; got {explanations!r}.")
-    for position, explanation in enumerate(listed):
-        if not isinstance(explanation, Explanation):
-            raise InvalidInputError(
-                f"`explanations[{position}]` must be an Explanation, got {type(explanation).__name__}. Leave out prompts that "
-                "failed, and write a list of lists as one list."
-            )
-    return listed
-
-
-def _seen(explanation: Explanation) -> Tensor:
-    """Which positions come before each step, `[N, S]`; a larger unit also sees itself."""
-    num_steps, length = explanation.attributions.shape
-    own = explanation.prompt_length + torch.arange(num_steps)[:, None] + (explanation.token_ids is None)
-    return torch.arange(length)[None] < own
-
-
-def _columns(sequence: int, explanation: Explanation) -> dict[str, Any]:
-    import numpy
-
-    steps, positions = (x.numpy() for x in _seen(explanation).nonzero(as_tuple=True))
-    tokens, prompt_length = numpy.array(explanation.tokens, dtype=object), explanation.prompt_length
-    targets = explanation.target_scores
-    return {
-        "sequence": numpy.full(len(steps), sequence),
-        "step": steps,
-        "generated_position": prompt_length + steps,
-        "generated_token": tokens[prompt_length + steps],
-        "probability": explanation.token_probabilities.numpy()[steps],
-        **({} if targets is None else {"target_score": targets.numpy()[steps]}),
-        "position": positions,
-        "token": tokens[positions],
-        "score": explanation.attributions.numpy()[steps, positions],
-        "in_prompt": positions < prompt_length,
-        "special": numpy.array(explanation.special, dtype=bool)[positions],
-    }
-
-
 def _inseq_object(name: str, module: str = _INSEQ_DATA, **attributes: Any) -> dict[str, Any]:
     return {"__instance_type__": [module, name], "attributes": attributes}
 
@@ -256,7 +162,8 @@ def _inseq_sequence(explanation: Explanation) -> dict[str, Any]:
         _inseq_object("TokenWithId", "inseq.utils.typing", token=token, id=token_id)
         for token, token_id in zip(explanation.tokens, ids)
     ]
-    scores = explanation.attributions.masked_fill(~_seen(explanation), torch.nan)
+    seen = earlier_positions(explanation.prompt_length, *explanation.attributions.shape, own=explanation.token_ids is None)
+    scores = explanation.attributions.masked_fill(~seen, torch.nan)
     step_scores = {"probability": explanation.token_probabilities, "target_score": explanation.target_scores}
     return _inseq_object(
         "CoarseFeatureAttributionSequenceOutput",

@@ -9,11 +9,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..architecture.support import unwrap
-from ..errors import InvalidInputError
-from ..checks.files import check_version, reading, sealed, unsealed, write_atomically
 from ..architecture.offloading import offload_hook
+from ..architecture.support import unwrap
+from ..checks.files import check_version, reading, sealed, unsealed, write_atomically
 from ..checks.schema import Natural, check, parse_json
+from ..errors import InvalidInputError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

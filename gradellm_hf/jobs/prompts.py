@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..checks.arguments import string
-from ..errors import InvalidInputError
+from ..checks.optional import needed_for
 from ..checks.schema import parse_json
+from ..errors import InvalidInputError
 
 COLUMNS = ("prompt", "messages", "chat")
 _ID = "id"
@@ -105,10 +106,8 @@ class ParquetRows(Sequence[Any]):
     """The rows of a Parquet file, of which only these columns are read."""
 
     def __init__(self, path: Path, columns: Sequence[str]):
-        try:
+        with needed_for("Parquet files need", "pyarrow", "datasets"):
             import pyarrow.parquet as parquet
-        except ImportError as error:
-            raise InvalidInputError('Parquet files need pyarrow: pip install "gradellm-hf[datasets]"') from error
         try:
             wanted = [name for name in parquet.read_schema(path).names if name in columns]
             self._table = parquet.read_table(path, columns=wanted or None)
@@ -137,10 +136,8 @@ def _records(source: Any, columns: Sequence[str]) -> Sequence[Any]:
 
 def _from_path(path: Path, columns: Sequence[str]) -> Sequence[Any]:
     if path.is_dir():
-        try:
+        with needed_for("Dataset folders need", "datasets", "datasets"):
             from datasets import load_from_disk
-        except ImportError as error:
-            raise InvalidInputError('Dataset folders need datasets: pip install "gradellm-hf[datasets]"') from error
         try:
             dataset = load_from_disk(path)
         except Exception as error:  # whatever `datasets` says to a damaged folder

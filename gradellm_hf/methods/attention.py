@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..architecture.support import attention_implementation, explainable, forward_parameters
+from ..architecture.plain_attention import attention_implementation
+from ..architecture.reading import forward_parameters
+from ..architecture.running import explainable
 from ..errors import UnsupportedArchitectureError
 from ..metrics.perturbation import PerturbedText
 from .registry import heatmaps

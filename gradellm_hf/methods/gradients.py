@@ -6,10 +6,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..architecture.support import explainable
+from ..architecture.offloading import reload_offloaded_weights
+from ..architecture.running import explainable
 from ..checks.arguments import choice
 from ..metrics.perturbation import PerturbedText
-from ..architecture.offloading import reload_offloaded_weights
 from .registry import heatmaps
 
 Target = Literal["logit", "log_probability", "probability"]

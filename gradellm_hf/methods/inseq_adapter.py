@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..architecture.support import attention_implementation, vocabulary_size
+from ..architecture.plain_attention import attention_implementation
+from ..architecture.reading import vocabulary_size
+from ..checks.optional import needed_for
 from ..errors import GradELLMError, InvalidInputError
 from ..metrics.perturbation import PerturbedText
 from .registry import Method, heatmaps
@@ -56,12 +58,8 @@ def _run(
     model: PreTrainedModel, name: str, tokenizer: Any, options: dict[str, Any], ids: list[int], prompt_length: int
 ) -> Tensor:
     """Scores of each token for each generated one, `[len(ids), N]`."""
-    try:
+    with needed_for(f"`{name}` needs", "inseq", "inseq"):
         import inseq
-    except ImportError as error:
-        raise GradELLMError(
-            f'`{name}` is a method of inseq, which is not installed: pip install "gradellm-hf[inseq]"'
-        ) from error
     logging.getLogger("inseq").setLevel(logging.ERROR)
     try:
         explainer = inseq.load_model(model, "dummy", tokenizer=_id_reader(vocabulary_size(model)))

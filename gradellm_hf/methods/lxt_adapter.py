@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..architecture.support import input_device
+from ..architecture.quantization import is_quantized
+from ..architecture.reading import input_device
+from ..architecture.tolerances import OTHER_KERNELS, logits_difference
 from ..errors import GradELLMError, UnsupportedArchitectureError
 from ..metrics.perturbation import PerturbedText
-from ..architecture.quantization import is_quantized
-from ..architecture.tolerances import logits_difference
 from .registry import Method, heatmaps
 
 INTERPRETER = "GRADELLM_LXT_PYTHON"  # the environment variable that names it
@@ -27,7 +27,6 @@ _SETUP = (
     "lxt needs an older Transformers, so it has an environment of its own: python3.11 -m venv lxt-env && "
     'lxt-env/bin/pip install torch "transformers==4.52.4" && lxt-env/bin/pip install --no-deps lxt==2.1'
 )
-_TOLERANCES = {torch.bfloat16: 1e-1, torch.float16: 2e-2}  # elsewhere 1e-3: of the largest logit, between two versions
 
 
 def attn_lrp(*, python: str | os.PathLike[str] | None = None, absolute: bool = False) -> Method:
@@ -84,7 +83,7 @@ def _check_logits(text: PerturbedText, known: Tensor, targets: Tensor, logits: T
     """Holds lxt's `logits` of the `targets`, `[R, N]`, against all logits of the model, `[R, N, V]`."""
     actual = known.scatter(-1, targets[..., None], logits[..., None])
     difference = logits_difference(torch.where(text.step_mask[..., None], actual, known), known)
-    if not difference <= _TOLERANCES.get(text.model.dtype, 1e-3):
+    if not difference <= OTHER_KERNELS.of(text.model.dtype):
         raise UnsupportedArchitectureError(
             f"In lxt's Transformers, logits of `{text.model.config.model_type}` differ by {difference:.1e} of the largest. It "
             "computes something else there, or its weights have been changed since the first call (then load it anew)."

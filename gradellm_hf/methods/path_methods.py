@@ -9,12 +9,12 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from ..architecture.support import explainable
-from ..checks.arguments import choice, whole_number
-from ..errors import GradELLMError
-from ..metrics.perturbation import PerturbedText
 from ..architecture.offloading import reload_offloaded_weights
+from ..architecture.running import explainable
 from ..architecture.switches import shared
+from ..checks.arguments import choice, whole_number
+from ..checks.optional import needed_for
+from ..metrics.perturbation import PerturbedText
 from .gradients import Target, predicted_targets
 from .registry import heatmaps
 
@@ -144,10 +144,6 @@ def _rescaled(activation: type) -> Iterator[None]:
 
 
 def _captum(name: str) -> ModuleType:
-    try:
+    with needed_for(f"`{name}` needs", "captum", "methods"):
         import captum.attr
-    except ImportError as error:
-        raise GradELLMError(
-            f'`{name}` is computed by captum, which is not installed: pip install "gradellm-hf[methods]"'
-        ) from error
     return captum.attr

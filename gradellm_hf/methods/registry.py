@@ -8,6 +8,7 @@ from torch import Tensor
 from ..checks.arguments import string
 from ..errors import InvalidInputError
 from ..metrics.perturbation import PerturbedText
+from ..text.readable import earlier_positions
 
 
 class Method(Protocol):
@@ -76,7 +77,7 @@ def heatmaps(text: PerturbedText, scores: Tensor) -> Tensor:
     """
     P, N, S = text.prompt_length, text.num_steps, text.token_ids.shape[1]
     full = torch.nn.functional.pad(scores.detach().float(), (0, S - scores.shape[-1]))
-    seen = torch.arange(S, device=full.device) < P + torch.arange(N, device=full.device)[:, None]
+    seen = earlier_positions(P, N, S, device=full.device)
     full = full.masked_fill(~(seen & text.real[:, None] & text.step_mask[..., None]), 0)
     text.check_finite(full)
     return full

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..checks.arguments import binary_mask, is_index, is_list
-from ..errors import InvalidInputError
 from ..checks.schema import check
+from ..errors import InvalidInputError
 from .perturbation import Level, PerturbedText, Window
 from .ranks import average_ranks, check_no_nan, spearman
 

@@ -6,11 +6,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from ..architecture.support import check_model, forward_parameters, input_device, not_finite, unwrap
+from ..architecture.facts import look_at
+from ..architecture.support import not_finite
 from ..checks.arguments import binary_mask, choice, whole_number
 from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
-from ..sequences.generate_call import given_sequences
+from ..sequences.given import given_sequences
 
 Level = Literal["step", "sequence"]
 Removal = Literal["zero", "mask", "drop"]
@@ -59,13 +60,13 @@ class PerturbedText:
         keep_last: bool = False,
         batch_size: int = 16,
     ):
-        self.model = unwrap(model)
-        check_model(self.model)
-        text = given_sequences(self.model, sequences, prompt_length, attention_mask)
+        self.facts = look_at(model)
+        self.model = self.facts.model
+        text = given_sequences(self.facts, sequences, prompt_length, attention_mask)
         if text.num_steps == 0:
             raise InvalidInputError("`sequences` holds no token after the prompt, so there is nothing whose cause to measure.")
         batch_size = whole_number("batch_size", batch_size, 1)
-        device = input_device(self.model)
+        device = self.facts.input_device
         self.token_ids, self.step_mask = text.token_ids.to(device), text.step_mask.to(device)
         self.prompt_length, self.num_steps, self.batch_size = text.prompt_length, text.num_steps, batch_size
         self.real = torch.ones_like(self.token_ids, dtype=torch.bool)
@@ -154,7 +155,7 @@ class PerturbedText:
 
     def forward(self, embeddings: Tensor, real: Tensor, positions: Tensor, num_last: int) -> Tensor:
         """Raw logits of the last positions, `[B, num_last, V]`, in float32 or wider."""
-        parameters = forward_parameters(self.model)
+        parameters = self.facts.parameters
         optional = {"position_ids": positions, "use_cache": False, "logits_to_keep": num_last}
         kwargs = {name: value for name, value in optional.items() if name in parameters}
         out = self.model(inputs_embeds=embeddings, attention_mask=real.long(), return_dict=True, **kwargs)

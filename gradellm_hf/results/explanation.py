@@ -4,18 +4,19 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from itertools import compress
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
-from ..text.units import Spans, Unit, merged, span_ranges, unit_ranges
 from ..checks.arguments import choice, numbers, whole_number
-from ..configuration import GradELLMConfig, checked_config, stored_config
-from ..errors import InvalidInputError
 from ..checks.files import TensorFile, reading, write_atomically, write_tensors
 from ..checks.schema import Natural, TensorKind, TokenId, check, check_tensors, field_types, known_fields
+from ..configuration import GradELLMConfig, checked_config, stored_config
+from ..errors import InvalidInputError
+from ..text.readable import Contribution, Level
 from ..text.token_text import special_tokens, token_texts
+from ..text.units import Spans, Unit, merged, span_ranges, unit_ranges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from .output import ExplainGenerateOutput
 
-Level = Literal["token", "word", "sentence"]
 UnitLevel = Literal["token", "word", "sentence", "span"]
 FORMAT = "gradellm_hf.explanation"
 FORMAT_VERSION = 2  # since checksums are written, which releases that read version 1 do not expect
@@ -35,14 +35,6 @@ _TENSORS = {
     "layer_attributions": TensorKind("LNS", _FLOAT, optional=True),
 }
 _WRITER = "Explanation.save"
-
-
-class Contribution(NamedTuple):
-    """What one position contributed to a generated unit."""
-
-    position: int
-    token: str
-    score: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,9 +258,9 @@ class Explanation:
 
     def to_dataframe(self) -> "DataFrame":
         """A long table, one row a step and position before it; see `gradellm_hf.interchange.inseq.to_dataframe`."""
-        from ..interchange.inseq import to_dataframe
+        from ..visualization.table import table
 
-        return to_dataframe(self)
+        return table([self])
 
     def to_html(self, path: str | os.PathLike[str] | None = None, **options: Any) -> str:
         """A self-contained interactive page, also written to `path` where given; see `visualization.html.report`."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from transformers.utils import ModelOutput
 
-from ..configuration import GradELLMConfig, stored_config
-from ..errors import InvalidInputError
 from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import Natural, TensorKind, check, check_tensors
+from ..configuration import GradELLMConfig, stored_config
+from ..errors import InvalidInputError
 
 if TYPE_CHECKING:
     from .explanation import Explanation

@@ -1,16 +1,13 @@
 """What the engines explain: sequences of prompt and generated tokens, and how to run a model over a stretch of them."""
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..architecture.support import forward_parameters, keeps_cache
+from ..architecture.facts import ModelFacts
 from .written_logits import WrittenLogits
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -66,13 +63,12 @@ class ExplainedSequences:
         """The end of a chunk of at most `size` steps from `first` on. A step predicted from an embedding stands alone."""
         return min(first + (1 if self._is_embedded(self.prompt_length - 1 + first) else size), self.num_steps)
 
-    def forward(self, model: "PreTrainedModel", first: int, last: int, cache: Any, **kwargs: Any) -> Any:
+    def forward(self, facts: ModelFacts, first: int, last: int, cache: Any, **kwargs: Any) -> Any:
         """Runs the model over positions `first:last` on a cache that holds the positions before (None: there are none)."""
         inputs: dict[str, Any] = {**self.forward_kwargs, "return_dict": True}
-        parameters = forward_parameters(model)
-        if keeps_cache(model):
+        if facts.keeps_cache:
             inputs |= {"cache": cache, "use_cache": True}
-        elif "use_cache" in parameters:
+        elif "use_cache" in facts.parameters:
             inputs["use_cache"] = False
         if self._is_embedded(first):
             inputs["inputs_embeds"] = self.prompt_embeds[:, first:last]  # type: ignore[index]
@@ -81,21 +77,21 @@ class ExplainedSequences:
             inputs["input_ids"] = self.token_ids[:, first - offset : last - offset]
         if self.attention_mask is not None:
             inputs["attention_mask"] = self.attention_mask[:, :last]
-        if "cache_position" in parameters:  # models outside of Transformers, written for its earlier versions
+        if "cache_position" in facts.parameters:  # models outside of Transformers, written for its earlier versions
             inputs["cache_position"] = torch.arange(first, last, device=self.token_ids.device)
-        inputs |= {name: x[..., first:last] for name, x in self.per_position.items() if name in parameters}
-        return model(**inputs, **kwargs)
+        inputs |= {name: x[..., first:last] for name, x in self.per_position.items() if name in facts.parameters}
+        return facts.model(**inputs, **kwargs)
 
-    def prefill(self, model: "PreTrainedModel") -> Any:
+    def prefill(self, facts: ModelFacts) -> Any:
         """The cache of all positions before the one that predicts the first step; None where there are none, or no cache."""
         length = self.prompt_length - 1
-        if length == 0 or not keeps_cache(model):
+        if length == 0 or not facts.keeps_cache:
             return None
-        kwargs = {"logits_to_keep": 1} if "logits_to_keep" in forward_parameters(model) else {}
+        kwargs = {"logits_to_keep": 1} if "logits_to_keep" in facts.parameters else {}
         read_rows, cache_rows = self.prefill_rows if self.prefill_kwargs and self.prefill_rows else (None, None)
         prompts = self if read_rows is None else self._take(read_rows)
         with torch.no_grad():
-            cache = prompts.forward(model, 0, length, None, **kwargs, **self.prefill_kwargs).cache
+            cache = prompts.forward(facts, 0, length, None, **kwargs, **self.prefill_kwargs).cache
         if cache_rows is not None:
             cache.batch_select_indices(cache_rows)
         return cache

@@ -2,28 +2,25 @@
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 
-from ..architecture.support import forward_parameters, placeholder_mask, vocabulary_size
-from ..checks.arguments import binary_mask, is_index
 from ..architecture.caches import is_quantized_cache
-from ..errors import InvalidInputError
+from ..architecture.facts import ModelFacts
 from ..architecture.positions import PositionRoom
 from ..architecture.quantization import is_quantized
-from .recording import PromptRecording, check_left_padding
-from .row_ends import RowEnds
+from ..architecture.reading import placeholder_mask
+from ..checks.arguments import binary_mask, is_index
+from ..errors import InvalidInputError
 from .explained import ExplainedSequences, extended_prompt
+from .prompt_checks import ID_DTYPES, check_dimensions, check_left_padding, check_mask, check_vocabulary
+from .recording import PromptRecording
+from .row_ends import RowEnds, eos_token_ids, until_end_of_sequence
 from .written_logits import WrittenLogits
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-
-_ID_DTYPES = (torch.int64, torch.int32)
 _ASSISTED = ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
@@ -40,8 +37,8 @@ class GenerateCall:
         InvalidInputError: The prompt, or what is asked for, cannot be explained. Nothing has been generated then.
     """
 
-    def __init__(self, model: "PreTrainedModel", inputs: Tensor | None, kwargs: dict[str, Any]):
-        generation_config = kwargs.get("generation_config")
+    def __init__(self, facts: ModelFacts, inputs: Tensor | None, kwargs: dict[str, Any]):
+        model, generation_config = facts.model, kwargs.get("generation_config")
         if generation_config is not None and not hasattr(generation_config, "to_dict"):
             raise InvalidInputError(f"`generation_config` must be a GenerationConfig, got {type(generation_config).__name__}.")
         sources = (vars(generation_config) if generation_config is not None else {}, vars(model.generation_config))
@@ -66,9 +63,9 @@ class GenerateCall:
             )
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         embeds, mask = kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
-        _check_dimensions("the prompt", ids, 2, "token ids of shape [batch, P]", _ID_DTYPES)
-        _check_dimensions("`inputs_embeds`", embeds, 3, "embeddings of shape [batch, P, E]")
-        _check_dimensions("`attention_mask`", mask, 2, "a mask of shape [batch, P]")
+        check_dimensions("the prompt", ids, 2, "token ids of shape [batch, P]", ID_DTYPES)
+        check_dimensions("`inputs_embeds`", embeds, 3, "embeddings of shape [batch, P, E]")
+        check_dimensions("`attention_mask`", mask, 2, "a mask of shape [batch, P]")
         if mask is not None:
             check_left_padding(binary_mask("attention_mask", mask), mask.shape[1])
         self.ids, self.embeds, self.attention_mask = ids, embeds, mask
@@ -82,10 +79,10 @@ class GenerateCall:
             raise InvalidInputError("The prompt is empty. Give it at least one token (a beginning-of-sequence token, say).")
         self.has_whole_prompt = embeds is not None or self.prompt_length == self.prompt_ids_length
         if mask is not None and (prompt := ids if embeds is None else embeds) is not None:
-            _check_mask(mask, *prompt.shape[:2])
+            check_mask(mask, *prompt.shape[:2])
         placeholders = None if ids is None or ids.shape[1] == 0 else placeholder_mask(model, ids)
         if ids is not None:
-            _check_vocabulary("The prompt", model, ids, placeholders)
+            check_vocabulary("The prompt", facts, ids, placeholders)
         #: Whether the prompt is more than text.
         self.has_placeholders = placeholders is not None and bool(placeholders.any())
         if placeholders is not None and bool(placeholders[:, -1].any()):
@@ -112,12 +109,12 @@ class GenerateCall:
             generation_config.return_dict_in_generate = True
             self.generate_kwargs = {**kwargs, "generation_config": generation_config}
             self.generate_kwargs.pop("return_dict_in_generate", None)
-        self._row_ends = RowEnds(self.prompt_ids_length, self._room(model, kwargs, option))
+        self._row_ends = RowEnds(self.prompt_ids_length, self._room(facts, kwargs, option))
         self.generate_kwargs["stopping_criteria"] = StoppingCriteriaList(
             [*(kwargs.get("stopping_criteria") or ()), self._row_ends]
         )
 
-    def _room(self, model: "PreTrainedModel", kwargs: dict[str, Any], option: Callable[[str], Any]) -> PositionRoom:
+    def _room(self, facts: ModelFacts, kwargs: dict[str, Any], option: Callable[[str], Any]) -> PositionRoom:
         """For how many tokens the model knows positions.
 
         Raises:
@@ -129,9 +126,9 @@ class GenerateCall:
         length = self.prompt_length
         if isinstance(position_ids, Tensor) and position_ids.numel():
             length = int(position_ids.max()) + 1
-        elif mask is not None and "position_ids" in forward_parameters(model):
+        elif mask is not None and "position_ids" in facts.parameters:
             length = int((mask != 0).sum(-1).max())
-        room = PositionRoom(model, length)
+        room = PositionRoom(facts.model, length)
         num_steps, longest = option("max_new_tokens"), option("max_length")
         if not is_index(num_steps):
             num_steps = longest - self.prompt_ids_length if is_index(longest) else 1
@@ -246,125 +243,6 @@ class GenerateCall:
             )
 
 
-def until_end_of_sequence(generated_ids: Tensor, end_ids: list[int]) -> Tensor:
-    """Step mask `[R, N]`: False after the first end-of-sequence token of a row."""
-    return _until(_is_one_of(generated_ids, end_ids))
-
-
-def _until_padding(given_ids: Tensor, end_ids: list[int], padding_ids: list[int]) -> Tensor:
-    """Step mask `[R, N]`: False after an end-of-sequence token that nothing but padding, or more such tokens, follow."""
-    is_eos = _is_one_of(given_ids, end_ids)
-    is_filling = is_eos | _is_one_of(given_ids, padding_ids)
-    return _until(is_eos & is_filling.flip(1).cumprod(1).flip(1).bool())
-
-
-def _until(is_last: Tensor) -> Tensor:
-    """False after the first True of a row."""
-    return is_last.cumsum(1) - is_last.long() == 0
-
-
-def _is_one_of(token_ids: Tensor, known: list[int]) -> Tensor:
-    return torch.isin(token_ids, torch.tensor(known, dtype=torch.long, device=token_ids.device))
-
-
-def eos_token_ids(eos: int | list[int] | Tensor | None) -> list[int]:
-    return [] if eos is None else torch.as_tensor(eos).flatten().tolist()
-
-
-def given_sequences(
-    model: "PreTrainedModel", sequences: Tensor, prompt_length: int, attention_mask: Tensor | None
-) -> ExplainedSequences:
-    """Text that already exists; arguments and errors as for `explain_sequences`."""
-    _check_sequences(model, sequences, prompt_length, attention_mask)
-    prompt_length = int(prompt_length)
-    with torch.inference_mode(False):
-        mask = None if attention_mask is None else binary_mask("attention_mask", attention_mask).to(sequences.device)
-        padding = None if mask is None else mask[:, :prompt_length].long()
-        check_left_padding(padding, prompt_length)
-        if mask is not None and mask.shape[1] == sequences.shape[1]:
-            step_mask = mask[:, prompt_length:]
-            _check_rows_end_once(step_mask)
-        else:
-            ends = eos_token_ids(model.generation_config.eos_token_id)
-            configs = (model.generation_config, model.config.get_text_config(decoder=True))
-            pads = [config.pad_token_id for config in configs if getattr(config, "pad_token_id", None) is not None]
-            step_mask = _until_padding(sequences[:, prompt_length:], ends, pads)
-    longest = prompt_length
-    if padding is not None and "position_ids" in forward_parameters(model):  # padding takes no position
-        longest = int(padding.sum(-1).max())
-    PositionRoom(model, longest).check(step_mask.shape[1])
-    return extended_prompt(sequences, prompt_length, sequences.shape[1] - prompt_length, step_mask, padding)
-
-
-def _check_sequences(model: "PreTrainedModel", sequences: Any, prompt_length: int, attention_mask: Any) -> None:
-    if not isinstance(sequences, Tensor) or sequences.ndim != 2 or sequences.dtype not in _ID_DTYPES:
-        raise InvalidInputError(f"`sequences` must be token ids of shape [R, S] (int64), got {_describe(sequences)}.")
-    rows, length = sequences.shape
-    if rows == 0:
-        raise InvalidInputError("`sequences` has no rows; expected token ids of shape [R, S] with R of at least 1.")
-    if not is_index(prompt_length) or not 1 <= prompt_length <= length:
-        raise InvalidInputError(f"`prompt_length` must be an int from 1 to S = {length}, got {prompt_length!r}.")
-    _check_vocabulary("`sequences`", model, sequences)
-    placeholders = placeholder_mask(model, sequences[:, :prompt_length])
-    if placeholders is not None and bool(placeholders.any()):
-        raise InvalidInputError(
-            "The prompts hold images, videos or sounds, which `explain_sequences` does not take. Use `explain_generate`."
-        )
-    if attention_mask is None:
-        return
-    if not isinstance(attention_mask, Tensor) or attention_mask.shape not in ((rows, length), (rows, prompt_length)):
-        got = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
-        raise InvalidInputError(
-            f"`attention_mask` must have shape [R, S] = {[rows, length]} or [R, P] = {[rows, prompt_length]}, got {got}."
-        )
-
-
-def _check_vocabulary(name: str, model: "PreTrainedModel", token_ids: Tensor, placeholders: Tensor | None = None) -> None:
-    """Raises InvalidInputError where a token id is not the model's; one of an image, say, may lie beyond its vocabulary."""
-    vocabulary = vocabulary_size(model)
-    unknown = (token_ids < 0) | (token_ids >= vocabulary)
-    if placeholders is not None:
-        unknown &= ~placeholders
-    if bool(unknown.any()):
-        raise InvalidInputError(
-            f"{name} holds the token id {token_ids[unknown][0]}, but the model has {vocabulary} tokens, from 0 to "
-            f"{vocabulary - 1}. Use the model's own tokenizer."
-        )
-
-
-def _check_mask(mask: Tensor, rows: int, length: int) -> None:
-    """Raises InvalidInputError where it has other rows than the prompt, or is shorter; the start may be in a cache."""
-    if mask.shape[0] != rows or mask.shape[1] < length:
-        raise InvalidInputError(
-            f"`attention_mask` must have the shape of the prompt, [batch, P] = {[rows, length]} (and more columns where a "
-            f"`cache` holds its start), got {list(mask.shape)}."
-        )
-
-
-def _check_rows_end_once(step_mask: Tensor) -> None:
-    rows = (step_mask.int().diff(dim=1) > 0).any(1).nonzero().flatten().tolist()
-    if rows:
-        raise InvalidInputError(
-            f"In the continuation of row(s) {rows}, `attention_mask` has a 1 behind a 0. There, 0 marks what comes after a "
-            "row's end, which only more of it can follow. Put the 0s at the end."
-        )
-
-
 def _recorded_rows(prompt_rows: Tensor, num_recorded: int) -> tuple[Tensor, Tensor]:
     """A returned row with the prompt of each recorded row, and the recorded row with the prompt of each returned row."""
     return torch.searchsorted(prompt_rows, torch.arange(num_recorded), right=True) - 1, prompt_rows
-
-
-def _check_dimensions(name: str, value: Any, dimensions: int, expected: str, dtypes: tuple[torch.dtype, ...] = ()) -> None:
-    if value is None:
-        return
-    is_right = isinstance(value, Tensor) and value.ndim == dimensions and value.shape[0] > 0
-    if is_right and value.dtype in (dtypes or (value.dtype,)):
-        return
-    expected += f" ({' or '.join(map(str, dtypes))})" if dtypes else ""
-    hint = " Unpack what a tokenizer returns: `explain_generate(model, **inputs)`." if hasattr(value, "keys") else ""
-    raise InvalidInputError(f"Expected {name} as {expected}, got {_describe(value)}.{hint}")
-
-
-def _describe(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -3,18 +3,15 @@
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..architecture.support import forward_parameters
-from ..errors import InvalidInputError
+from ..architecture.facts import ModelFacts
 from ..architecture.hooks import thread_hook
+from .prompt_checks import check_left_padding
 from .written_logits import LogitsRecording
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 _PER_POSITION = ("position_ids", "token_type_ids", "mm_token_type_ids")
 _OURS = {
@@ -139,13 +136,13 @@ def _belongs_to_prompt(name: str, value: Any) -> bool:
 
 
 @contextmanager
-def record_prompt(model: "PreTrainedModel", prompt_length: int, decoding: bool = False) -> Iterator[PromptRecording]:
+def record_prompt(facts: ModelFacts, prompt_length: int, decoding: bool = False) -> Iterator[PromptRecording]:
     """Watches the model's forward calls of this thread until the prompt of `prompt_length` positions has been read.
 
     Args:
         decoding: Whether the logits of the calls after that are looked at too, unless these calls may be compiled.
     """
-    recording = PromptRecording(prompt_length, forward_parameters(model))
+    model, recording = facts.model, PromptRecording(prompt_length, facts.parameters)
     num_layers = _num_layers(model)
 
     def is_draft() -> bool:
@@ -189,7 +186,7 @@ def _may_be_compiled(model: nn.Module, cache: Any) -> bool:
     return has_fixed_size or model._compiled_call_impl is not None
 
 
-def _num_layers(model: "PreTrainedModel") -> Any:
+def _num_layers(model: nn.Module) -> Any:
     return getattr(model.config, "num_hidden_layers", None)
 
 
@@ -198,15 +195,3 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return kwargs
     arguments = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
     return {**arguments.pop("kwargs", {}), **arguments}
-
-
-def check_left_padding(mask: Tensor | None, prompt_length: int) -> None:
-    """Raises InvalidInputError where the last prompt position of a row is padding."""
-    if mask is None or mask.ndim != 2:
-        return
-    rows = (mask[:, min(prompt_length, mask.shape[1]) - 1] == 0).nonzero().flatten().tolist()
-    if rows:
-        raise InvalidInputError(
-            f"The prompt of row(s) {rows} ends in padding, so there is no last token to predict from. Pad on the left: "
-            '`tokenizer.padding_side = "left"`.'
-        )

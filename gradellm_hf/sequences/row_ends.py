@@ -78,3 +78,28 @@ class _NoRow(Tensor):
     def __ror__(self, decided: Tensor) -> Tensor:  # type: ignore[override]
         self.see(decided)
         return decided
+
+
+def until_end_of_sequence(generated_ids: Tensor, end_ids: list[int]) -> Tensor:
+    """Step mask `[R, N]`: False after the first end-of-sequence token of a row."""
+    return _until(_is_one_of(generated_ids, end_ids))
+
+
+def until_padding(given_ids: Tensor, end_ids: list[int], padding_ids: list[int]) -> Tensor:
+    """Step mask `[R, N]`: False after an end-of-sequence token that nothing but padding, or more such tokens, follow."""
+    is_eos = _is_one_of(given_ids, end_ids)
+    is_filling = is_eos | _is_one_of(given_ids, padding_ids)
+    return _until(is_eos & is_filling.flip(1).cumprod(1).flip(1).bool())
+
+
+def _until(is_last: Tensor) -> Tensor:
+    """False after the first True of a row."""
+    return is_last.cumsum(1) - is_last.long() == 0
+
+
+def _is_one_of(token_ids: Tensor, known: list[int]) -> Tensor:
+    return torch.isin(token_ids, torch.tensor(known, dtype=torch.long, device=token_ids.device))
+
+
+def eos_token_ids(eos: int | list[int] | Tensor | None) -> list[int]:
+    return [] if eos is None else torch.as_tensor(eos).flatten().tolist()

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..architecture.tolerances import WRITTEN_LOGITS, logits_differences
 from ..errors import InvalidInputError
-from ..architecture.tolerances import logits_differences
 
 _SAMPLED_TOKENS = 128
-_TOLERANCES = {torch.bfloat16: 1e-1, torch.float16: 2e-2}  # of a step's largest logit; elsewhere 5e-3
-_QUANTIZED_TOLERANCE = 2e-1
 
 
 class LogitsDifferError(InvalidInputError):
@@ -69,7 +67,7 @@ class WrittenLogits:
         compared = step_mask[:, :num_steps] & self.seen[first : first + num_steps].to(step_mask.device)
         compared = compared.to(logits.device) & (expected < torch.inf).all(-1)  # NaN has an error of its own
         differences = logits_differences(sample(logits[:, :num_steps].detach()), expected)
-        tolerance = _QUANTIZED_TOLERANCE if self.is_rounded else _TOLERANCES.get(logits.dtype, 5e-3)
+        tolerance = WRITTEN_LOGITS.of(logits.dtype, quantized=self.is_rounded)
         for step, difference in enumerate(differences.masked_fill(~compared, 0).amax(0).tolist(), first):
             if not difference <= tolerance:
                 raise LogitsDifferError(first_step + step, difference)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import regex
 import torch
@@ -10,9 +10,7 @@ from torch import Tensor
 
 from ..checks.arguments import is_index, is_list
 from ..errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from ..results.explanation import Explanation, Level
+from .readable import Level, Readable
 
 Span = tuple[int, int] | str
 Spans = Mapping[str, Span] | Sequence[Span]
@@ -41,7 +39,7 @@ _SENTENCE = regex.compile(
 )
 
 
-def unit_ranges(explanation: "Explanation", level: "Level", generated: "Level | None" = None) -> list[Unit]:
+def unit_ranges(explanation: Readable, level: Level, generated: Level | None = None) -> list[Unit]:
     """Half-open ranges of tokens that cover the sequence in order; see `Explanation.units`."""
     border, length = explanation.prompt_length, len(explanation.tokens)
     return [
@@ -50,7 +48,7 @@ def unit_ranges(explanation: "Explanation", level: "Level", generated: "Level | 
     ]
 
 
-def span_ranges(explanation: "Explanation", spans: Spans) -> tuple[list[Unit], list[str | None]]:
+def span_ranges(explanation: Readable, spans: Spans) -> tuple[list[Unit], list[str | None]]:
     """Ranges of tokens that cover the prompt, one for each span and for what lies between, and their names."""
     offsets = [0, *accumulate(map(len, explanation.tokens[: explanation.prompt_length]))]
     prompt = explanation.text[: offsets[-1]]
@@ -78,7 +76,7 @@ def span_ranges(explanation: "Explanation", spans: Spans) -> tuple[list[Unit], l
     return units, [None if i is None else places[i][2] for i in found]
 
 
-def merged(explanation: "Explanation", units: list[Unit]) -> dict[str, Any]:
+def merged(explanation: Readable, units: list[Unit]) -> dict[str, Any]:
     """Everything of an explanation that has an entry a token, with an entry a unit instead.
 
     Scores and targets are summed, probabilities multiplied (the probability of the whole unit), and a unit is special
@@ -108,7 +106,7 @@ def merged(explanation: "Explanation", units: list[Unit]) -> dict[str, Any]:
     }
 
 
-def _ranges(explanation: "Explanation", first: int, last: int, level: "Level") -> list[Unit]:
+def _ranges(explanation: Readable, first: int, last: int, level: Level) -> list[Unit]:
     """Units of the tokens `first:last`. Special tokens are units of their own."""
     begins_of = _BEGINS.get(level) if isinstance(level, str) else None
     if begins_of is None:

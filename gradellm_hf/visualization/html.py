@@ -7,22 +7,20 @@ import zlib
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..checks.arguments import string
+from ..text.readable import Level, Readable, earlier_positions
 
-if TYPE_CHECKING:
-    from ..results.explanation import Explanation, Level
-
-_LEVELS: tuple["Level", ...] = ("token", "word", "sentence")
+_LEVELS: tuple[Level, ...] = ("token", "word", "sentence")
 _FINE, _COARSE = 127, 7  # steps of quantised scores: of the heatmap, and of each layer's
 _DEFAULT_TITLE = "Grad-ELLM explanation"
 
 
-def report(explanation: "Explanation", *, title: str | None = None) -> str:
+def report(explanation: Readable, *, title: str | None = None) -> str:
     """A self-contained, interactive page, ASCII only.
 
     Pointing at a generated token, or moving the focus to it, shades the text before it by contribution; a click pins it.
@@ -43,7 +41,7 @@ def report(explanation: "Explanation", *, title: str | None = None) -> str:
     return _page(explanation, _DEFAULT_TITLE if title is None else title, form="report")
 
 
-def snippet(explanation: "Explanation") -> str:
+def snippet(explanation: Readable) -> str:
     """The page of `report`, small and without single layers, in a sandboxed frame for a notebook's output."""
     lines = sum(1 + len(line) // 80 for line in explanation.text.split("\n"))
     height = min(max(220 + 26 * lines, 420), 640)
@@ -54,7 +52,7 @@ def snippet(explanation: "Explanation") -> str:
     )
 
 
-def _page(explanation: "Explanation", title: str, form: str) -> str:
+def _page(explanation: Readable, title: str, form: str) -> str:
     # Tokens that share a character are shown as one.
     shown = explanation.aggregate("token") if explanation.level == "token" else explanation
     style, script = _resource("report.css"), _resource("scores.js") + _resource("report.js")
@@ -70,7 +68,7 @@ def _page(explanation: "Explanation", title: str, form: str) -> str:
     )
 
 
-def _data(explanation: "Explanation", *, with_layers: bool) -> dict[str, Any]:
+def _data(explanation: Readable, *, with_layers: bool) -> dict[str, Any]:
     levels: list[dict[str, Any]] = [{"name": explanation.level, "sizes": None}]
     if explanation.level in _LEVELS:
         for level in _LEVELS[_LEVELS.index(explanation.level) + 1 :]:
@@ -100,7 +98,7 @@ def _packed(scores: Tensor, special: Tensor, levels: int) -> dict[str, Any]:
     would leave the others no resolution. Only what is before a step is kept, step after step, deflated, as base64.
     """
     num_steps, length = scores.shape
-    before = torch.ones(num_steps, length, dtype=torch.bool).tril(length - num_steps - 1)
+    before = earlier_positions(length - num_steps, num_steps, length)
     size = scores.abs().masked_fill(~before, 0)
     scale = torch.stack([size.masked_fill(of_other, 0).amax(-1) for of_other in (special, ~special)], dim=-1)
     relative = size / scale[:, special.long()].clamp_min(torch.finfo(size.dtype).tiny)
@@ -113,7 +111,7 @@ def _packed(scores: Tensor, special: Tensor, levels: int) -> dict[str, Any]:
     }
 
 
-def _facts(explanation: "Explanation") -> str:
+def _facts(explanation: Readable) -> str:
     num_steps = len(explanation.attributions)
     facts = [f"{explanation.prompt_length:,} prompt and {num_steps:,} generated {explanation.level}s"]
     if explanation.model_name:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checks.arguments import string, whole_number
-from ..errors import GradELLMError, InvalidInputError
 from ..checks.files import write_atomically
+from ..checks.optional import needed_for
+from ..errors import InvalidInputError
+from ..text.readable import Readable, earlier_positions
 from .terminal import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ..results.explanation import Explanation
 
 _LARGEST = 16.0  # inches, either way
 _LABEL_ROOM = 0.17  # inches that a tick label needs
@@ -32,7 +33,7 @@ _FONTS = (
 
 
 def plot_heatmap(
-    explanation: "Explanation",
+    explanation: Readable,
     path: str | os.PathLike[str] | None = None,
     *,
     include_special: bool = False,
@@ -54,18 +55,16 @@ def plot_heatmap(
         dpi: Resolution of pixel formats.
 
     Raises:
-        GradELLMError: matplotlib is not installed.
+        MissingDependencyError: matplotlib is not installed.
         InvalidInputError: There is nothing to show, `dpi` is no number of at least 1, the title is no text, or there is no such
             format.
     """
     dpi = whole_number("dpi", dpi, 1)
     string("title", title, none="no title")
-    try:
+    with needed_for("Plots need", "matplotlib", "plots"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.font_manager import get_font_names
-    except ImportError as error:
-        raise GradELLMError('Plots need matplotlib, which is not installed: pip install "gradellm-hf[plots]"') from error
 
     border, length = explanation.prompt_length, len(explanation.tokens)
     shown = [i for i in range(length) if include_special or not explanation.special[i]]
@@ -76,7 +75,8 @@ def plot_heatmap(
             "or plot special tokens too with `include_special=True`."
         )
     # What a unit got from itself and from special tokens left out is not shown, and not counted in the scale.
-    scores = explanation.attributions.tril(border - 1)[[i - border for i in rows]][:, columns]
+    scores = explanation.attributions.masked_fill(~earlier_positions(border, length - border, length), 0)
+    scores = scores[[i - border for i in rows]][:, columns]
     highest = scores.abs().amax(1, keepdim=True)
     scores = scores / highest.masked_fill(highest == 0, 1)
     signed = bool((scores < 0).any())

@@ -1,11 +1,7 @@
 """The strongest sources of each generated unit, as lines of text."""
 
-from typing import TYPE_CHECKING
-
 from ..checks.arguments import whole_number
-
-if TYPE_CHECKING:
-    from ..results.explanation import Explanation
+from ..text.readable import Readable
 
 # Backgrounds of one hue from faint to strong (xterm's 256 colours), each with a foreground that stands out against it.
 _SHADES = ((16, 195), (16, 153), (16, 117), (16, 75), (231, 25), (231, 18))
@@ -13,7 +9,7 @@ _AGAINST = ((16, 230), (16, 223), (16, 216), (16, 209), (231, 130), (231, 94))
 _BOLD, _RESET = "\x1b[1m", "\x1b[0m"
 
 
-def render(explanation: "Explanation", *, top: int = 6, color: bool = False, include_special: bool = False) -> str:
+def render(explanation: Readable, *, top: int = 6, color: bool = False, include_special: bool = False) -> str:
     """One line a generated unit: the unit, then the earlier ones with the highest scores, highest first.
 
     No control character of the text is printed: line breaks, escape sequences and marks that reorder text appear as their

@@ -1,0 +1,107 @@
+"""Attention that can be watched (sdpa or eager) in place of a model's own, where that is another (flash, flex, a user's)."""
+
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..errors import UnsupportedArchitectureError
+from .identity import findings
+from .reading import input_device, vocabulary_size
+from .switches import shared
+from .tolerances import OTHER_KERNELS, logits_difference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PROBE_LENGTH = 64  # positions: flash and flex kernels work in blocks of at most as many
+
+#: By the identity of a config: the attention implementation that it has in this thread.
+_switched: ContextVar[dict[int, str]] = ContextVar("gradellm_switched_attention", default={})  # noqa: B039 - never changed
+
+
+def needs_plain_attention(model: "PreTrainedModel") -> bool:
+    """Whether the model, or a part of it, runs with flash, flex or a user's own attention, which cannot be watched."""
+    configs = map(_config_of, model.modules())
+    return any(config._attn_implementation not in (None, "eager", "sdpa") for config in configs if config is not None)
+
+
+def plain_attention(model: "PreTrainedModel") -> str:
+    """What computes the same: sdpa, but in models whose attention it cannot express (soft-capping, sinks)."""
+    supported = (getattr(module, "_supports_sdpa", True) for module in model.modules())
+    return "sdpa" if all(supported) else "eager"
+
+
+def check_plain_attention(model: "PreTrainedModel", padded: bool) -> None:
+    """Runs a short text with the model's own attention and with the one that it is to be explained with; once a model.
+
+    Raises:
+        UnsupportedArchitectureError: They differ by more than rounding.
+    """
+    own, plain = model.config.get_text_config(decoder=True)._attn_implementation, plain_attention(model)
+    key = (own, model.dtype, padded)
+    differences = findings(model).differences
+    if key not in differences:
+        length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or _PROBE_LENGTH
+        text = torch.arange(min(length, _PROBE_LENGTH), device=input_device(model))[None] % vocabulary_size(model)
+        padding = text.shape[1] // 8 if padded else 0
+        mask = (torch.arange(text.shape[1], device=text.device) >= padding).long()[None]
+        with torch.no_grad():
+            expected = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:]
+            with attention_implementation(model, plain):
+                actual = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:]
+        differences[key] = logits_difference(actual, expected)
+    if not differences[key] <= OTHER_KERNELS.of(model.dtype):
+        raise UnsupportedArchitectureError(
+            f"The attention implementation `{own}` cannot be watched, and `{plain}`, with which the model would be explained "
+            f"instead, changes its logits by {differences[key]:.1e} of their size: it computes something else. Load the model "
+            f'with `attn_implementation="{plain}"`, and generate and explain with that.'
+        )
+
+
+@contextlib.contextmanager
+def attention_implementation(model: "PreTrainedModel", name: str) -> Iterator[None]:
+    """Switches the model's attention implementation, for this thread only: others may generate with its own meanwhile.
+
+    Modules read it off their configs: `set_attn_implementation` declines for architectures that choose between their own
+    implementations.
+    """
+    configs = {id(config): config for config in map(_config_of, model.modules()) if config is not None}
+    with contextlib.ExitStack() as stack:
+        for config in configs.values():
+            stack.enter_context(_switchable(_class_that_defines_attention(config)))
+        token = _switched.set({**_switched.get(), **dict.fromkeys(configs, name)})
+        stack.callback(_switched.reset, token)
+        yield
+
+
+def _config_of(module: nn.Module) -> Any:
+    from transformers import PreTrainedConfig
+
+    config = getattr(module, "config", None)
+    return config if isinstance(config, PreTrainedConfig) else None
+
+
+def _class_that_defines_attention(config: Any) -> type:
+    """Transformers' own class of configs, but for the few whose class defines the property anew."""
+    classes = type(config).__mro__
+    return next(cls for cls in classes if isinstance(vars(cls).get("_attn_implementation"), property))
+
+
+@shared
+@contextlib.contextmanager
+def _switchable(config_class: type) -> Iterator[None]:
+    """Configs of this class have the attention implementation to which a thread has switched them, in that thread."""
+    own: Any = vars(config_class)["_attn_implementation"]
+
+    def switched(config: Any) -> str | None:
+        return _switched.get().get(id(config)) or own.fget(config)
+
+    config_class._attn_implementation = property(switched, own.fset)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        config_class._attn_implementation = own  # type: ignore[attr-defined]

@@ -1,0 +1,104 @@
+"""`gradellm dataset`, or `python -m gradellm_hf.dataset`: many prompts, in a job that can be stopped and resumed."""
+
+import argparse
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .checks import at_least, check_folder, check_prompts, seed, wrong
+from .model_options import DTYPES, device_map, load_model
+from .result_options import print_errors
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.set_defaults(gguf_file=None)
+    parser.add_argument("--model", required=True, help="a folder, or the name of a model on the Hub")
+    parser.add_argument("--input", required=True, help="a .jsonl or .parquet file, or a folder of Dataset.save_to_disk")
+    parser.add_argument("--output", required=True, help="the folder to write to, or to continue")
+    parser.add_argument("--column", help="the field with the prompt (default: prompt, messages or chat)")
+    parser.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to write a prompt (default: 64)")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=8, metavar="N", help="prompts explained together (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--shard-size", type=at_least(1), metavar="N", help="prompts a file (default: a 64th of them, at most 32 batches)"
+    )
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of sampling (default: %(default)s)")
+    parser.add_argument("--scores", choices=("float16", "float32"), default="float32", help="how the heatmaps are stored")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the model (default: as in its files)")
+    parser.add_argument(
+        "--device-map",
+        type=device_map,
+        metavar="MAP",
+        help="for accelerate, to spread one model over devices; else each process has its own",
+    )
+    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    json_object: dict[str, Any] = {"type": _json_object, "default": {}, "metavar": "JSON"}
+    parser.add_argument("--generate", help="more options of generate, e.g. '{\"do_sample\": true}'", **json_object)
+    parser.add_argument("--config", help="options of GradELLMConfig, e.g. '{\"layers\": 4}'", **json_object)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command; returns its exit code, 1 where a prompt could not be explained.
+
+    Raises:
+        As `explain_dataset`; and OSError, where the model or the input cannot be read.
+    """
+    from ..configuration import GradELLMConfig
+    from ..dataset.explanations import FORMAT
+    from ..dataset.job import explain_dataset
+    from ..jobs.manifest import read_manifest
+    from ..jobs.processes import processes
+
+    generate_kwargs, config = _generate_kwargs(options), GradELLMConfig.from_dict(options.config)
+    folder = Path(options.output)
+    check_folder("--output", folder)
+    read_manifest(folder, FORMAT)  # of a job of this kind, if of any
+    check_prompts(options.input, options.column)
+    state = processes()
+    options.device_map = options.device_map or {"": state.device}
+    explanations = explain_dataset(
+        load_model(options, config),
+        options.input,
+        options.output,
+        column=options.column,
+        batch_size=options.batch_size,
+        shard_size=options.shard_size,
+        seed=options.seed,
+        dtype=options.scores,
+        **generate_kwargs,
+    )
+    if state.is_main_process:
+        print_errors(explanations.errors, "explained", explanations.ids)
+        done = len(explanations) - len(explanations.errors)
+        print(f"{done} of {len(explanations)} prompts explained in {options.output}", file=sys.stderr)
+        if explanations.errors:
+            print("Run the same command again to try those again that lacked memory or the like.", file=sys.stderr)
+    state.destroy_process_group()
+    return int(bool(explanations.errors))
+
+
+def _generate_kwargs(options: argparse.Namespace) -> dict[str, Any]:
+    from ..dataset.job import explain_dataset
+
+    given: dict[str, Any] = options.generate
+    if not_for_generate := sorted(given.keys() & inspect.signature(explain_dataset).parameters.keys()):
+        raise wrong(f"--generate takes options of `generate`; {not_for_generate} have options of their own")
+    if options.max_new_tokens is None:
+        return {"max_new_tokens": 64, **given}
+    if "max_new_tokens" in given:
+        raise wrong("--max-new-tokens and --generate both say `max_new_tokens`; leave one out")
+    return {"max_new_tokens": options.max_new_tokens, **given}
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"a JSON object is expected, got {text}")
+    return value

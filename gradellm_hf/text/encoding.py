@@ -1,0 +1,86 @@
+"""From prompts, chats and targets to token ids."""
+
+from typing import Any
+
+from ..errors import InvalidInputError
+from .chats import Chat, check_chat
+from .token_text import is_unicode, token_texts
+
+
+def text_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer, also of a processor.
+
+    Raises:
+        InvalidInputError: It is none, or there is none.
+    """
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    if tokenizer is None:
+        raise InvalidInputError(
+            "There is no tokenizer to read text with. Give the model's: `GradELLM(model, tokenizer)`, or `tokenizer=...` where "
+            "prompts are given; or give token ids to `generate`."
+        )
+    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+        raise InvalidInputError(
+            "`tokenizer` must be the model's tokenizer or processor, as AutoTokenizer.from_pretrained loads it, got "
+            f"{type(tokenizer).__name__}."
+        )
+    return tokenizer
+
+
+def encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[str, bool, list[int]]:
+    """The text that the model reads, whether special tokens are still added to it, and its token ids.
+
+    Raises:
+        InvalidInputError: It is neither text nor a chat of text, it is empty, holds half a character, or there is no chat
+            template.
+    """
+    is_text = isinstance(prompt, str)
+    if is_text:
+        text = str(prompt)
+    else:
+        check_chat(prompt)
+        if not getattr(tokenizer, "chat_template", None):
+            raise InvalidInputError(
+                "The tokenizer has no chat template, so it cannot write a chat. Give the prompt as one text, or set "
+                "`tokenizer.chat_template`."
+            )
+        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+    _check_unicode("The prompt", text)
+    ids = tokenizer(text, add_special_tokens=is_text)["input_ids"]
+    if not text or not ids:
+        raise InvalidInputError("The prompt is empty: there is nothing that the model could rest on. Give at least one token.")
+    return text, is_text, list(ids)
+
+
+def encode_target(tokenizer: Any, prompt: str, add_special_tokens: bool, prompt_ids: list[int], target: str) -> list[int]:
+    """Token ids that, after those of the prompt, read as `target`.
+
+    A tokenizer may merge the end of the prompt with the beginning of the target, or put a space before a text that stands
+    alone. So the ids are those of the whole text where it begins with the prompt's ids, else those of the target after a line
+    break, else those of the target alone; the first whose text is right.
+
+    Raises:
+        InvalidInputError: The target holds half a character, or the tokenizer has no tokens for it.
+    """
+    _check_unicode("`target`", target)
+
+    def encode(text: str, special: bool = False) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    candidates = []
+    for before, ids in ((prompt, prompt_ids), ("\n", encode("\n"))):
+        whole = encode(before + target, add_special_tokens and before is prompt)
+        if whole[: len(ids)] == ids:
+            candidates.append(whole[len(ids) :])
+    candidates.append(encode(target))
+    for candidate in candidates:
+        if candidate and "".join(token_texts(tokenizer, [*prompt_ids, *candidate])[len(prompt_ids) :]) == target:
+            return candidate
+    if not candidates[-1]:
+        raise InvalidInputError(f"The tokenizer has no tokens for `target` = {target!r}.")
+    return candidates[-1]
+
+
+def _check_unicode(name: str, text: str) -> None:
+    if not is_unicode(text):
+        raise InvalidInputError(f"{name} holds half a character (a lone surrogate), which no tokenizer reads; got {text!r}.")

@@ -1,0 +1,68 @@
+"""What pictures, tables and units need to know of an explanation, so that none of them knows the class itself."""
+
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+Level = Literal["token", "word", "sentence"]
+
+
+class Contribution(NamedTuple):
+    """What one position contributed to a generated unit."""
+
+    position: int
+    token: str
+    score: float
+
+
+class Readable(Protocol):
+    """A text with a heatmap for every generated piece of it; `Explanation` describes the members."""
+
+    @property
+    def tokens(self) -> list[str]: ...
+    @property
+    def token_ids(self) -> list[int] | None: ...
+    @property
+    def prompt_length(self) -> int: ...
+    @property
+    def attributions(self) -> Tensor: ...
+    @property
+    def token_probabilities(self) -> Tensor: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def special(self) -> list[bool]: ...
+    @property
+    def target_scores(self) -> Tensor | None: ...
+    @property
+    def layer_attributions(self) -> Tensor | None: ...
+    @property
+    def layers(self) -> list[int] | None: ...
+    @property
+    def layer_names(self) -> list[str] | None: ...
+    @property
+    def model_name(self) -> str | None: ...
+    @property
+    def explain_config(self) -> Any: ...
+    @property
+    def level(self) -> str: ...
+    @property
+    def unit_names(self) -> list[str | None] | None: ...
+    def units(self, level: Level) -> list[tuple[int, int]]: ...
+    def aggregate(self, by: Level) -> "Readable": ...
+    def top(self, step: int, k: int = 10, *, include_special: bool = False) -> list[Contribution]: ...
+
+
+def earlier_positions(
+    prompt_length: int, num_steps: int, length: int, *, own: bool = False, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Which of `length` positions come before each generated one, `[N, length]` bool.
+
+    Args:
+        prompt_length: `P`: generated token `n` is at position `P + n`.
+        num_steps: `N`.
+        length: Number of positions.
+        own: Whether a generated position counts as before itself: a larger unit's later tokens rest on its earlier ones.
+    """
+    return torch.ones(num_steps, length, dtype=torch.bool, device=device).tril(prompt_length - 1 + own)

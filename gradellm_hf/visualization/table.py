@@ -1,0 +1,45 @@
+"""Explanations as a long table, one row per step and position before it."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ..checks.optional import needed_for
+from ..text.readable import Readable, earlier_positions
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def table(explanations: Iterable[Readable]) -> "DataFrame":
+    """One table of several sequences; see `gradellm_hf.interchange.to_dataframe`.
+
+    Raises:
+        MissingDependencyError: pandas is not installed.
+    """
+    with needed_for("Tables need", "pandas", "tables"):
+        import pandas
+    parts = [_columns(i, explanation) for i, explanation in enumerate(explanations)]
+    names = list(dict.fromkeys(name for part in parts for name in part))
+    return pandas.concat([pandas.DataFrame(part) for part in parts], ignore_index=True)[names]
+
+
+def _columns(sequence: int, explanation: Readable) -> dict[str, Any]:
+    import numpy
+
+    seen = earlier_positions(explanation.prompt_length, *explanation.attributions.shape, own=explanation.token_ids is None)
+    steps, positions = (x.numpy() for x in seen.nonzero(as_tuple=True))
+    tokens, prompt_length = numpy.array(explanation.tokens, dtype=object), explanation.prompt_length
+    targets = explanation.target_scores
+    return {
+        "sequence": numpy.full(len(steps), sequence),
+        "step": steps,
+        "generated_position": prompt_length + steps,
+        "generated_token": tokens[prompt_length + steps],
+        "probability": explanation.token_probabilities.numpy()[steps],
+        **({} if targets is None else {"target_score": targets.numpy()[steps]}),
+        "position": positions,
+        "token": tokens[positions],
+        "score": explanation.attributions.numpy()[steps, positions],
+        "in_prompt": positions < prompt_length,
+        "special": numpy.array(explanation.special, dtype=bool)[positions],
+    }
