@@ -9,14 +9,18 @@ BIN := $(VENV)/bin/python
 READY := $(VENV)/ready
 INSTALL := $(BIN) -m pip --disable-pip-version-check install -qq
 
-.PHONY: demo test lint docs bench faithfulness architectures environment
+.PHONY: demo test fast-test lint docs bench faithfulness architectures environment
 .DELETE_ON_ERROR:
 
 demo: $(READY)
 	@$(BIN) -m gradellm_hf.demo --output demo-output
 
 test: $(READY)
-	@$(BIN) -m pytest
+	@$(BIN) -m pytest --numprocesses auto --dist loadfile
+
+# Without the real model, browsers and other processes: a minute, while you work.
+fast-test: $(READY)
+	@$(BIN) -m pytest --numprocesses auto --dist loadfile -m "not (slow or browser or distributed or devices)"
 
 lint: $(READY)
 	@$(BIN) -m ruff check .

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from gradellm_hf.dataset.job import explain_dataset
+from gradellm_hf.dataset import explain_dataset
 from gradellm_hf.demo_model import load_smollm2
 
 _TEXT = "the old king of a small land by the sea went out one day to find what his people had lost in winter and came home"

@@ -7,8 +7,8 @@ if TYPE_CHECKING:
     from model_patches import ArchitectureAdapter, register_adapter
 
     from .configuration import GradELLMConfig
+    from .dataset import explain_dataset
     from .dataset.explanations import load_dataset_explanations
-    from .dataset.job import explain_dataset
     from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError
     from .generation import explain_generate, explain_sequences
     from .model import GradELLM

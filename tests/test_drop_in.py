@@ -4,14 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_llama import (
-    assert_explained_as_existing_text,
-    assert_same_heatmaps,
-    generate_both,
-    padded_prompts,
-    random_ids,
-    small_llama,
-)
 from transformers import (
     GenerationConfig,
     GPT2Config,
@@ -25,6 +17,14 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 
 from gradellm_hf import explain_generate, explain_sequences
+from tests.support.small_llama import (
+    assert_explained_as_existing_text,
+    assert_same_heatmaps,
+    generate_both,
+    padded_prompts,
+    random_ids,
+    small_llama,
+)
 
 STRATEGIES = {
     "greedy": {},

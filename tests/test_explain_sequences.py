@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small_llama import PAD, assert_same_heatmaps, padded_prompts, random_ids, small_llama
 from torch import nn
 
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
+from tests.support.small_llama import PAD, assert_same_heatmaps, padded_prompts, random_ids, small_llama
 
 
 @pytest.fixture(scope="module")

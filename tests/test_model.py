@@ -5,12 +5,12 @@ import inspect
 
 import pytest
 import torch
-from small_llama import assert_same_heatmaps, padded_prompts, small_llama
-from tiny_tokenizers import KINDS, byte_fallback_bpe, byte_level_bpe
 
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
 from gradellm_hf.model import GradELLM
 from gradellm_hf.results.explanation import Explanation
+from tests.support.small_llama import assert_same_heatmaps, padded_prompts, small_llama
+from tests.support.tiny_tokenizers import KINDS, byte_fallback_bpe, byte_level_bpe
 
 CHAT = [{"role": "user", "content": "What is the capital of Italy?"}]
 GREEDY = {"max_new_tokens": 5, "do_sample": False}

@@ -7,7 +7,6 @@ import pytest
 import torch
 import transformers
 from datasets import Dataset
-from small_llama import assert_same_heatmaps, small_llama
 from transformers import GenerationConfig, TextGenerationPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
@@ -15,6 +14,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate
 from gradellm_hf.demo_model import smollm2_folder
 from gradellm_hf.pipeline import TASK, ExplainedTextGenerationPipeline, register_pipeline
+from tests.support.small_llama import assert_same_heatmaps, small_llama
 
 PROMPTS = ["The capital of Italy is", "Hello", "One, two, three,"]
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Say hello."}]

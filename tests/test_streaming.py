@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_llama import PAD, assert_same_heatmaps, padded_prompts, random_ids, small_llama
-from tiny_models import tiny_model
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -20,6 +18,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate
 from gradellm_hf.streaming import ExplainedStep, explain_stream
+from tests.support.small_llama import PAD, assert_same_heatmaps, padded_prompts, random_ids, small_llama
+from tests.support.tiny_models import tiny_model
 
 FAVOURITE = 13
 

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_hf import UnsupportedArchitectureError
-from gradellm_hf.architecture.support import attention_layers, calls_attention_interface, explainable, forward_parameters
+from gradellm_hf.architecture.facts import look_at
+from gradellm_hf.architecture.interception import attention_handler
+from gradellm_hf.architecture.reading import forward_parameters
+from gradellm_hf.architecture.running import explainable
 from gradellm_hf.engines.formula import group_heads, grouped_products
-from gradellm_hf.engines.position_local import AttentionOptions, attention_handler
+from gradellm_hf.engines.position_local import AttentionOptions
 from gradellm_hf.methods import saliency
 from gradellm_hf.metrics.perturbation import PerturbedText
 from model_patches import find_adapter
@@ -142,7 +145,7 @@ def record(text: PerturbedText) -> Recording:
             its attention layers differ in their sizes.
     """
     model, length = text.model, text.token_ids.shape[1] - 1
-    if not calls_attention_interface(model):
+    if not look_at(model).calls_interface:
         raise UnsupportedArchitectureError(f"`{model.config.model_type}` does not call Transformers' AttentionInterface.")
     last, precision = slice(-text.num_steps, None), torch.promote_types(model.dtype, torch.float32)
     heads = _Heads(last, precision)
@@ -252,7 +255,7 @@ class _Heads:
 def _output_norms(model: Any, values: Tensor) -> Tensor:
     adapter, (heads, dim) = find_adapter(model), (values.shape[2], values.shape[4])
     norms = []
-    for layer, module in enumerate(attention_layers(model)):
+    for layer, module in enumerate(look_at(model).attention):
         projection = adapter.output_projection_of(module)
         weight = projection.weight.detach().to(values.dtype)  # type: ignore[union-attr, operator]
         weight = weight if isinstance(projection, nn.Linear) else weight.T  # GPT-2 has its own kind of linear layer

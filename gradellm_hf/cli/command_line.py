@@ -13,14 +13,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-# A command's module has `add_arguments(parser)` and `run(options) -> exit code`. Only that of the command given is imported.
+# A command's module, of the same name, has `add_arguments(parser)` and `run(options) -> exit code`. Only that of the command
+# given is imported.
 COMMANDS = {
-    "explain": ("gradellm_hf.cli.explain", "explain what a model writes, or why it would write a given text"),
-    "show": ("gradellm_hf.cli.show", "show an explanation that was saved, or write it as a page or a picture"),
-    "dataset": ("gradellm_hf.cli.dataset", "explain the answers to many prompts, in a job that can be stopped and resumed"),
-    "evaluate": ("gradellm_hf.cli.evaluate", "measure how faithful explanations are, method by method"),
-    "verify": ("gradellm_hf.cli.verify", "check that explanations are exact for a model"),
-    "demo": ("gradellm_hf.cli.demo", "ask a small real model a question and explain its answer"),
+    "explain": "explain what a model writes, or why it would write a given text",
+    "show": "show an explanation that was saved, or write it as a page or a picture",
+    "dataset": "explain the answers to many prompts, in a job that can be stopped and resumed",
+    "evaluate": "measure how faithful explanations are, method by method",
+    "verify": "check that explanations are exact for a model",
+    "demo": "ask a small real model a question and explain its answer",
 }
 _JOBS = ("dataset", "evaluate")  # the same command again goes on where it was stopped
 _EXAMPLES = """
@@ -65,7 +66,7 @@ def _run(arguments: Sequence[str], chosen: str | None) -> int:
     debug = {"action": "store_true", "help": "show the traceback of an error"}
     parser.add_argument("--debug", **debug)  # type: ignore[arg-type]
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (module, summary) in COMMANDS.items():
+    for name, summary in COMMANDS.items():
         command = subparsers.add_parser(
             name,
             help=summary,
@@ -75,7 +76,7 @@ def _run(arguments: Sequence[str], chosen: str | None) -> int:
         )
         command.add_argument("--debug", default=argparse.SUPPRESS, **debug)  # type: ignore[arg-type]
         if name == chosen:
-            implementation = importlib.import_module(module)
+            implementation = importlib.import_module(f".{name}", __package__)
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run, parser=command)
     options = parser.parse_args(arguments)

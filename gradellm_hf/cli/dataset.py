@@ -48,8 +48,8 @@ def run(options: argparse.Namespace) -> int:
         As `explain_dataset`; and OSError, where the model or the input cannot be read.
     """
     from ..configuration import GradELLMConfig
+    from ..dataset import explain_dataset
     from ..dataset.explanations import FORMAT
-    from ..dataset.job import explain_dataset
     from ..jobs.manifest import read_manifest
     from ..jobs.processes import processes
 
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _generate_kwargs(options: argparse.Namespace) -> dict[str, Any]:
-    from ..dataset.job import explain_dataset
+    from ..dataset import explain_dataset
 
     given: dict[str, Any] = options.generate
     if not_for_generate := sorted(given.keys() & inspect.signature(explain_dataset).parameters.keys()):

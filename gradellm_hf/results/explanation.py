@@ -257,7 +257,7 @@ class Explanation:
         return [Contribution(i, self.tokens[i], scores[i].item()) for i in order if size[i] > 0]
 
     def to_dataframe(self) -> "DataFrame":
-        """A long table, one row a step and position before it; see `gradellm_hf.interchange.inseq.to_dataframe`."""
+        """A long table, one row a step and position before it; see `gradellm_hf.interchange.to_dataframe`."""
         from ..visualization.table import table
 
         return table([self])

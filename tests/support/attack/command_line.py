@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from explained import explanation_of
-
-from gradellm_hf.cli.command_line import main
+from gradellm_hf.cli import main
+from tests.support.explained import explanation_of
 
 from .outcomes import Attack, Judge, Outcome, Verdict
 from .world import World

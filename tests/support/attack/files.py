@@ -36,7 +36,7 @@ from gradellm_hf import (
     load_dataset_explanations,
 )
 from gradellm_hf.evaluation import evaluate, load_evaluation, summarise
-from gradellm_hf.interchange.inseq import load_explanations, load_inseq, save_inseq
+from gradellm_hf.interchange import load_explanations, load_inseq, save_inseq
 
 from ..damage import damaged, split_safetensors
 from .outcomes import Attack, Judge, Outcome, Verdict, refused

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from tiny_models import tiny_model
 
 from gradellm_hf import GradELLM, GradELLMConfig, GradELLMError, explain_dataset, load_dataset_explanations
 from gradellm_hf.evaluation import Settings, evaluate, load_evaluation, merge, summarise
+from tests.support.tiny_models import tiny_model
 
 from .outcomes import Attack, Judge, missing, refused, works, works_or
 from .world import NAN, World

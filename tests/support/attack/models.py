@@ -376,7 +376,7 @@ def _wrapper(world: World) -> Iterator[tuple[str, _Call, Judge]]:
 
 
 def _without_template(world: World) -> GradELLM:
-    from tiny_tokenizers import byte_level_bpe
+    from tests.support.tiny_tokenizers import byte_level_bpe
 
     return GradELLM(world.model, byte_level_bpe())
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gradellm_hf import ExplainGenerateOutput, Explanation, GradELLMError
-from gradellm_hf.interchange.inseq import load_explanations, load_inseq, save_inseq, save_parquet, to_dataframe
+from gradellm_hf.interchange import load_explanations, load_inseq, save_inseq, save_parquet, to_dataframe
 
 from .outcomes import Attack, Judge, missing, refused, works, works_or
 from .world import INF, NAN, World, close

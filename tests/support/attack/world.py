@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evaluated import PROMPTS, model_and_tokenizer
-from explained import explanation_of
-from small_llama import PAD, random_ids
-from tiny_models import tiny_model
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, T5Config
 
 from gradellm_hf import ExplainGenerateOutput, Explanation, GradELLM, GradELLMConfig, explain_generate, explain_sequences
+from tests.support.evaluated import PROMPTS, model_and_tokenizer
+from tests.support.explained import explanation_of
+from tests.support.small_llama import PAD, random_ids
+from tests.support.tiny_models import tiny_model
 
 NAN, INF = float("nan"), float("inf")
 

@@ -1,0 +1,53 @@
+"""Explanations as lines of text."""
+
+import torch
+from rich.cells import cell_len
+
+from gradellm_hf.results.explanation import Explanation
+from tests.support.explained import HOSTILE, explanation_of
+
+
+def scored(tokens, prompt_length, scores, special=None):
+    return Explanation(
+        tokens=tokens,
+        token_ids=None,
+        prompt_length=prompt_length,
+        attributions=torch.tensor(scores),
+        token_probabilities=torch.ones(len(scores)),
+        text="".join(tokens),
+        special=special or [False] * len(tokens),
+    )
+
+
+def test_the_strongest_come_first_and_special_tokens_only_when_asked_for():
+    scores = [[9.0, 1.0, 4.0, 0.0, 0.0], [9.0, 0.0, 2.0, 3.0, 0.0]]
+    explained = scored(["<s>", " a", "\n", " b", "c"], 3, scores, [True, False, False, False, False])
+    assert explained.render(top=2).split("\n") == [r"b  \n 1.00  a 0.25", r"c  b 1.00  \n 0.67"]
+    assert explained.render(top=1, include_special=True).split("\n") == ["b  <s> 1.00", "c  <s> 1.00"]
+
+
+def test_nothing_of_the_text_controls_the_terminal():
+    texts = [text for text in HOSTILE if text.isascii() or "d8" not in ascii(text)]
+    explained = explanation_of([*texts, *texts], len(texts))
+    for line in explained.render(top=99).split("\n"):
+        assert line.isprintable()
+    assert len(explained.render(top=99).split("\n")) == len(texts)
+    assert r"\x1b[2J" in explained.render(top=99)
+
+
+def test_columns_line_up_for_wide_characters():
+    explained = explanation_of(["x", "y", "\u4f60\u597d", "abc", "e\u0301"], 2)
+    starts = [cell_len(line[: line.rindex("  ") if line.count("  ") else 0]) for line in explained.render(top=1).split("\n")]
+    assert starts == [4, 4, 4]
+
+
+def test_the_coloured_form_shades_by_relative_score_and_by_sign():
+    strong, against, weak = scored(["a", "b", "d", "c"], 3, [[4.0, 0.1, -2.0, 0.0]]).render(color=True).split("48;5;")[1:]
+    assert strong.startswith("18m a ")
+    assert weak.startswith("195m b ")
+    assert against.startswith("209m d ")
+
+
+def test_a_unit_does_not_rest_on_itself():
+    words = scored(["a", " b", "c"], 1, [[1.0, 0.0, 0.0], [1.0, 5.0, 0.0]]).aggregate("word")
+    assert words.render() == "bc  a 1.00"
