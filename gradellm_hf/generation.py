@@ -8,7 +8,6 @@ from transformers.utils import ModelOutput
 
 from .architecture.caches import prompt_cache
 from .architecture.facts import ModelFacts, explained_layers, look_at
-from .architecture.reading import placeholder_mask
 from .architecture.support import without_wrapper
 from .configuration import GradELLMConfig, checked_config
 from .engines.explain import explain
@@ -17,10 +16,11 @@ from .results.output import ExplainGenerateOutput
 from .sequences.explained import ExplainedSequences
 from .sequences.generate_call import GenerateCall
 from .sequences.given import given_sequences
+from .sequences.prompt_checks import placeholder_mask
 from .sequences.recording import record_prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 def explain_generate(
@@ -128,7 +128,7 @@ def _output(
         token_probabilities=heatmaps.token_probabilities.float(),
         layer_attributions=None if by_layer is None else by_layer.float(),
         prompt_mask=prompt_mask,
-        image_mask=_image_mask(facts.model, sequences),
+        image_mask=_image_mask(facts, sequences),
         layers=heatmaps.layers,
         layer_names=[facts.layer_names[layer] for layer in heatmaps.layers],
         explain_config=config,
@@ -136,8 +136,8 @@ def _output(
     )
 
 
-def _image_mask(model: "PreTrainedModel", sequences: ExplainedSequences) -> Tensor | None:
+def _image_mask(facts: ModelFacts, sequences: ExplainedSequences) -> Tensor | None:
     """Which prompt positions hold an image, `[R, P]`; None for models without images and prompts without ids."""
     if sequences.token_ids.shape[1] != sequences.length:
         return None
-    return placeholder_mask(model, sequences.token_ids[:, : sequences.prompt_length], ("image", "video"))
+    return placeholder_mask(facts, sequences.token_ids[:, : sequences.prompt_length], ("image", "video"))

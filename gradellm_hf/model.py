@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from .architecture.reading import input_device, placeholder_mask, vocabulary_size
+from .architecture.facts import look_at
 from .architecture.support import ModelWrapper, unwrap
 from .checks.arguments import is_list
 from .configuration import GradELLMConfig, checked_config
 from .errors import InvalidInputError
 from .generation import explain_generate, explain_sequences
 from .results.output import ExplainGenerateOutput
+from .sequences.prompt_checks import placeholder_mask
 from .text.chats import Chat, is_chat
 from .text.encoding import encode_prompt, encode_target, text_tokenizer
 
@@ -181,13 +182,13 @@ class GradELLM(ModelWrapper):
 
     def _batch(self, tokenizer: Any, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask `[R, P]`, padded on the left, where the model reads them."""
-        model = unwrap(self.model)
-        highest, size = max(map(max, rows)), vocabulary_size(model)
+        facts = look_at(self.model)
+        highest, size = max(map(max, rows)), facts.vocabulary_size
         if highest >= size:
             raise InvalidInputError(
                 f"The tokenizer gave the token id {highest}, but the model knows {size} tokens. Use the model's own tokenizer."
             )
-        placeholders = placeholder_mask(model, torch.tensor([token_id for row in rows for token_id in row]))
+        placeholders = placeholder_mask(facts, torch.tensor([token_id for row in rows for token_id in row]))
         if placeholders is not None and bool(placeholders.any()):
             raise InvalidInputError(
                 "The text holds placeholders of images, videos or sounds, and there is nothing that they stand for. Give what "
@@ -196,8 +197,7 @@ class GradELLM(ModelWrapper):
         padding, width = tokenizer.pad_token_id or 0, max(map(len, rows))
         ids = torch.tensor([[padding] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        device = input_device(model)
-        return ids.to(device), mask.to(device)
+        return ids.to(facts.input_device), mask.to(facts.input_device)
 
 
 def _prompts(text: Any) -> tuple[list[str | Chat], bool]:

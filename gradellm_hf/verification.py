@@ -6,7 +6,6 @@ import torch
 
 from .architecture.caches import fork_cache
 from .architecture.facts import explained_layers, look_at
-from .architecture.positions import PositionRoom
 from .architecture.running import explainable
 from .architecture.support import not_finite
 from .architecture.tolerances import relative_difference
@@ -16,6 +15,7 @@ from .engines.replay import replay
 from .engines.stepwise import stepwise
 from .errors import UnsupportedArchitectureError
 from .sequences.explained import ExplainedSequences
+from .sequences.positions import PositionRoom
 
 
 def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int = 0) -> float:
@@ -48,7 +48,7 @@ def verify(model: Any, *, prompt_length: int = 12, num_steps: int = 6, seed: int
             f"`{facts.model_type}` does not call Transformers' AttentionInterface: it is explained with the stepwise "
             "engine only, and there is nothing to compare that with."
         )
-    PositionRoom(inner, prompt_length).check(num_steps)
+    PositionRoom(facts, prompt_length).check(num_steps)
     length = prompt_length + num_steps
     generator = torch.Generator().manual_seed(seed)
     with explainable(inner):

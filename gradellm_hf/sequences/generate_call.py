@@ -10,13 +10,11 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from ..architecture.caches import is_quantized_cache
 from ..architecture.facts import ModelFacts
-from ..architecture.positions import PositionRoom
-from ..architecture.quantization import is_quantized
-from ..architecture.reading import placeholder_mask
 from ..checks.arguments import binary_mask, is_index
 from ..errors import InvalidInputError
 from .explained import ExplainedSequences, extended_prompt
-from .prompt_checks import ID_DTYPES, check_dimensions, check_left_padding, check_mask, check_vocabulary
+from .positions import PositionRoom
+from .prompt_checks import ID_DTYPES, check_dimensions, check_left_padding, check_mask, check_vocabulary, placeholder_mask
 from .recording import PromptRecording
 from .row_ends import RowEnds, eos_token_ids, until_end_of_sequence
 from .written_logits import WrittenLogits
@@ -80,7 +78,7 @@ class GenerateCall:
         self.has_whole_prompt = embeds is not None or self.prompt_length == self.prompt_ids_length
         if mask is not None and (prompt := ids if embeds is None else embeds) is not None:
             check_mask(mask, *prompt.shape[:2])
-        placeholders = None if ids is None or ids.shape[1] == 0 else placeholder_mask(model, ids)
+        placeholders = None if ids is None or ids.shape[1] == 0 else placeholder_mask(facts, ids)
         if ids is not None:
             check_vocabulary("The prompt", facts, ids, placeholders)
         #: Whether the prompt is more than text.
@@ -91,7 +89,7 @@ class GenerateCall:
                 f"The prompt of row(s) {rows} ends in an image, a video or a sound. "
                 "Put at least one token of text behind it, from which the first new token is predicted."
             )
-        self._is_quantized = is_quantized(model)
+        self._is_quantized = facts.is_quantized
         #: Whether each step of the generation is one call of the model, or can be told apart from other calls.
         self.is_plain_loop = kwargs.get("custom_generate") is None and (
             bool(option("use_cache", True)) or option("guidance_scale") in (None, 1)
@@ -128,7 +126,7 @@ class GenerateCall:
             length = int(position_ids.max()) + 1
         elif mask is not None and "position_ids" in facts.parameters:
             length = int((mask != 0).sum(-1).max())
-        room = PositionRoom(facts.model, length)
+        room = PositionRoom(facts, length)
         num_steps, longest = option("max_new_tokens"), option("max_length")
         if not is_index(num_steps):
             num_steps = longest - self.prompt_ids_length if is_index(longest) else 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import StoppingCriteria
 
-from ..architecture.positions import PositionRoom
+from .positions import PositionRoom
 
 
 class RowEnds(StoppingCriteria):

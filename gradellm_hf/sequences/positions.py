@@ -1,25 +1,19 @@
 """How long a text may get for a model that looks its positions up in a table, where most compute them."""
 
-from itertools import chain
-from typing import Any
-
-from torch import nn
-
+from ..architecture.facts import ModelFacts
 from ..errors import InvalidInputError
-
-_TABLE_IN_EACH_CALL = {"mpt": "max_seq_len"}  # made from this entry of the config, not kept in the model
 
 
 class PositionRoom:
     """The positions that a model knows, and how many of them a prompt takes.
 
     Args:
-        model: The model.
+        facts: The model.
         prompt_length: Positions that the longest prompt takes: without padding, where the model does not count it.
     """
 
-    def __init__(self, model: Any, prompt_length: int):
-        self._model_type, self._limit, self._prompt_length = model.config.model_type, position_limit(model), prompt_length
+    def __init__(self, facts: ModelFacts, prompt_length: int):
+        self._model_type, self._limit, self._prompt_length = facts.model_type, facts.position_limit, prompt_length
 
     def fits(self, num_steps: int) -> bool:
         """Whether the model can read the prompt and what is written in so many steps, but for the last token."""
@@ -39,23 +33,3 @@ class PositionRoom:
 
     def _needed(self, num_steps: int) -> int:
         return self._prompt_length + max(num_steps, 1) - 1  # the last token is not read
-
-
-def position_limit(model: Any) -> int | None:
-    """Number of positions in the model's table of them, learned or fixed; None where it computes any position."""
-    config = model.config.get_text_config(decoder=True)
-    if (name := _TABLE_IN_EACH_CALL.get(config.model_type)) is not None:
-        return getattr(config, name)
-    limit = getattr(config, "max_position_embeddings", None)
-    embeddings = (
-        (name, module.num_embeddings - getattr(module, "offset", 0))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding)
-    )
-    buffers = ((name, buffer.shape[0]) for name, buffer in model.named_buffers() if buffer.ndim == 2)
-    tables = (size for name, size in chain(embeddings, buffers) if _names_positions(name.rpartition(".")[2]))
-    return limit if limit in tables else None
-
-
-def _names_positions(name: str) -> bool:
-    return "pos" in name or name == "wpe"
