@@ -1,16 +1,15 @@
 """The loop that all engines share: run a chunk of steps, evaluate the target, go backward, add up the heatmaps."""
 
 import contextlib
-import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..architecture.caches import detach_cache, fork_cache, is_plain, key_lengths
+from ..architecture.caches import detach_cache, fork_if_plain, key_lengths, written_to_before_backward
 from ..architecture.facts import ModelFacts
 from ..architecture.interception import attention_handler
 from ..architecture.offloading import reload_offloaded_weights
@@ -26,8 +25,6 @@ from .position_local import AttentionOptions
 from .targets import check_contrast, contrast_ids, evaluate_target
 
 Record = Callable[[int, Tensor], None]
-
-_mutable_lock = threading.RLock()  # torch lets one thread at a time change saved tensors
 
 
 class AttentionWatch(ABC):
@@ -244,9 +241,8 @@ class _Run:
         head_widths = watch.head_widths
         if channel:
             channel.open_chunk(last - first, watch.visible, record, whole_prefix=from_start)
-        if is_plain(cache):
-            cache = fork_cache(cache)  # the one before stays what it is, should this fail
-        with reload_offloaded_weights(self.facts.model), _mutable(cache, self.prompt_at_once):
+        cache = fork_if_plain(cache)  # the one before stays what it is, should this fail
+        with reload_offloaded_weights(self.facts.model), written_to_before_backward(cache, self.prompt_at_once):
             with torch.no_grad(), self.watched(), watch.open(cache, end - begin):
                 outputs = sequences.forward(self.facts, begin, end, cache, **prompt_kwargs, **watch.forward_kwargs)
             logits = outputs.logits[:, first - last :]
@@ -272,13 +268,3 @@ class _Run:
         """Takes back what a failed attempt has left."""
         if self.channel:
             self.channel.close_chunk()
-
-
-@contextlib.contextmanager
-def _mutable(cache: Any, prompt_at_once: bool) -> Iterator[None]:
-    """Recurrent caches write into tensors that the backward pass still needs, also in a prompt; plain ones never do."""
-    if is_plain(cache) or (cache is None and not prompt_at_once):
-        yield
-        return
-    with _mutable_lock, torch.autograd.graph.allow_mutation_on_saved_tensors():
-        yield
