@@ -9,8 +9,8 @@ from torch import nn
 
 from ..configuration import GradELLMConfig
 from ..errors import UnsupportedArchitectureError
-from .identity import look_again
-from .layout import Layout, find_layout
+from .identity import Layout, look_again
+from .layout import find_layout
 from .reading import forward_parameters, input_device, vocabulary_size
 from .support import check_model, unwrap
 from .tensor_parallel import sharing_groups

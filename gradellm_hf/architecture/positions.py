@@ -27,9 +27,9 @@ class PositionRoom:
 
     def check(self, num_steps: int) -> None:
         """Raises InvalidInputError where they do not fit."""
-        if self.fits(num_steps):
+        if self._limit is None or self.fits(num_steps):
             return
-        room = self._limit - self._prompt_length + 1  # type: ignore[operator]
+        room = self._limit - self._prompt_length + 1
         advice = f"Write at most {room} tokens after this prompt, or shorten it." if room > 0 else "Shorten the prompt."
         new = f" and {num_steps} new ones" if num_steps > 1 else ""
         raise InvalidInputError(
@@ -44,9 +44,11 @@ class PositionRoom:
 def position_limit(model: Any) -> int | None:
     """Number of positions in the model's table of them, learned or fixed; None where it computes any position."""
     config = model.config.get_text_config(decoder=True)
-    if (name := _TABLE_IN_EACH_CALL.get(config.model_type)) is not None:
-        return getattr(config, name)
-    limit = getattr(config, "max_position_embeddings", None)
+    made_from = _TABLE_IN_EACH_CALL.get(config.model_type)
+    if made_from is not None:
+        length: int = getattr(config, made_from)
+        return length
+    limit: int | None = getattr(config, "max_position_embeddings", None)
     embeddings = (
         (name, module.num_embeddings - getattr(module, "offset", 0))
         for name, module in model.named_modules()
