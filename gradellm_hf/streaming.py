@@ -79,7 +79,8 @@ def explain_stream(
     config = checked_config("explain_config", explain_config) or GradELLMConfig()
     facts = look_at(model)
     inner, layers = facts.model, explained_layers(facts, config)
-    if (beams := _num_beams(inner, generate_kwargs)) > 1:
+    beams = _num_beams(inner, generate_kwargs)
+    if beams > 1:
         raise InvalidInputError(
             f"Beam search (`num_beams={beams}`) settles its tokens only at the end, so there is nothing to stream. Use "
             "`num_beams=1`, or `explain_generate`."
@@ -141,7 +142,8 @@ class _StepExplainer(BaseStreamer):
 
     def _apart(self, config: GradELLMConfig) -> GradELLMConfig:
         """The same, where a `target` that runs the model itself does not take part in the explanation's calls of it."""
-        if not callable(target := config.target):
+        target = config.target
+        if not callable(target):
             return config
 
         def apart(logits: Tensor, token_ids: Tensor) -> Tensor:
@@ -180,13 +182,14 @@ class _StepExplainer(BaseStreamer):
             self._cache = prompt_cache(self._recording.cache, sequences.prompt_length - 1)
             if self._cache is None:
                 self._call.check_readable_again(self._recording)
+        written = sequences.written_logits
         step = replace(
             sequences,
             prompt_length=sequences.prompt_length + n,
             num_steps=1,
             step_mask=sequences.step_mask[:, -1:],
             prompt_embeds=sequences.prompt_embeds if n == 0 else None,
-            written_logits=sequences.written_logits and sequences.written_logits.after(n),
+            written_logits=None if written is None else written.after(n),
             first_step=n,
         )
         check_same_text(self._facts.model, step.token_ids, step.prompt_length, 1)

@@ -9,8 +9,8 @@ from torch import nn
 
 from ..configuration import GradELLMConfig
 from ..errors import UnsupportedArchitectureError
-from .identity import Findings, look_again
-from .layout import Layout, find_layout
+from .identity import Findings, Layout, look_again
+from .layout import find_layout
 from .quantization import is_quantized
 from .reading import forward_parameters, input_device, placeholder_ids, position_limit, vocabulary_size
 from .support import check_model, unwrap

@@ -47,9 +47,11 @@ def placeholder_ids(model: "PreTrainedModel") -> dict[str, list[int]]:
 def position_limit(model: Any) -> int | None:
     """Number of positions in the model's table of them, learned or fixed; None where it computes any position."""
     config = model.config.get_text_config(decoder=True)
-    if (name := _TABLE_IN_EACH_CALL.get(config.model_type)) is not None:
-        return getattr(config, name)
-    limit = getattr(config, "max_position_embeddings", None)
+    made_from = _TABLE_IN_EACH_CALL.get(config.model_type)
+    if made_from is not None:
+        length: int = getattr(config, made_from)
+        return length
+    limit: int | None = getattr(config, "max_position_embeddings", None)
     embeddings = (
         (name, module.num_embeddings - getattr(module, "offset", 0))
         for name, module in model.named_modules()

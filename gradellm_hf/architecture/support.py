@@ -61,22 +61,26 @@ def unwrap(model: Any) -> "PreTrainedModel":
                     "`generate` runs, which the explanation cannot repeat. Use an ordinary LoRA."
                 )
             inner = inner.get_base_model()
-        elif (inside := _inside(inner)) is not inner:
-            inner = inside
         else:
-            break
-    if not isinstance(inner, nn.Module) or not hasattr(inner, "generate") or not hasattr(inner, "config"):
+            inside = _inside(inner)
+            if inside is inner:
+                break
+            inner = inside
+    is_model = isinstance(inner, nn.Module) and hasattr(inner, "generate") and hasattr(inner, "config")
+    if not is_model:
         raise InvalidInputError(
             f"Expected a Transformers model with `generate`, such as AutoModelForCausalLM.from_pretrained returns, got "
             f"{type(model).__name__}."
         )
-    if not {"input_ids", "position_ids"} & (parameters := forward_parameters(inner)):
+    parameters = forward_parameters(inner)
+    if not parameters & {"input_ids", "position_ids"}:
         raise InvalidInputError(
             f"`{type(inner).__name__}.forward` has neither `input_ids` nor `position_ids` among its parameters "
             f"{sorted(parameters)}, so what it understands cannot be told, and no Transformers model was found inside. Give it "
             "the signature of the model that it calls, or explain that model itself."
         )
-    return inner  # type: ignore[return-value]
+    unwrapped: PreTrainedModel = inner
+    return unwrapped
 
 
 def _inside(model: Any) -> Any:

@@ -126,7 +126,8 @@ def _write_missing_shards(prompts: SortedPrompts, job: dict[str, Any], folder: P
 
     size = job["shard_size"]
     shards = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
-    to_do = {number: count for number, places in enumerate(shards) if (count := _to_do(prompts, places, folder, number))}
+    missing = {number: _to_do(prompts, places, folder, number) for number, places in enumerate(shards)}
+    to_do = {number: count for number, count in missing.items() if count}
     state.wait_for_everyone()  # all have seen the same files
     share = list(to_do)[state.process_index :: state.num_processes]
     total = sum(to_do[number] for number in share)

@@ -2,7 +2,7 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
@@ -25,6 +25,7 @@ from .position_local import AttentionOptions
 from .targets import check_contrast, contrast_ids, evaluate_target
 
 Record = Callable[[int, Tensor], None]
+AttentionResult = tuple[Tensor, Tensor | None]  # the head outputs `[R, N, H, Dv]`, and attention weights
 
 
 class AttentionWatch(ABC):
@@ -36,21 +37,27 @@ class AttentionWatch(ABC):
     Attributes:
         forward_kwargs: What the forward pass is asked for in addition.
         whole_prefix: Whether the forward pass runs from the first position on, without a cache.
-        head_widths: Channels of the head outputs of each explained layer, `H * D` of the heads in this process.
 
     Args:
         facts: The model.
         layers: Explained layers, ascending, as numbers of calls.
         formula: How the heads make a heatmap; None where `channel="attention_output"` computes the heatmaps.
         record: Takes a layer and its heatmap, `[R, N, T]`; called in the backward pass.
+        head_widths: Takes the channels of the head outputs of each explained layer, `H * D` of the heads in this process.
     """
 
     forward_kwargs: ClassVar[dict[str, Any]] = {}
     whole_prefix: ClassVar[bool] = False
 
-    def __init__(self, facts: ModelFacts, layers: list[int], formula: HeadFormula | None, record: Record):
-        self.facts, self.layers, self.formula, self.record = facts, layers, formula, record
-        self.head_widths: dict[int, int] = {}
+    def __init__(
+        self,
+        facts: ModelFacts,
+        layers: list[int],
+        formula: HeadFormula | None,
+        record: Record,
+        head_widths: dict[int, int],
+    ):
+        self.facts, self.layers, self.formula, self.record, self.head_widths = facts, layers, formula, record, head_widths
 
     @abstractmethod
     def open(self, cache: Any, num_positions: int) -> AbstractContextManager[Any]:
@@ -71,30 +78,31 @@ class InterfaceWatch(AttentionWatch):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self._num_calls = 0
-        self._mask: Callable[[], Tensor] | None = None
+        self._mask: Callable[[], Tensor] = _no_mask
         self._num_keys: dict[int, int] = {}
 
     @contextlib.contextmanager
-    def open(self, cache: Any, num_positions: int) -> Any:
+    def open(self, cache: Any, num_positions: int) -> Iterator[None]:
         self._num_keys = key_lengths(cache, num_positions)
         try:
             with attention_handler(self._handle):
                 yield
         finally:
-            self._mask = None  # it reaches the graph, whose backward functions reach this watch: nobody could collect that
-        if self._num_calls != (expected := len(self.facts.attention)):
+            # The last one reaches the graph, whose backward functions reach this watch: nobody could collect that.
+            self._mask = _no_mask
+        expected = len(self.facts.attention)
+        if self._num_calls != expected:
             raise UnsupportedArchitectureError(
                 f"`{self.facts.model_type}` called its attention function {self._num_calls} times in a forward pass and "
                 f"{expected} times in another one, so its layers cannot be told apart."
             )
 
     def visible(self) -> Tensor:
-        assert self._mask is not None  # asked for while a layer runs
         return self._mask()
 
     def _handle(
         self,
-        function: Callable,
+        function: Callable[..., AttentionResult],
         module: nn.Module,
         query: Tensor,
         key: Tensor,
@@ -102,7 +110,7 @@ class InterfaceWatch(AttentionWatch):
         attention_mask: Tensor | None,
         scaling: float | None = None,
         **keywords: Any,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> AttentionResult:
         layer = self._num_calls
         self._num_calls += 1
         expected = self._num_keys.get(getattr(module, "layer_idx", -1), key.shape[2])
@@ -112,7 +120,7 @@ class InterfaceWatch(AttentionWatch):
                 f"has {expected} positions: some of its keys do not stand for one token each."
             )
 
-        def own() -> tuple[Tensor, Tensor | None]:
+        def own() -> AttentionResult:
             return function(module, query, key, value, attention_mask, scaling=scaling, **keywords)
 
         def options() -> AttentionOptions:
@@ -128,16 +136,20 @@ class InterfaceWatch(AttentionWatch):
     def attend(
         self,
         layer: int,
-        own: Callable[[], tuple[Tensor, Tensor | None]],
+        own: Callable[[], AttentionResult],
         query: Tensor,
         key: Tensor,
         value: Tensor,
         options: Callable[[], AttentionOptions],
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> AttentionResult:
         """The head outputs `[R, N, H, Dv]` and attention weights, as an attention function returns them.
 
         `own()` is the model's own attention on the same arguments, `options()` what else it puts into the softmax.
         """
+
+
+def _no_mask() -> Tensor:
+    raise RuntimeError("No layer is running.")
 
 
 def explain_steps(
@@ -229,6 +241,7 @@ class _Run:
         begin = 0 if from_start else begin
         prompt_kwargs = sequences.prefill_kwargs if from_start else {}
         missing, heatmaps = set(self.layers), self.heatmaps.chunk(first, last)
+        head_widths: dict[int, int] = {}
 
         def record(layer: int, heatmap: Tensor) -> None:
             missing.discard(layer)
@@ -237,8 +250,7 @@ class _Run:
             heatmaps.add(layer, heatmap)
 
         formula = None if channel else HeadFormula(self.config.spatial, self.config.positive_part == "head")
-        watch = self.watch_type(self.facts, self.layers, formula, record)
-        head_widths = watch.head_widths
+        watch = self.watch_type(self.facts, self.layers, formula, record, head_widths)
         if channel:
             channel.open_chunk(last - first, watch.visible, record, whole_prefix=from_start)
         cache = fork_if_plain(cache)  # the one before stays what it is, should this fail

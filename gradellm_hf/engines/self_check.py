@@ -60,7 +60,8 @@ def _rope_depends_on_length(model: Any, length: int) -> bool:
     parameters = getattr(config, "rope_parameters", None) or {}
     for rope in (parameters, *parameters.values()):  # one for all layers, or one a kind of layer
         if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
-            return length > (rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+            limit: int = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+            return length > limit
     return False
 
 
@@ -96,8 +97,7 @@ def _check(facts: ModelFacts, sequences: ExplainedSequences, cache: Any) -> str 
             f"replaying several tokens at once changes its logits by {difference:.1e} of their size, against running one at "
             "a time"
         )
-    assert heatmaps.layer_attributions is not None
-    leaking = heatmaps.layer_attributions[:, :, :-1].transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
+    leaking = heatmaps.kept_layer_attributions[:, :, :-1].transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
     if leaking:
         return f"something besides attention carries information between tokens at or above its layers {leaking}"
     return None

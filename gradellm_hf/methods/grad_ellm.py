@@ -17,6 +17,4 @@ def grad_ellm(
     config: GradELLMConfig | None = None,
 ) -> Tensor:
     """Grad-ELLM (Huang & Chan, arXiv 2601.03089). `config` as for `explain_sequences`; the rest as for `Method`."""
-    out = explain_sequences(model, sequences, prompt_length, attention_mask, explain_config=config)
-    assert out.attributions is not None  # for type checkers
-    return out.attributions
+    return explain_sequences(model, sequences, prompt_length, attention_mask, explain_config=config).attributions

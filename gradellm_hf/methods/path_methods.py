@@ -54,13 +54,14 @@ def integrated_gradients(
     text = PerturbedText(model, sequences, prompt_length, attention_mask)
 
     def attribute(target_module: nn.Module, embeddings: Tensor, *arguments: Tensor) -> Tensor:
-        return captum.IntegratedGradients(target_module).attribute(
+        scores: Tensor = captum.IntegratedGradients(target_module).attribute(
             embeddings,
             torch.zeros_like(embeddings),
             additional_forward_args=arguments,
             n_steps=num_points,
             internal_batch_size=max(batch_size, len(embeddings)),
         )
+        return scores
 
     return _each_step(text, target, attribute)
 
@@ -83,9 +84,10 @@ def deep_lift(
     def attribute(target_module: nn.Module, embeddings: Tensor, *arguments: Tensor) -> Tensor:
         with _rescaled_activations(text.model), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Setting forward, backward hooks", category=UserWarning)
-            return captum.DeepLift(target_module).attribute(
+            scores: Tensor = captum.DeepLift(target_module).attribute(
                 embeddings, torch.zeros_like(embeddings), additional_forward_args=arguments
             )
+            return scores
 
     return _each_step(text, target, attribute)
 

@@ -159,7 +159,7 @@ class PerturbedText:
         optional = {"position_ids": positions, "use_cache": False, "logits_to_keep": num_last}
         kwargs = {name: value for name, value in optional.items() if name in parameters}
         out = self.model(inputs_embeds=embeddings, attention_mask=real.long(), return_dict=True, **kwargs)
-        logits = out.logits[:, -num_last:]
+        logits: Tensor = out.logits[:, -num_last:]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def measure(
@@ -255,7 +255,8 @@ class PerturbedText:
 
 def hellinger(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Hellinger distance `||sqrt p - sqrt q||_2 / sqrt 2` of distributions over the last dimension; between 0 and 1."""
-    return ((log_p / 2).exp() - (log_q / 2).exp()).norm(dim=-1).div(2**0.5).clamp(max=1)
+    distance: Tensor = ((log_p / 2).exp() - (log_q / 2).exp()).norm(dim=-1).div(2**0.5)
+    return distance.clamp(max=1)
 
 
 def joint_hellinger(distances: Tensor, valid: Tensor) -> Tensor:

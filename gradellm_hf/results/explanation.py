@@ -96,11 +96,14 @@ class Explanation:
         for name, value in tensors.items():
             tensors[name] = numbers(name, value, "a tensor of numbers").detach().to("cpu", torch.float32)
             object.__setattr__(self, name, tensors[name])
-        sizes = {"S": length, "N": length - self.prompt_length} | ({} if self.layers is None else {"L": len(self.layers)})
-        sources = {"S": "`tokens`", "N": "`prompt_length`"} | ({} if self.layers is None else {"L": "`layers`"})
+        layers, names = self.layers, self.layer_names
+        sizes = {"S": length, "N": length - self.prompt_length}
+        sources = {"S": "`tokens`", "N": "`prompt_length`"}
+        if layers is not None:
+            sizes["L"], sources["L"] = len(layers), "`layers`"
         check_tensors(tensors, _TENSORS, sizes, sources)
-        if None not in (self.layers, self.layer_names) and len(self.layers) != len(self.layer_names):  # type: ignore[arg-type]
-            raise InvalidInputError(f"`layers` and `layer_names` differ in length: {self.layers}, {self.layer_names}.")
+        if layers is not None and names is not None and len(layers) != len(names):
+            raise InvalidInputError(f"`layers` and `layer_names` differ in length: {layers}, {names}.")
         for name in ("token_ids", "special", "unit_names"):
             value = getattr(self, name)
             if value is not None and len(value) != length:
@@ -126,20 +129,20 @@ class Explanation:
 
         if not isinstance(output, ExplainGenerateOutput):
             raise InvalidInputError(f"`output` must be an ExplainGenerateOutput, got {type(output).__name__}.")
-        num_rows, num_steps, length = output.attributions.shape  # type: ignore[union-attr]
+        num_rows, _, length = output.attributions.shape
         if whole_number("row", row) not in range(num_rows):
             raise InvalidInputError(f"There is no row {row}: {num_rows} sequences are explained.")
-        sequence = output.sequences[row].cpu()  # type: ignore[index]
+        sequence = output.sequences[row].cpu()
         if len(sequence) != length:
             raise InvalidInputError("The prompt was given as embeddings, which have no text: use the tensors of the output.")
-        steps = output.step_mask[row].cpu()  # type: ignore[index]
-        prompt = steps.new_ones(length - num_steps) if output.prompt_mask is None else output.prompt_mask[row].cpu()
+        prompt, steps = output.prompt_mask[row].cpu(), output.step_mask[row].cpu()
         kept = torch.cat([prompt, steps])
         token_ids = sequence[kept].tolist()
         if tokenizer is not None:
             tokens, special = token_texts(tokenizer, token_ids), special_tokens(tokenizer, token_ids)
         elif output.tokens is not None:
-            tokens, special = list(compress(output.tokens[row], kept.tolist())), [False] * len(token_ids)
+            known = compress(output.tokens[row], kept.tolist())
+            tokens, special = [token or "" for token in known], [False] * len(token_ids)  # as unknown ids are decoded
         else:
             raise InvalidInputError("Token ids have no text without a tokenizer: give the one that the prompt was made with.")
 
@@ -203,7 +206,7 @@ class Explanation:
         if isinstance(by, str):
             level: Any = by
             names = None
-            units = unit_ranges(self, by, generated)  # type: ignore[arg-type]
+            units = unit_ranges(self, by, generated)
         else:
             level = "span"
             units, span_names = span_ranges(self, by)
@@ -298,10 +301,10 @@ class Explanation:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one `.safetensors` file, atomically. It is read without the model, its tokenizer or pickle."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        config = values.pop("explain_config")
-        tensors = {name: value for name in _TENSORS if (value := values.pop(name)) is not None}
-        metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, **values}
-        write_tensors(path, tensors, {**metadata, "explain_config": None if config is None else config.to_dict()})
+        tensors = {name: value for name, value in values.items() if name in _TENSORS and value is not None}
+        metadata = {name: value for name, value in values.items() if name not in _TENSORS}
+        metadata["explain_config"] = None if self.explain_config is None else self.explain_config.to_dict()
+        write_tensors(path, tensors, {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Explanation":

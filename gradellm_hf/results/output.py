@@ -1,10 +1,11 @@
 """What an explained generation returns, and its file format: one safetensors file, no pickle."""
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import torch
+from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..checks.files import TensorFile, reading, write_tensors
@@ -25,7 +26,7 @@ _TENSORS = {  # in a file, by the letters of `ExplainGenerateOutput`; X is S, or
     "target_scores": TensorKind("RN", _FLOAT),
     "token_probabilities": TensorKind("RN", _FLOAT, (0, 1.001)),
     "layer_attributions": TensorKind("RLNS", _FLOAT, optional=True),
-    "prompt_mask": TensorKind("RP", _BOOL, optional=True),
+    "prompt_mask": TensorKind("RP", _BOOL),
     "image_mask": TensorKind("RP", _BOOL, optional=True),
 }
 
@@ -34,11 +35,14 @@ class _Metadata(TypedDict):
     """Of a file, besides `format` and `format_version`."""
 
     prompt_length: Natural
-    layers: list[Natural] | None
-    layer_names: list[str] | None
-    model_name: str | None
+    layers: list[Natural]
+    layer_names: list[str]
+    model_name: str
     config: dict[str, Any] | None
     tokens: list[list[str | None]] | None
+
+
+_ALWAYS: Any = None  # the default of fields that every output has: `ModelOutput` wants one, and that it is None
 
 
 @dataclass
@@ -78,27 +82,37 @@ class ExplainGenerateOutput(ModelOutput):
             As `model.generate` returns them, when asked for.
     """
 
-    sequences: torch.Tensor | None = None
-    attributions: torch.Tensor | None = None
-    step_mask: torch.Tensor | None = None
-    prompt_length: int | None = None
-    target_scores: torch.Tensor | None = None
-    token_probabilities: torch.Tensor | None = None
-    layer_attributions: torch.Tensor | None = None
-    prompt_mask: torch.Tensor | None = None
-    image_mask: torch.Tensor | None = None
-    layers: list[int] | None = None
-    layer_names: list[str] | None = None
+    sequences: Tensor = _ALWAYS
+    attributions: Tensor = _ALWAYS
+    step_mask: Tensor = _ALWAYS
+    prompt_length: int = _ALWAYS
+    target_scores: Tensor = _ALWAYS
+    token_probabilities: Tensor = _ALWAYS
+    layer_attributions: Tensor | None = None
+    prompt_mask: Tensor = _ALWAYS
+    image_mask: Tensor | None = None
+    layers: list[int] = _ALWAYS
+    layer_names: list[str] = _ALWAYS
     explain_config: GradELLMConfig | None = None
-    model_name: str | None = None
-    tokens: list[list[str]] | None = None
-    scores: tuple[torch.Tensor] | None = None
-    logits: tuple[torch.Tensor] | None = None
-    attentions: tuple[tuple[torch.Tensor]] | None = None
-    hidden_states: tuple[tuple[torch.Tensor]] | None = None
+    model_name: str = _ALWAYS
+    tokens: list[list[str | None]] | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    attentions: tuple[tuple[Tensor, ...], ...] | None = None
+    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
     cache: Any | None = None
-    sequences_scores: torch.Tensor | None = None
-    beam_indices: torch.Tensor | None = None
+    sequences_scores: Tensor | None = None
+    beam_indices: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        required = [field.name for field in fields(ExplainGenerateOutput) if type(None) not in get_args(field.type)]
+        missing = [name for name in required if getattr(self, name) is None]
+        if missing:
+            raise InvalidInputError(
+                f"An ExplainGenerateOutput needs {', '.join(f'`{name}`' for name in missing)} too. What `explain_generate`, "
+                "`explain_sequences` and `ExplainGenerateOutput.load` return has all of its fields."
+            )
 
     def explanations(self, tokenizer: Any = None) -> "list[Explanation]":
         """The rows as readable sequences, without padding and without steps after a row's end.
@@ -113,8 +127,7 @@ class ExplainGenerateOutput(ModelOutput):
         """
         from .explanation import Explanation
 
-        rows = range(len(self.attributions))  # type: ignore[arg-type]
-        return [Explanation.from_output(self, row, tokenizer) for row in rows]
+        return [Explanation.from_output(self, row, tokenizer) for row in range(len(self.attributions))]
 
     def save(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
         """Writes the explanation (not what `generate` returned besides `sequences`) to one `.safetensors` file, atomically.
@@ -123,10 +136,11 @@ class ExplainGenerateOutput(ModelOutput):
             path: File to write.
             tokenizer: If given, the tokens are stored too, so that the file can be read without it.
         """
-        tensors = {name: self[name] for name in _TENSORS if self.get(name) is not None}
+        values = {name: getattr(self, name) for name in _TENSORS}
+        tensors = {name: value for name, value in values.items() if value is not None}
         tokens = self.tokens
         if tokenizer is not None:
-            tokens = [tokenizer.convert_ids_to_tokens(row) for row in self.sequences.tolist()]  # type: ignore[union-attr]
+            tokens = [tokenizer.convert_ids_to_tokens(row) for row in self.sequences.tolist()]
         metadata = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -165,10 +179,10 @@ class ExplainGenerateOutput(ModelOutput):
             )
 
 
-def _check_sizes(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+def _check_sizes(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Raises InvalidInputError where what a file holds does not fit together."""
     layers, names, tokens = metadata["layers"], metadata["layer_names"], metadata["tokens"]
-    sizes = {"P": metadata["prompt_length"]} | ({} if layers is None else {"L": len(layers)})
+    sizes = {"P": metadata["prompt_length"], "L": len(layers)}
     check_tensors(tensors, _TENSORS, sizes)
     num_rows, num_steps, length = tensors["attributions"].shape
     if sizes["P"] + num_steps != length:
@@ -176,7 +190,7 @@ def _check_sizes(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> 
     width = tensors["sequences"].shape[1]
     if width not in (length, num_steps):
         raise InvalidInputError(f"`sequences` must have {length} or {num_steps} positions, got {width}.")
-    if None not in (layers, names) and len(layers) != len(names):
+    if len(layers) != len(names):
         raise InvalidInputError(f"`layers` and `layer_names` differ in length: {layers}, {names}.")
     if tokens is not None and (len(tokens), *{len(row) for row in tokens}) != (num_rows, width):
         raise InvalidInputError(f"`tokens` must be {num_rows} lists of {width} tokens.")

@@ -76,7 +76,8 @@ class GenerateCall:
         if self.prompt_length == 0:
             raise InvalidInputError("The prompt is empty. Give it at least one token (a beginning-of-sequence token, say).")
         self.has_whole_prompt = embeds is not None or self.prompt_length == self.prompt_ids_length
-        if mask is not None and (prompt := ids if embeds is None else embeds) is not None:
+        prompt = ids if embeds is None else embeds
+        if mask is not None and prompt is not None:
             check_mask(mask, *prompt.shape[:2])
         placeholders = None if ids is None or ids.shape[1] == 0 else placeholder_mask(facts, ids)
         if ids is not None:
@@ -216,8 +217,8 @@ class GenerateCall:
 
     def _step_mask(self, generated: dict[str, Any]) -> Tensor:
         """As `generate` has decided it. Where that is not known, a row ends at an end-of-sequence token, or before padding."""
-        ids = generated["sequences"][:, self.prompt_ids_length :]
-        beam_indices = generated.get("beam_indices")
+        ids: Tensor = generated["sequences"][:, self.prompt_ids_length :]
+        beam_indices: Tensor | None = generated.get("beam_indices")
         if beam_indices is not None and beam_indices.shape == ids.shape:
             return (beam_indices >= 0).to(ids.device)  # -1 after a hypothesis' end
         decided = self._row_ends.step_mask(generated["sequences"])

@@ -21,9 +21,9 @@ class PositionRoom:
 
     def check(self, num_steps: int) -> None:
         """Raises InvalidInputError where they do not fit."""
-        if self.fits(num_steps):
+        if self._limit is None or self.fits(num_steps):
             return
-        room = self._limit - self._prompt_length + 1  # type: ignore[operator]
+        room = self._limit - self._prompt_length + 1
         advice = f"Write at most {room} tokens after this prompt, or shorten it." if room > 0 else "Shorten the prompt."
         new = f" and {num_steps} new ones" if num_steps > 1 else ""
         raise InvalidInputError(

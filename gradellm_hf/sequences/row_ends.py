@@ -72,10 +72,11 @@ class _NoRow(Tensor):
     """False for each row. Joined to what other criteria have decided, it is that, and tells of it."""
 
     # all else that is done with it is done with a plain tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
     see: Callable[[Tensor], None]
 
-    def __ror__(self, decided: Tensor) -> Tensor:  # type: ignore[override]
+    def __ror__(self, decided: Tensor | int) -> Tensor:
+        decided = torch.as_tensor(decided)
         self.see(decided)
         return decided
 

@@ -88,6 +88,18 @@ def test_the_stored_tokens_of_a_loaded_output_are_shown_as_they_are(output, tmp_
     assert explanation.tokens == byte_level_bpe().convert_ids_to_tokens(output.sequences[1, 4:12].tolist())
 
 
+def test_a_token_that_the_stored_vocabulary_lacks_has_no_text(output, tmp_path):
+    class Smaller:
+        def convert_ids_to_tokens(self, ids):
+            return [None if i == output.sequences[1, 5] else f"<{i}>" for i in ids]
+
+    output.save(tmp_path / "out.safetensors", Smaller())
+    explanation = ExplainGenerateOutput.load(tmp_path / "out.safetensors").explanations()[1]
+    assert explanation.tokens[1] == ""
+    assert explanation.tokens[0] == f"<{output.sequences[1, 4]}>"
+    assert explanation.token_ids[1] == output.sequences[1, 5]
+
+
 def test_prompts_of_embeddings_have_no_text(llama):
     embeds = llama.get_input_embeddings()(torch.tensor([[5, 6, 7]]))
     out = explain_generate(llama, inputs_embeds=embeds, max_new_tokens=2)
