@@ -9,7 +9,6 @@ import functools
 import importlib
 import inspect
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
