@@ -15,7 +15,7 @@ from torch import Tensor
 from ..architecture.tolerances import WRITTEN_LOGITS, logits_differences
 from ..errors import InvalidInputError
 
-_SAMPLED_TOKENS = 128  # by hand: half a KiB per token, little beside its keys and values; a call that differs changes all logits
+_SAMPLED_TOKENS = 128  # by hand: half a KiB per token, little beside its keys and values; a wrong call changes all logits
 
 
 class LogitsDifferError(InvalidInputError):
