@@ -1,4 +1,4 @@
-"""Module hooks that only see the thread that made them: other threads may use the model meanwhile."""
+"""Module hooks that see only calls of the thread that made them: other threads may use the model meanwhile."""
 
 import functools
 import threading
@@ -19,5 +19,5 @@ def thread_hook(hook: Callable) -> Callable:
 
 
 def is_thread_hook(hook: Any) -> bool:
-    """Whether a hook is one of an explanation, made by `thread_hook`, and not the user's."""
+    """Whether a hook was made by `thread_hook` for an explanation, and is not the user's."""
     return getattr(hook, "is_thread_hook", False)

@@ -1,4 +1,4 @@
-"""Which modules of a model attend, and in which order: seen, not guessed."""
+"""Which modules of a model attend, and in which order: seen in a forward pass, not guessed from names."""
 
 import weakref
 from collections.abc import Callable
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a forward pass has shown of a model; kept between calls, so its modules are held weakly.
+    """What a forward pass has shown of a model. It is kept between calls, so it refers to the modules weakly.
 
     Attributes:
-        modules: The attention modules in the order in which a forward pass runs them; one that runs twice is there twice.
+        modules: The attention modules in the order in which a forward pass runs them. One that runs twice is in it twice.
         calls_interface: Whether they look up their attention function in Transformers' AttentionInterface.
         keeps_cache: Whether the model hands a cache of keys and values from call to call.
     """
@@ -37,7 +37,7 @@ class Layout:
 
 
 def find_layout(model: "PreTrainedModel") -> Layout:
-    """Found by running one token through the model and seeing who calls the attention function; once per model as it is.
+    """Runs one token through the model and sees which modules call the attention function. Done once, until the model changes.
 
     Raises:
         UnsupportedArchitectureError: No attention modules are found, or they cannot be explained.

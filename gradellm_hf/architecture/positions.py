@@ -1,4 +1,4 @@
-"""How long a text may get for a model that looks its positions up in a table, where most compute them."""
+"""How long a text may get for a model that looks its positions up in a table. Most models compute them and have no limit."""
 
 from itertools import chain
 from typing import Any
@@ -7,7 +7,7 @@ from torch import nn
 
 from ..errors import InvalidInputError
 
-_TABLE_IN_EACH_CALL = {"mpt": "max_seq_len"}  # made from this entry of the config, not kept in the model
+_TABLE_IN_EACH_CALL = {"mpt": "max_seq_len"}  # the table is made in each call, of the size in this entry of the config
 
 
 class PositionRoom:
@@ -15,18 +15,18 @@ class PositionRoom:
 
     Args:
         model: The model.
-        prompt_length: Positions that the longest prompt takes: without padding, where the model does not count it.
+        prompt_length: Positions that the longest prompt takes. Padding counts only if the model counts it.
     """
 
     def __init__(self, model: Any, prompt_length: int):
         self._model_type, self._limit, self._prompt_length = model.config.model_type, position_limit(model), prompt_length
 
     def fits(self, num_steps: int) -> bool:
-        """Whether the model can read the prompt and what is written in so many steps, but for the last token."""
+        """Whether the model can read the prompt and all that is written in so many steps except the last token."""
         return self._limit is None or self._needed(num_steps) <= self._limit
 
     def check(self, num_steps: int) -> None:
-        """Raises InvalidInputError where they do not fit."""
+        """Raises InvalidInputError if they do not fit."""
         if self.fits(num_steps):
             return
         room = self._limit - self._prompt_length + 1  # type: ignore[operator]
@@ -42,7 +42,7 @@ class PositionRoom:
 
 
 def position_limit(model: Any) -> int | None:
-    """Number of positions in the model's table of them, learned or fixed; None where it computes any position."""
+    """Number of positions in the model's table of them, learned or fixed; None if it computes any position."""
     config = model.config.get_text_config(decoder=True)
     if (name := _TABLE_IN_EACH_CALL.get(config.model_type)) is not None:
         return getattr(config, name)

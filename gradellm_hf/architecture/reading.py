@@ -1,4 +1,4 @@
-"""Single questions about a model that its config, its embedding or its `forward` answers, without running it."""
+"""Single facts about a model that are read from its config, its embedding or its `forward`, without running it."""
 
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ def forward_parameters(model: nn.Module) -> frozenset[str]:
 
 
 def input_device(model: "PreTrainedModel") -> torch.device:
-    """Where a model reads token ids, also where accelerate keeps its weights elsewhere."""
+    """The device on which a model reads token ids, also if accelerate keeps its weights elsewhere."""
     embedding: Any = model.get_input_embeddings()
     device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
     device = torch.device(embedding.weight.device if device is None else device)
@@ -34,7 +34,7 @@ def vocabulary_size(model: "PreTrainedModel") -> int:
 def placeholder_mask(
     model: "PreTrainedModel", token_ids: Tensor, modalities: tuple[str, ...] = ("image", "video", "audio")
 ) -> Tensor | None:
-    """Which tokens stand for a part of an image, a video or a sound; None for models that do not read any of it."""
+    """Which tokens stand for a part of an image, a video or a sound; None for models that read text only."""
     names = (f"{modality}_token_{suffix}" for modality in modalities for suffix in ("id", "index"))
     ids = [token_id for name in names if (token_id := getattr(model.config, name, None)) is not None]
     return torch.isin(token_ids, torch.tensor(ids, device=token_ids.device)) if ids else None
