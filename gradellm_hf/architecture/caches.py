@@ -71,7 +71,7 @@ def is_quantized_cache(cache: Any) -> bool:
 
 
 def key_lengths(cache: Any, num_positions: int) -> dict[int, int]:
-    """How many keys each layer of a cache will have in a call with `num_positions` more positions; only layers that keep keys."""
+    """How many keys each layer that keeps keys will have in a call with `num_positions` more positions."""
     from transformers.cache_utils import CacheLayerMixin
 
     layers = getattr(cache, "layers", ())

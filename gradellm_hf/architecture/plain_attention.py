@@ -17,7 +17,7 @@ from .tolerances import OTHER_KERNELS, logits_difference
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_PROBE_LENGTH = 64  # positions; chosen by hand: more than one of the blocks of keys in which kernels work, and still cheap
+_PROBE_LENGTH = 64  # positions; chosen by hand: enough for masks, padding and positions to matter, and cheap
 
 #: By the identity of a config: the attention implementation that it has in this thread.
 _switched: ContextVar[dict[int, str]] = ContextVar("gradellm_switched_attention", default={})  # noqa: B039 - never changed

@@ -164,7 +164,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
 
 
 class TensorFile:
-    """A file that `write_tensors` wrote. It is opened once, so all that is read is of one file, even if it is replaced meanwhile.
+    """A file that `write_tensors` wrote. It is opened once: all that is read is of one file, even if it is replaced meanwhile.
 
     Attributes:
         metadata: Its values by name; empty for a safetensors file of another origin.

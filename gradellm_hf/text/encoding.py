@@ -16,8 +16,8 @@ def text_tokenizer(tokenizer: Any) -> Any:
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
     if tokenizer is None:
         raise InvalidInputError(
-            "There is no tokenizer to read text with. Give the model's: `GradELLM(model, tokenizer)`, or `tokenizer=...` in the "
-            "call that gets the prompts; or give token ids to `generate`."
+            "There is no tokenizer to read text with. Give the model's: `GradELLM(model, tokenizer)`, or `tokenizer=...` in "
+            "the call that gets the prompts; or give token ids to `generate`."
         )
     if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
         raise InvalidInputError(
