@@ -42,7 +42,7 @@ __all__ = [
     "verify",
 ]
 
-#: Where each name comes from. It is imported when it is first asked for, so that `gradellm --help` need not wait for torch.
+#: The module of each public name. It is imported when the name is first used, so `gradellm --help` does not wait for torch.
 _MODULES = {
     "model_patches": ("ArchitectureAdapter", "register_adapter"),
     ".configuration": ("GradELLMConfig",),

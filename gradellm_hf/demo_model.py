@@ -51,8 +51,8 @@ def load_smollm2(model_class: Any = AutoModelForCausalLM, **kwargs: Any) -> tupl
 def smollm2_folder() -> Path:
     """The folder with the model as safetensors (about 0.5 GB), made from the package's GGUF file on the first call.
 
-    It lies in `~/.cache/gradellm_hf`, or in the folder that the environment variable `GRADELLM_CACHE` names. Where a file of it
-    is missing or cut off, it is made anew.
+    It is in `~/.cache/gradellm_hf`, or in the folder that the environment variable `GRADELLM_CACHE` names. If one of its files
+    is missing or cut off, the folder is made anew.
 
     Raises:
         GradELLMError: It is not there yet, or damaged, and a package that is needed to make it is not installed.
@@ -91,7 +91,7 @@ def smollm2_folder() -> Path:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with the folder of the model; None where every file is there and whole."""
+    """What is wrong with the folder of the model; None if every file is there and whole."""
     for name in _FILES:
         path = folder / name
         try:

@@ -22,17 +22,20 @@ TASK = "explained-text-generation"
 class ExplainedTextGenerationPipeline(TextGenerationPipeline):
     """A `TextGenerationPipeline` that adds an `Explanation` to each result, under the name `"explanation"`.
 
-    It takes what that pipeline takes, and everything else in its results is the same. `explain_config=GradELLMConfig(...)`,
-    given when it is made or when it is called, says what to explain and how.
+    It takes what that pipeline takes, and everything else in its results is the same. `explain_config=GradELLMConfig(...)`
+    says what to explain and how; it may be given when the pipeline is made or when it is called.
 
     Raises:
         UnsupportedArchitectureError: The model cannot be explained exactly.
         InvalidInputError: An argument or the state of the model is not usable, or a chat holds something else than text.
 
-    Example:
+    Examples:
         >>> generator = ExplainedTextGenerationPipeline(model=model, tokenizer=tokenizer)
-        >>> result = generator("The capital of Italy is", max_new_tokens=8)[0]
-        >>> result["generated_text"], result["explanation"].attributions.shape
+        >>> result = generator("The capital of Italy is", max_new_tokens=4)[0]
+        >>> result["generated_text"]
+        'The capital of Italy is...'
+        >>> result["explanation"].attributions.shape  # [N, S]
+        torch.Size([4, 9])
     """
 
     def _sanitize_parameters(
@@ -70,7 +73,7 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
 
 
 class _ExplainingModel:
-    """A model whose `generate` returns what it returned before, and keeps the explained output."""
+    """A model whose `generate` returns what it always returned, and keeps the explained output."""
 
     def __init__(self, model: Any, explain_config: GradELLMConfig | None):
         self._model, self._explain_config = model, explain_config
@@ -89,7 +92,15 @@ class _ExplainingModel:
 
 
 def register_pipeline() -> None:
-    """Makes `transformers.pipeline("explained-text-generation", model=...)` known; calling it again changes nothing."""
+    """Makes `transformers.pipeline("explained-text-generation", model=...)` known; calling it again changes nothing.
+
+    Examples:
+        >>> import transformers
+        >>> register_pipeline()
+        >>> generator = transformers.pipeline("explained-text-generation", model=model, tokenizer=tokenizer)
+        >>> isinstance(generator, ExplainedTextGenerationPipeline)
+        True
+    """
     registered = PIPELINE_REGISTRY.supported_tasks.get(TASK)
     if registered is None or registered["impl"] is not ExplainedTextGenerationPipeline:
         PIPELINE_REGISTRY.register_pipeline(

@@ -12,12 +12,12 @@ _mutable_lock = threading.RLock()  # torch lets one thread at a time change save
 
 
 def prompt_cache(cache: Any, length: int, row_indices: torch.Tensor | None = None) -> Any | None:
-    """The first `length` positions of a cache that `generate` filled, as a cache of its own; None where that is not safe.
+    """The first `length` positions of a cache that `generate` filled, as a cache of its own; None if that is not safe.
 
     What `generate` did after the prompt does not matter: beams are only permuted among copies of one prompt, assisted
-    decoding only takes back what it wrote after the prompt, and a static cache has its prompt in front. Not safe are
-    sliding windows that have already dropped keys, caches that keep something else than a state a position (quantised,
-    recurrent), and offloaded ones.
+    decoding only takes back what it wrote after the prompt, and a static cache has its prompt in front. It is not safe for
+    sliding windows that have already dropped keys, for caches that keep something other than one state per position
+    (quantised, recurrent), and for offloaded ones.
 
     Args:
         cache: `cache` of a finished generation, left unchanged.
@@ -46,7 +46,7 @@ def prompt_cache(cache: Any, length: int, row_indices: torch.Tensor | None = Non
 
 
 def fork_cache(cache: Any, rows: int | None = None) -> Any:
-    """An independent cache with the same content (of the first `rows` rows); `cache` may go on being used.
+    """An independent cache with the same content (of the first `rows` rows). `cache` can still be used.
 
     Only caches of plain keys and values (`is_plain`) can be cut to fewer rows. None stays None.
     """
@@ -82,7 +82,7 @@ def written_to_before_backward(cache: Any, starts_from_nothing: bool) -> Iterato
 
 
 def is_plain(cache: Any) -> bool:
-    """Whether the cache is nothing but keys and values by row and position."""
+    """Whether the cache has keys and values by row and position, and nothing else."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     plain_layers = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -97,7 +97,7 @@ def is_quantized_cache(cache: Any) -> bool:
 
 
 def key_lengths(cache: Any, num_positions: int) -> dict[int, int]:
-    """How many keys the layers of a cache will have for a call with `num_positions` more positions, where they keep keys."""
+    """How many keys each layer that keeps keys will have in a call with `num_positions` more positions."""
     from transformers.cache_utils import CacheLayerMixin
 
     layers = getattr(cache, "layers", ())
@@ -105,7 +105,7 @@ def key_lengths(cache: Any, num_positions: int) -> dict[int, int]:
 
 
 def detach_cache(cache: Any) -> None:
-    """Makes everything in the cache a constant for what follows."""
+    """Detaches all tensors of the cache from the graph."""
     for layer in getattr(cache, "layers", ()):
         for name, value in vars(layer).items():
             if isinstance(value, torch.Tensor) and value.requires_grad:

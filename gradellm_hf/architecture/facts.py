@@ -1,4 +1,4 @@
-"""One look at the model per call: `ModelFacts`, made first and handed down to whoever needs to know something of it."""
+"""What is known of a model during a call: `ModelFacts`, made once at its beginning and handed down."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,7 +47,7 @@ class ModelFacts:
 
     @cached_property
     def attention(self) -> list[nn.Module]:
-        """The attention modules in the order in which a forward pass runs them; one that runs twice is there twice.
+        """The attention modules in the order in which a forward pass runs them. One that runs twice is in it twice.
 
         Raises:
             UnsupportedArchitectureError: None are found, or they cannot be explained.
@@ -56,7 +56,7 @@ class ModelFacts:
 
     @cached_property
     def layer_names(self) -> list[str]:
-        """Of each attention module, its name in the model."""
+        """The name of each attention module in the model."""
         names = {id(module): name for name, module in self.model.named_modules()}
         return [names[id(module)] for module in self.attention]
 
@@ -77,7 +77,7 @@ class ModelFacts:
 
     @cached_property
     def input_device(self) -> torch.device:
-        """Where the model reads token ids."""
+        """The device on which the model reads token ids."""
         return input_device(self.model)
 
     @cached_property
@@ -102,7 +102,7 @@ class ModelFacts:
 
 
 def look_at(model: Any) -> ModelFacts:
-    """The first look at a model in a call, which also finds what has changed about it since the last one.
+    """The facts of a model, at the beginning of a call. What was found out before is forgotten if the model has changed.
 
     Args:
         model: As for `explain_generate`; wrappers are taken off.
@@ -117,7 +117,7 @@ def look_at(model: Any) -> ModelFacts:
 
 
 def explained_layers(facts: ModelFacts, config: GradELLMConfig) -> list[int]:
-    """The explained layers, ascending, once the model and the configuration are known to go together.
+    """The explained layers, ascending. Checks first that the model can be explained with this configuration.
 
     Raises:
         InvalidInputError: There are no such layers.
@@ -134,7 +134,7 @@ def explained_layers(facts: ModelFacts, config: GradELLMConfig) -> list[int]:
 
 
 def _check_flattened_width(model: "PreTrainedModel") -> None:
-    """What the config tells before any text is written; the projections themselves are checked when they run."""
+    """Checks the widths in the config, before any text is written. Those of the projections are checked when they run."""
     text_config = model.config.get_text_config(decoder=True)
     heads, width = text_config.num_attention_heads, text_config.hidden_size
     try:

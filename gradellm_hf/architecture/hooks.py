@@ -1,4 +1,4 @@
-"""Module hooks that only see the thread that made them: other threads may use the model meanwhile."""
+"""Module hooks that see only calls of the thread that made them: other threads may use the model meanwhile."""
 
 import threading
 from collections.abc import Callable
@@ -19,5 +19,5 @@ def thread_hook(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def is_thread_hook(hook: Any) -> bool:
-    """Whether a hook is one of an explanation, made by `thread_hook`, and not the user's."""
+    """Whether a hook was made by `thread_hook` for an explanation, and is not the user's."""
     return isinstance(hook, _ThreadHook)

@@ -19,10 +19,10 @@ _inherited = object()
 def attention_handler(handler: Callable[..., Any]) -> Iterator[None]:
     """While open, attention calls of this thread go to `handler(model's own function, module, query, key, ...)`.
 
-    The one seam is how a model looks up its attention function by name in an `AttentionInterface`: every Transformers model
-    by `get_interface`, models written for its earlier versions by `[name]`. Both keep returning the model's own function to
-    everybody else: other threads, other contexts, and that function itself, should it call another one of them. Masks and
-    everything else that depends on the name of the implementation stay what they are in a normal forward.
+    A model looks up its attention function by name in an `AttentionInterface`: by `get_interface`, or by `[name]` if it was
+    written for an earlier version of Transformers. These two look-ups are replaced. For others they still return the model's
+    own function: for other threads, other contexts, and that function itself if it looks up another one. Masks, and all
+    else that depends on the name of the implementation, stay what they are in a normal forward pass.
     """
     token = _handler.set(handler)
     try:
@@ -35,7 +35,7 @@ def attention_handler(handler: Callable[..., Any]) -> Iterator[None]:
 @shared
 @contextmanager
 def _installed() -> Iterator[None]:
-    """The look-ups of every AttentionInterface go through `_handled`."""
+    """A context in which the look-ups of every AttentionInterface go through `_handled`."""
     from transformers.modeling_utils import AttentionInterface
 
     before = {name: vars(AttentionInterface).get(name, _inherited) for name in _LOOK_UPS}
@@ -52,7 +52,7 @@ def _installed() -> Iterator[None]:
 
 
 class _Handled:
-    """A model's own attention function on its way to the handler."""
+    """A model's own attention function, wrapped so that the handler is called with it."""
 
     def __init__(self, handler: Callable[..., Any], function: AttentionFunction):
         self._handler, self._function = handler, function

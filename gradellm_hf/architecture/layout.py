@@ -1,4 +1,4 @@
-"""Which modules of a model attend, and in which order: seen, not guessed."""
+"""Which modules of a model attend, and in which order: seen in a forward pass, not guessed from names."""
 
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def find_layout(model: "PreTrainedModel") -> Layout:
-    """Found by running one token through the model and seeing who calls the attention function; once per model as it is.
+    """Runs one token through the model and sees which modules call the attention function. Done once, until the model changes.
 
     Raises:
         UnsupportedArchitectureError: No attention modules are found, or they cannot be explained.

@@ -1,9 +1,9 @@
-"""Models that accelerate offloads: their weights are loaded again for the backward pass instead of kept from the forward pass.
+"""Models that accelerate offloads: their weights are loaded again for the backward pass, not kept from the forward pass.
 
-Accelerate brings a module's weights to the execution device when the module runs and drops them when it is done. Autograd
-saves what the backward pass needs, weights included, so that differentiating through an offloaded model would gather all
-of it in memory. Here each saved weight is replaced by a note of where it came from, and read from there when the backward
-pass gets to it: at any time, memory holds the weights of one module.
+Accelerate brings a module's weights to the execution device when the module runs, and drops them afterwards. Autograd saves
+what the backward pass needs, and that includes weights. So a backward pass through an offloaded model would gather the whole
+model in memory. Here, each saved weight is replaced by a note that says where it came from. When the backward pass needs it, it
+is loaded from there. At any time, memory holds the weights of one module.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +28,7 @@ class OffloadHook(Protocol):
 
 @dataclass(frozen=True)
 class _OffloadedWeight:
-    """A view of a weight that is not in memory: what to load, and how the view lies in it."""
+    """A view of a weight that is not in memory: which weight to load, and the view's place in it."""
 
     hook: OffloadHook
     name: str
@@ -44,9 +44,9 @@ class _OffloadedWeight:
 
 @contextmanager
 def reload_offloaded_weights(model: nn.Module) -> Iterator[None]:
-    """A context for forward passes with gradients, of which the graph holds no offloaded weight. Other models: does nothing.
+    """A context for forward passes with gradients, whose graph keeps no offloaded weight. It does nothing for other models.
 
-    No gradients of the offloaded weights themselves are recorded: the nodes that take them would keep the weights alive.
+    Gradients of the offloaded weights themselves are not recorded: the nodes for them would keep the weights alive.
     """
     hooks = {module: offload_hook(module) for module in model.modules()}
     offloaded = {module: hook for module, hook in hooks.items() if hook is not None}
@@ -83,7 +83,7 @@ def reload_offloaded_weights(model: nn.Module) -> Iterator[None]:
 
 
 def offload_hook(module: nn.Module) -> OffloadHook | None:
-    """The accelerate hook that brings a module's weights in and drops them again; None where they stay."""
+    """The accelerate hook that loads a module's weights and drops them again; None if they stay."""
     hook: Any = getattr(module, "_hf_hook", None)
     for candidate in getattr(hook, "hooks", (hook,)):
         if getattr(candidate, "offload", False) and getattr(candidate, "weights_map", None) is not None:
@@ -102,7 +102,7 @@ def _shares_memory(x: Tensor, weight: Tensor) -> bool:
 @shared
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """The module's own parameters need no gradient. Accelerate puts others in their place, which take over the flags."""
+    """A context in which the module's own parameters need no gradient. Those that accelerate puts in their place neither."""
     before = {name: parameter.requires_grad for name, parameter in module.named_parameters(recurse=False)}
     try:
         for name in before:

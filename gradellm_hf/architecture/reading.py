@@ -1,4 +1,4 @@
-"""Single questions about a model that its config, its embedding or its `forward` answers, without running it."""
+"""Single facts about a model that are read from its config, its embedding or its `forward`, without running it."""
 
 import inspect
 from itertools import chain
@@ -10,7 +10,7 @@ from torch import nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_TABLE_IN_EACH_CALL = {"mpt": "max_seq_len"}  # made from this entry of the config, not kept in the model
+_TABLE_IN_EACH_CALL = {"mpt": "max_seq_len"}  # the table is made in each call, of the size in this entry of the config
 
 
 def forward_parameters(model: nn.Module) -> frozenset[str]:
@@ -19,7 +19,7 @@ def forward_parameters(model: nn.Module) -> frozenset[str]:
 
 
 def input_device(model: "PreTrainedModel") -> torch.device:
-    """Where a model reads token ids, also where accelerate keeps its weights elsewhere."""
+    """The device on which a model reads token ids, also if accelerate keeps its weights elsewhere."""
     embedding: Any = model.get_input_embeddings()
     device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
     device = torch.device(embedding.weight.device if device is None else device)
@@ -45,7 +45,7 @@ def placeholder_ids(model: "PreTrainedModel") -> dict[str, list[int]]:
 
 
 def position_limit(model: Any) -> int | None:
-    """Number of positions in the model's table of them, learned or fixed; None where it computes any position."""
+    """Number of positions in the model's table of them, learned or fixed; None if it computes any position."""
     config = model.config.get_text_config(decoder=True)
     made_from = _TABLE_IN_EACH_CALL.get(config.model_type)
     if made_from is not None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def explainable(model: "PreTrainedModel", padded: bool = False) -> Iterator[None]:
-    """The context in which engines run a model: no inference mode, no compiled modules, an attention that can be watched.
+    """The context in which engines run a model: no inference mode, no compiled modules, and an attention that can be watched.
 
     Args:
         padded: Whether some rows of what is to be explained are padded.

@@ -1,4 +1,4 @@
-"""The model that a user passes: taken out of its wrappers, and refused where it cannot be explained exactly."""
+"""The model that a user passes: taken out of its wrappers, and refused if it cannot be explained exactly."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ ATTENTION_FREE_TYPES = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xl
 
 
 class ModelWrapper:
-    """What wraps a model with a configuration of its own, and is taken wherever a model is.
+    """A base class for what wraps a model and has a configuration. It can be passed in place of a model everywhere.
 
     Attributes:
         model: The wrapped model.
-        explain_config: What a call takes that gives none.
+        explain_config: The configuration for calls that give none.
     """
 
     model: Any
@@ -28,7 +28,7 @@ class ModelWrapper:
 
 
 def without_wrapper(model: Any, explain_config: GradELLMConfig | None) -> tuple[Any, GradELLMConfig | None]:
-    """A model and the configuration of a call, where a `ModelWrapper` may be given for the model."""
+    """The model and the configuration of a call that may have got a `ModelWrapper` in place of the model."""
     if not isinstance(model, ModelWrapper):
         return model, explain_config
     return model.model, model.explain_config if explain_config is None else explain_config
@@ -84,7 +84,7 @@ def unwrap(model: Any) -> "PreTrainedModel":
 
 
 def _inside(model: Any) -> Any:
-    """The model that the `generate` of a module which wraps it (with a value head, say) runs; else `model` itself."""
+    """The model inside a module that wraps it and has its `generate` (a model with a value head, say); else `model` itself."""
     from transformers import PreTrainedModel
 
     if isinstance(model, PreTrainedModel) or not isinstance(model, nn.Module):
@@ -134,7 +134,7 @@ def check_model(model: "PreTrainedModel") -> None:
 
 
 def _drops_out(module: nn.Module) -> bool:
-    """Whether a part of a model in evaluation mode was left in training mode and is random there."""
+    """Whether a module is in training mode and random there, while the model is in evaluation mode."""
     rate = getattr(module, "p", 0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0
     return module.training and bool(rate or getattr(module, "attention_dropout", 0))
 

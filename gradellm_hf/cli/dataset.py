@@ -19,12 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", required=True, help="a .jsonl or .parquet file, or a folder of Dataset.save_to_disk")
     parser.add_argument("--output", required=True, help="the folder to write to, or to continue")
     parser.add_argument("--column", help="the field with the prompt (default: prompt, messages or chat)")
-    parser.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to write a prompt (default: 64)")
+    parser.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to write per prompt (default: 64)")
     parser.add_argument(
         "--batch-size", type=at_least(1), default=8, metavar="N", help="prompts explained together (default: %(default)s)"
     )
     parser.add_argument(
-        "--shard-size", type=at_least(1), metavar="N", help="prompts a file (default: a 64th of them, at most 32 batches)"
+        "--shard-size", type=at_least(1), metavar="N", help="prompts per file (default: a 64th of them, at most 32 batches)"
     )
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of sampling (default: %(default)s)")
     parser.add_argument("--scores", choices=("float16", "float32"), default="float32", help="how the heatmaps are stored")
@@ -42,10 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code, 1 where a prompt could not be explained.
+    """Runs the command; returns its exit code, 1 if a prompt could not be explained.
 
     Raises:
-        As `explain_dataset`; and OSError, where the model or the input cannot be read.
+        As `explain_dataset`; and OSError if the model or the input cannot be read.
     """
     from ..configuration import GradELLMConfig
     from ..dataset import explain_dataset
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
         done = len(explanations) - len(explanations.errors)
         print(f"{done} of {len(explanations)} prompts explained in {options.output}", file=sys.stderr)
         if explanations.errors:
-            print("Run the same command again to try those again that lacked memory or the like.", file=sys.stderr)
+            print("Run the same command again to retry those that failed for lack of memory, or the like.", file=sys.stderr)
     state.destroy_process_group()
     return int(bool(explanations.errors))
 

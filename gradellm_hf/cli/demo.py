@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("demo-output"), help="folder for the results (default: %(default)s)"
     )
-    parser.add_argument("--color", action="store_true", help="colour the list even where the output is not a terminal")
+    parser.add_argument("--color", action="store_true", help="colour the list even if the output is not a terminal")
 
 
 def run(options: argparse.Namespace) -> int:

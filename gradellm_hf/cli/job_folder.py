@@ -13,7 +13,7 @@ _LONGEST = 70  # characters of a text in a list
 
 
 def print_list(folder: Path, as_json: bool) -> None:
-    """Prints a line for each explanation, and each prompt that failed: its row, its id, its text or what went wrong."""
+    """Prints one line per explanation and per failed prompt: its row, its id, and its text or what went wrong."""
     from ..dataset.explanations import load_dataset_explanations
 
     for entry in _entries(load_dataset_explanations(folder)):

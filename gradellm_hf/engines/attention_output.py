@@ -1,8 +1,8 @@
 """`channel="attention_output"`: gradients at the attention modules' outputs, and the raw queries, keys and values.
 
-This is where the published implementation looks (`GradELLMConfig.paper()`). Keys and values before RoPE are in no cache,
-so the prompt runs once more with hooks on the projections; the heatmap of a layer is computed when the backward pass
-reaches the output of its attention module.
+The published implementation (`GradELLMConfig.paper()`) looks there. No cache has the keys and values before RoPE, so the prompt
+runs once more, with hooks on the projections. The heatmap of a layer is computed when the backward pass reaches the output of
+its attention module.
 """
 
 import contextlib
@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
 
 class AttentionOutputChannel:
-    """A context in which the explained layers' projections and attention outputs are watched, in this thread only.
+    """Computes heatmaps from what the projections and the attention modules of the explained layers put out.
+
+    A context manager: its hooks are on the modules while it is open, and see calls of this thread only. Queries, keys and
+    values are kept when a forward pass computes them; a chunk's keys and values are added to those of the chunks before.
 
     Args:
-        model: The model, for its adapter.
+        model: The model; its adapter names the projections.
         modules: Attention modules of the explained layers, by layer.
-        spatial: `"attention"` or `"loosened"`.
+        spatial: `"attention"` or `"loosened"`; see `GradELLMConfig`.
     """
 
     def __init__(self, model: "PreTrainedModel", modules: dict[int, nn.Module], spatial: str):
@@ -45,13 +48,13 @@ class AttentionOutputChannel:
     def open_chunk(
         self, num_steps: int, mask: Callable[[], Tensor], record: Callable[[int, Tensor], None], *, whole_prefix: bool
     ) -> None:
-        """From here on, backward passes call `record(layer, heatmap [R, N, T])` for the last queries of the last forward.
+        """To be called before the forward pass of a chunk. The backward pass then calls `record` once per layer.
 
         Args:
-            num_steps: `N`.
-            mask: Gives the attention mask of the layer that is running, `[R or 1, H or 1, queries, T]`.
-            record: Takes the heatmaps.
-            whole_prefix: Whether the forward pass starts at the first position again.
+            num_steps: Number of steps in the chunk, `N`. Its last `N` queries predict them.
+            mask: Returns the attention mask of the layer that is running, `[R or 1, H or 1, queries, T]`.
+            record: Is called with a layer and its heatmap, `[R, N, T]`.
+            whole_prefix: Whether the forward pass begins at the first position again, so that nothing is kept from before.
         """
         self._num_steps, self._mask, self._record = num_steps, mask, record
         if whole_prefix:
@@ -59,12 +62,12 @@ class AttentionOutputChannel:
         self._before = {layer: dict(states) for layer, states in self._states.items()}
 
     def close_chunk(self) -> None:
-        """Forgets what has been seen since `open_chunk`."""
+        """Forgets what was kept since `open_chunk`, so that the chunk can be run again."""
         self._states = self._before
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Only what runs in here is looked at: a target function may run the model too."""
+        """A context for the model calls that count. Other calls, such as those of a target function, are not looked at."""
         self._watching = True
         try:
             yield

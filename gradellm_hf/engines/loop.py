@@ -1,4 +1,4 @@
-"""The loop that all engines share: run a chunk of steps, evaluate the target, go backward, add up the heatmaps."""
+"""The loop that all engines share: run a chunk of steps, evaluate the target, run the backward pass, add up the heatmaps."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -31,8 +31,8 @@ AttentionResult = tuple[Tensor, Tensor | None]  # the head outputs `[R, N, H, Dv
 class AttentionWatch(ABC):
     """How an engine looks at the attention layers during one forward pass and its backward pass.
 
-    The forward pass starts without gradients; they are switched on when it reaches the lowest explained layer, so that
-    nothing is kept of the layers below.
+    The forward pass starts without gradients. They are switched on when it reaches the lowest explained layer, so that nothing
+    of the layers below is kept.
 
     Attributes:
         forward_kwargs: What the forward pass is asked for in addition.
@@ -41,7 +41,7 @@ class AttentionWatch(ABC):
     Args:
         facts: The model.
         layers: Explained layers, ascending, as numbers of calls.
-        formula: How the heads make a heatmap; None where `channel="attention_output"` computes the heatmaps.
+        formula: How the heads make a heatmap; None if `channel="attention_output"` computes the heatmaps.
         record: Takes a layer and its heatmap, `[R, N, T]`; called in the backward pass.
         head_widths: Takes the channels of the head outputs of each explained layer, `H * D` of the heads in this process.
     """
@@ -88,7 +88,7 @@ class InterfaceWatch(AttentionWatch):
             with attention_handler(self._handle):
                 yield
         finally:
-            # The last one reaches the graph, whose backward functions reach this watch: nobody could collect that.
+            # The last one refers to the graph, whose backward functions refer to this watch: a cycle that nobody collects.
             self._mask = _no_mask
         expected = len(self.facts.attention)
         if self._num_calls != expected:
@@ -116,7 +116,7 @@ class InterfaceWatch(AttentionWatch):
         expected = self._num_keys.get(getattr(module, "layer_idx", -1), key.shape[2])
         if key.shape[2] != expected:
             raise UnsupportedArchitectureError(
-                f"{type(module).__name__} of `{self.facts.model_type}` attends to {key.shape[2]} keys where its cache "
+                f"{type(module).__name__} of `{self.facts.model_type}` attends to {key.shape[2]} keys, but its cache "
                 f"has {expected} positions: some of its keys do not stand for one token each."
             )
 
@@ -144,7 +144,7 @@ class InterfaceWatch(AttentionWatch):
     ) -> AttentionResult:
         """The head outputs `[R, N, H, Dv]` and attention weights, as an attention function returns them.
 
-        `own()` is the model's own attention on the same arguments, `options()` what else it puts into the softmax.
+        `own()` runs the model's own attention on the same arguments. `options()` is what else goes into the softmax.
         """
 
 
@@ -168,10 +168,10 @@ def explain_steps(
 
     Args:
         layers: Explained layers, ascending.
-        cache: Keys and values of the first `P - 1` positions, taken over; None: they are computed.
+        cache: Keys and values of the first `P - 1` positions, which this call may change. None: they are computed.
         chunk_size: Number of steps to explain together.
-        prompt_at_once: Explain the first step in the call that reads the whole prompt, as `generate` does, without a cache.
-            For models in which it matters how many tokens a call has; the gradients of a whole prompt take memory.
+        prompt_at_once: Explain the first step in one call that reads the whole prompt, as `generate` does. It is for models
+            whose result depends on how many tokens a call has; the gradients of a whole prompt take memory.
 
     Raises:
         GradELLMError: Not even a single step fits in memory.
@@ -205,7 +205,7 @@ def explain_steps(
                 progress.update(last - first)
                 first = last
                 continue
-            release_memory()  # here the error, and what its traceback held on to, is gone
+            release_memory()  # only here: the error, and the tensors that its traceback refers to, are gone now
     return run.heatmaps
 
 
@@ -245,7 +245,7 @@ class _Run:
 
         def record(layer: int, heatmap: Tensor) -> None:
             missing.discard(layer)
-            if channel is None:  # which has gathered all heads
+            if channel is None:  # a channel has gathered all heads already
                 heatmap = sum_over_heads(heatmap, head_group(self.facts.attention[layer], head_widths[layer]))
             heatmaps.add(layer, heatmap)
 
@@ -253,7 +253,7 @@ class _Run:
         watch = self.watch_type(self.facts, self.layers, formula, record, head_widths)
         if channel:
             channel.open_chunk(last - first, watch.visible, record, whole_prefix=from_start)
-        cache = fork_if_plain(cache)  # the one before stays what it is, should this fail
+        cache = fork_if_plain(cache)  # if this fails, the cache from before is still there
         with reload_offloaded_weights(self.facts.model), written_to_before_backward(cache, self.prompt_at_once):
             with torch.no_grad(), self.watched(), watch.open(cache, end - begin):
                 outputs = sequences.forward(self.facts, begin, end, cache, **prompt_kwargs, **watch.forward_kwargs)
@@ -277,6 +277,6 @@ class _Run:
         return outputs.cache
 
     def undo(self) -> None:
-        """Takes back what a failed attempt has left."""
+        """Forgets what a failed attempt has left."""
         if self.channel:
             self.channel.close_chunk()

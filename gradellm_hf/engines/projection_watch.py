@@ -1,7 +1,7 @@
 """Stepwise explanation of models that do not look up their attention function in Transformers' AttentionInterface.
 
-Their head outputs are what goes into the output projection of an attention module; their attention weights are asked for
-with `output_attentions`. That the one is the other times the values is checked at every step.
+The input of an attention module's output projection has the head outputs. `output_attentions` gives the attention weights. At
+every step it is checked that the head outputs are the weights times the values.
 """
 
 import contextlib
@@ -83,7 +83,7 @@ class ProjectionWatch(AttentionWatch):
 
 
 class PrefixProjectionWatch(ProjectionWatch):
-    """The same for models without a cache: the whole prefix runs at every step, values come from the value projections."""
+    """The same for models without a cache: the whole prefix runs at every step, and values come from the value projections."""
 
     whole_prefix: ClassVar[bool] = True
 

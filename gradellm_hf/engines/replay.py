@@ -18,7 +18,7 @@ from .position_local import AttentionOptions, attention_output, position_local_a
 
 
 class ReplayWatch(InterfaceWatch):
-    """Position-local attention in place of the model's own; the heatmaps fall out of its backward pass."""
+    """Position-local attention in place of the model's own; its backward pass gives the heatmaps."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -49,7 +49,7 @@ def replay(
 ) -> Heatmaps:
     """Explains every step at once: the query positions of all steps run as one chunk on a cache of the prompt.
 
-    Several chunks, where one would take too much memory. Arguments and errors as for `explain_steps`.
+    There are several chunks if one would take too much memory. Arguments and errors as for `explain_steps`.
     """
     size = config.step_chunk_size
     if size is None:

@@ -1,4 +1,4 @@
-"""Before the replay engine is trusted with a model, it proves itself on it once."""
+"""The check that the replay engine is exact for a model, made once before it is used."""
 
 from typing import Any
 
@@ -15,20 +15,20 @@ from ..errors import UnsupportedArchitectureError
 from ..sequences.explained import ExplainedSequences
 from .replay import replay
 
-_STEPS = 3
+_STEPS = 3  # the fewest in which a leak of information shows that skips a token; with one step there is nothing to see
 
 
 def why_not_replay(facts: ModelFacts, sequences: ExplainedSequences, cache: Any) -> str | None:
-    """Why replaying this model is not exact, or None where it is. Found once per model, and remembered while its modules and
+    """Why replaying this model is not exact; None if it is exact. Found once per model, and remembered while its modules and
     hooks stay the same.
 
-    Replays the first steps (of the first row, where the cache can be cut) and checks two things. The logits must be
-    those of the model when it runs one token at a time. And the last step's logits must have exactly zero gradient at
-    earlier positions: where they do not, something other than attention carries information from token to token, and
-    position-local gradients are not the truth.
+    Replays the first steps (of the first row, if the cache can be cut) and checks two things. The logits must be those that
+    the model gives one token at a time. And the last step's logits must have a gradient of exactly zero at earlier positions.
+    If they have not, something other than attention carries information from token to token, and position-local gradients
+    are wrong.
 
     Args:
-        cache: Keys and values of the first `P - 1` positions, left unchanged; None: they are computed where needed.
+        cache: Keys and values of the first `P - 1` positions, left unchanged. None: they are computed if needed.
     """
     model = facts.model
     if not facts.calls_interface:
@@ -58,7 +58,7 @@ def _rope_depends_on_length(model: Any, length: int) -> bool:
     """Whether a sequence is long enough for a dynamic rotary embedding to change its frequencies."""
     config = model.config.get_text_config(decoder=True)
     parameters = getattr(config, "rope_parameters", None) or {}
-    for rope in (parameters, *parameters.values()):  # one for all layers, or one a kind of layer
+    for rope in (parameters, *parameters.values()):  # one for all layers, or one per kind of layer
         if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
             limit: int = rope.get("original_max_position_embeddings") or config.max_position_embeddings
             return length > limit
@@ -79,8 +79,8 @@ def _check(facts: ModelFacts, sequences: ExplainedSequences, cache: Any) -> str 
 
     def last_logit(logits: Tensor, token_ids: Tensor) -> Tensor:
         if sum(chunk.shape[1] for chunk in replayed) == steps:
-            replayed.pop()  # it did not fit in memory, and comes again in halves
-        first = sum(chunk.shape[1] for chunk in replayed)  # more than one chunk where the prompt ends in an embedding
+            replayed.pop()  # it did not fit into memory, and comes again in halves
+        first = sum(chunk.shape[1] for chunk in replayed)  # above 0 in a second chunk: a prompt of embeddings ends in one
         replayed.append(logits.detach())
         chosen = logits.gather(-1, token_ids[..., None])[..., 0]
         return chosen * (torch.arange(first, first + logits.shape[1], device=logits.device) == steps - 1)

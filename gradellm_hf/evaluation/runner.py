@@ -1,4 +1,4 @@
-"""Runs methods and metrics on prompts, into a folder; continues where it was stopped."""
+"""Runs methods and metrics on prompts, into a folder. The same call continues a job that was stopped."""
 
 import contextlib
 import inspect
@@ -46,16 +46,16 @@ def evaluate(
     max_prompts: int | None = None,
     **generate_kwargs: Any,
 ) -> Evaluation:
-    """Explains each prompt's continuation by every method, and measures every explanation by every metric.
+    """Explains each prompt's continuation with every method, and measures every explanation with every metric.
 
-    Results are written prompt by prompt; the same call continues where it was stopped. In processes that `accelerate launch`
-    or `torchrun` started, each takes a share of the prompts. A prompt or a method that fails is recorded with its error, and
-    the others go on; a prompt that lacked memory, or the like, is tried again when the job is continued. How long each method
-    takes is recorded, too, after a first run that does not count.
+    Results are written prompt by prompt, and the same call continues a job that was stopped. If `accelerate launch` or
+    `torchrun` started several processes, each takes a share of the prompts. A prompt or a method that fails is recorded with
+    its error, and the job goes on. A prompt whose error may pass, such as a lack of memory, is tried again when the job is
+    continued. How long each method takes is recorded too, after a first run that does not count.
 
     Args:
-        model: As for `explain_sequences`; or a `GradELLM`, which brings its tokenizer.
-        prompts: As for `explain_dataset`. Beside its prompt and `id` a record may have `task`, the group it is reported in;
+        model: As for `explain_sequences`; or a `GradELLM`, which has its tokenizer.
+        prompts: As for `explain_dataset`. Besides its prompt and `id`, a record may have `task`, the group it is reported in;
             `target`, the continuation to explain instead of what the model writes; and `rationale`, a list of
             `[start, end]`, the characters that a person marked in the prompt or in a chat's last message.
         output_dir: The folder to write to, or to continue.
@@ -66,10 +66,21 @@ def evaluate(
         column: The field of a record with the prompt.
         where: Only records whose fields have these values, such as `{"split": "report"}`.
         max_prompts: Only the first so many.
-        **generate_kwargs: For `model.generate`. By default one token, the most likely one.
+        **generate_kwargs: For `model.generate`. By default it writes one token, the most likely one.
 
     Raises:
-        InvalidInputError: An argument is not usable; or the folder holds another job, or is being written to.
+        InvalidInputError: An argument is not usable; or the folder holds another job, or another job is writing to it.
+
+    Examples:
+        >>> evaluation = evaluate(
+        ...     GradELLM(model, tokenizer),
+        ...     ["The capital of Italy is", "The capital of France is"],
+        ...     "evaluated",
+        ...     methods=["grad_ellm", "random"],
+        ...     metrics=["deletion", "rank_correlation"],
+        ... )
+        >>> evaluation.values("deletion").shape  # methods, prompts
+        torch.Size([2, 2])
     """
     if not isinstance(model, GradELLM):
         model = GradELLM(model)
@@ -106,7 +117,7 @@ def plan(
     where: Mapping[str, Any],
     max_prompts: int | None,
 ) -> tuple[Mapping[str, Method], list[str], list[Prompt]]:
-    """Methods by name, names of metrics, and the prompts: what is known without the model. Arguments and errors: `evaluate`."""
+    """Methods by name, names of metrics, and the prompts: all that needs no model. Arguments and errors as for `evaluate`."""
     by_name = _methods(methods)
     metrics = _known("metrics", METRICS if metrics is None else metrics, METRICS)
     reader = PromptReader(prompts, column, (*FIELDS, *where))
@@ -147,7 +158,7 @@ class _Run:
         done = {index for index, r in read_records(folder).items() if "error" not in r or not may_pass(r["error"])}
         state.wait_for_everyone()  # all have seen the same records
         missing = [index for index in range(len(prompts)) if index not in done][state.process_index :: state.num_processes]
-        disable = None if state.is_main_process else True  # None: where it is no terminal
+        disable = None if state.is_main_process else True  # None: unless it is a terminal
         options: Any = {"iterable": missing, "desc": "Evaluating", "unit": "prompt", "disable": disable}
         progress: Any = tqdm(**options)
         for index in progress:
@@ -226,7 +237,7 @@ class _Run:
 
 
 def _checked(heatmap: Any, shape: tuple[int, ...]) -> Tensor:
-    """What a method gave, on the CPU, which waits for the device; InvalidInputError where it is no heatmap of this text."""
+    """What a method returned, on the CPU: so the device has finished. InvalidInputError if it is no heatmap of this text."""
     if not isinstance(heatmap, Tensor) or heatmap.is_complex() or heatmap.shape != shape:
         found = list(heatmap.shape) if isinstance(heatmap, Tensor) else type(heatmap).__name__
         raise InvalidInputError(f"A method must give a tensor of scores of shape {list(shape)}, [1, N, S]; got {found}.")

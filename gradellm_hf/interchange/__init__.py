@@ -1,4 +1,4 @@
-"""Explanations in other forms: files of either kind, tables, and Inseq's files. May import `results` and what is below."""
+"""Explanations in other forms: saved files, tables, and Inseq's files. May import `results` and what is below."""
 
 from .files import load_explanations
 from .inseq import load_inseq, save_inseq

@@ -1,4 +1,4 @@
-"""What Grad-ELLM is compared with, and Grad-ELLM itself, under one protocol: see `Method`."""
+"""Grad-ELLM and the methods that it is compared with, all called in the same way: see `Method`."""
 
 from functools import partial
 

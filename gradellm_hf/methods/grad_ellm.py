@@ -16,5 +16,18 @@ def grad_ellm(
     *,
     config: GradELLMConfig | None = None,
 ) -> Tensor:
-    """Grad-ELLM (Huang & Chan, arXiv 2601.03089). `config` as for `explain_sequences`; the rest as for `Method`."""
+    """Grad-ELLM (Huang & Chan, arXiv 2601.03089).
+
+    Args:
+        config: What to explain and how; `explain_config` of `explain_sequences`.
+
+    The other arguments and the return value, `[R, N, S]`, are as for `Method`.
+
+    Raises:
+        InvalidInputError, UnsupportedArchitectureError: As for `explain_sequences`.
+
+    Examples:
+        >>> grad_ellm(model, out.sequences, out.prompt_length, config=GradELLMConfig(layers=1)).shape  # [R, N, S]
+        torch.Size([1, 4, 9])
+    """
     return explain_sequences(model, sequences, prompt_length, attention_mask, explain_config=config).attributions

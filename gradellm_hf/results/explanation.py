@@ -41,20 +41,21 @@ _WRITER = "Explanation.save"
 class Explanation:
     """A text with a heatmap for every generated piece of it.
 
-    `S` units (tokens, or what `aggregate` made of them), the first `P` of them the prompt, `N = S - P` generated, `L`
-    explained layers. Generated unit `n` is at position `P + n`. There is no padding, and nothing after the text's end.
+    `S` units: tokens, or what `aggregate` made of them. The first `P` of them are the prompt, the other `N = S - P` are
+    generated. Generated unit `n` is at position `P + n`. `L` layers are explained. There is no padding, and nothing after the
+    end of the text.
 
     Attributes:
-        tokens: `S` pieces of text; joined, they are `text`. Where several tokens make up one character, the first of them
-            holds it and the others are `""`.
-        token_ids: `S` token ids; None where the units are not tokens.
+        tokens: `S` pieces of text; joined, they are `text`. If several tokens make up one character, the first of them has
+            it and the others are `""`.
+        token_ids: `S` token ids; None if the units are not tokens.
         prompt_length: `P`.
         attributions: `[N, S]`, float32: how much each unit contributed to each generated one.
         token_probabilities: `[N]`: the model's probability of each generated unit, given all before it.
         text: The whole text, special tokens included.
         special: `S` bools: template markers, beginning and end of text, placeholders.
         target_scores: `[N]`: the explained scalar; by default the raw logit of the token.
-        layer_attributions: `[L, N, S]`: the heatmap of each layer, where recorded.
+        layer_attributions: `[L, N, S]`: the heatmap of each layer; None if they were not recorded.
         layers: The explained layers, as indices of the model's attention layers.
         layer_names: The names of their modules.
         model_name: The model's name.
@@ -64,6 +65,13 @@ class Explanation:
 
     Raises:
         InvalidInputError: Shapes or texts do not fit together, or a score is not finite.
+
+    Examples:
+        >>> explanation = GradELLM(model, tokenizer).explain("The capital of Italy is", target=" Rome")
+        >>> explanation.tokens[explanation.prompt_length]  # generated unit 0
+        ' Rome'
+        >>> explanation.attributions.shape  # [N, S]
+        torch.Size([1, 6])
     """
 
     tokens: list[str]
@@ -122,8 +130,12 @@ class Explanation:
                 holds are shown as they are written in the vocabulary, and none counts as special.
 
         Raises:
-            InvalidInputError: There is no such row, no tokenizer where one is needed, or the prompt was given as embeddings,
-                which have no text; or it is no such output.
+            InvalidInputError: There is no such row, a tokenizer is needed and not given, the prompt was given as embeddings,
+                which have no text, or it is no such output.
+
+        Examples:
+            >>> Explanation.from_output(out, 0, tokenizer).tokens[:5]
+            ['The', ' capital', ' of', ' Italy', ' is']
         """
         from .output import ExplainGenerateOutput
 
@@ -172,8 +184,8 @@ class Explanation:
 
         - `"token"`: tokens that make up one character are one unit.
         - `"word"`: letters, digits and combining marks in a row, with apostrophes inside (`don't`) and points inside numbers
-          (`3.14`). Each Han character is a word; kana, Thai and others that are written without spaces are not split.
-          Punctuation in a row is a unit, each emoji with its modifiers another. Spaces belong to what follows; line
+          (`3.14`). Each Han character is a word. Kana, Thai and others that are written without spaces are not split.
+          Punctuation in a row is one unit, and so is each emoji with its modifiers. Spaces belong to what follows. Line
           breaks stand alone.
         - `"sentence"`: ends at `.`, `!`, `?` or `…` before white space, at the full stops of Chinese, Japanese, Arabic, Urdu
           and Hindi, and at line breaks. Abbreviations are not known: `Dr. Smith` is cut.
@@ -182,26 +194,38 @@ class Explanation:
 
         Args:
             level: The units of the prompt.
-            generated: Those of the generated text, where they differ.
+            generated: The units of the generated text; None: the same.
 
         Raises:
             InvalidInputError: There is no such level.
+
+        Examples:
+            >>> explanation.units("word")[:3]
+            [(0, 1), (1, 2), (2, 3)]
         """
         return unit_ranges(self, level, generated)
 
     def aggregate(self, by: Level | Spans, *, generated: Level | None = None) -> "Explanation":
-        """Larger units: scores are summed over the tokens of a unit, contributing and generated ones alike.
+        """The explanation of larger units. Scores are summed over the tokens of a unit, both of sources and of generated ones.
 
         A generated unit can then contribute to itself: its later tokens rest on its earlier ones.
 
         Args:
-            by: `"word"`, `"sentence"` or `"token"` (see `units`), or spans of the prompt: `{name: span}` or a list of spans,
-                each a pair (start, end) of character offsets in `text` or a substring that occurs once in the prompt.
-                What lies between spans becomes units of its own, special tokens apart. See `unit_names`.
-            generated: The units of the generated text; the same level, or tokens where `by` are spans.
+            by: `"word"`, `"sentence"` or `"token"` (see `units`), or spans of the prompt: `{name: span}` or a list of spans.
+                A span is a pair (start, end) of character offsets in `text`, or a substring that occurs once in the prompt.
+                The text between spans becomes units too, in which each special token is one of its own. See `unit_names`.
+            generated: The units of the generated text. None: the same level, or tokens if `by` are spans.
+
+        Returns:
+            An explanation of `S'` units: `attributions` is `[N', S']`.
 
         Raises:
             InvalidInputError: There is no such level, or a span is not in the prompt, ambiguous, or overlaps another.
+
+        Examples:
+            >>> by_name = explanation.aggregate({"question": "The capital of", "place": " Italy"})
+            >>> by_name.unit_names[:3]
+            ['question', 'place', None]
         """
         if isinstance(by, str):
             level: Any = by
@@ -218,10 +242,17 @@ class Explanation:
     def normalize(self, by: Literal["max", "sum"] = "max") -> "Explanation":
         """Scores divided, step by step, by the largest absolute score or by the sum of absolute scores.
 
-        A step without scores stays zero. Layers are divided by the same number as their sum.
+        A step without scores stays zero. The heatmaps of single layers are divided by the same numbers as their sum.
+
+        Args:
+            by: `"max"`: the largest absolute score becomes 1. `"sum"`: the absolute scores add up to 1.
 
         Raises:
             InvalidInputError: There is no such normalisation.
+
+        Examples:
+            >>> explanation.normalize("sum").attributions.sum(-1).round(decimals=3)
+            tensor([1., 1., 1., 1.])
         """
         choice("by", by, ("max", "sum"))
         size = self.attributions.abs()
@@ -247,6 +278,10 @@ class Explanation:
 
         Raises:
             InvalidInputError: There is no such step, or `k` is no number of units.
+
+        Examples:
+            >>> explanation.top(0, k=1)
+            [Contribution(position=..., token='...', score=...)]
         """
         step, k = whole_number("step", step), whole_number("k", k, 0)
         num_steps = len(self.attributions)
@@ -260,13 +295,30 @@ class Explanation:
         return [Contribution(i, self.tokens[i], scores[i].item()) for i in order if size[i] > 0]
 
     def to_dataframe(self) -> "DataFrame":
-        """A long table, one row a step and position before it; see `gradellm_hf.interchange.to_dataframe`."""
+        """A long table, one row per step and position before it; see `gradellm_hf.interchange.to_dataframe`.
+
+        Examples:
+            >>> len(explanation.to_dataframe())  # 5 + 6 + 7 + 8 positions before the four generated tokens
+            26
+        """
         from ..visualization.table import table
 
         return table([self])
 
     def to_html(self, path: str | os.PathLike[str] | None = None, **options: Any) -> str:
-        """A self-contained interactive page, also written to `path` where given; see `visualization.html.report`."""
+        """A self-contained interactive page, also written to `path` if given; see `visualization.html.report`.
+
+        Args:
+            path: The file to write.
+            **options: As for `report`: the title.
+
+        Raises:
+            InvalidInputError: The title is no text.
+            OSError: The file cannot be written.
+
+        Examples:
+            >>> page = explanation.to_html("answer.html", title="Where is Rome?")
+        """
         from ..visualization.html import report
 
         page = report(self, **options)
@@ -275,13 +327,37 @@ class Explanation:
         return page
 
     def plot(self, path: str | os.PathLike[str] | None = None, **options: Any) -> "Figure":
-        """A matplotlib figure, also written to `path` where given; see `visualization.plot.plot_heatmap`."""
+        """A matplotlib figure, also written to `path` if given; see `visualization.plot.plot_heatmap`.
+
+        Args:
+            path: The file to write.
+            **options: As for `plot_heatmap`.
+
+        Raises:
+            MissingDependencyError: matplotlib is not installed.
+            InvalidInputError: There is nothing to show, or an option is not usable.
+            OSError: The file cannot be written.
+
+        Examples:
+            >>> figure = explanation.plot("answer.png")
+        """
         from ..visualization.plot import plot_heatmap
 
         return plot_heatmap(self, path, **options)
 
     def render(self, **options: Any) -> str:
-        """Lines for a terminal; see `visualization.terminal.render`."""
+        """Lines for a terminal; see `visualization.terminal.render`.
+
+        Args:
+            **options: As for `render`.
+
+        Raises:
+            InvalidInputError: `top` is no number of at least 0.
+
+        Examples:
+            >>> len(explanation.render(top=2).splitlines())  # one line per generated token
+            4
+        """
         from ..visualization.terminal import render
 
         return render(self, **options)
@@ -299,7 +375,16 @@ class Explanation:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one `.safetensors` file, atomically. It is read without the model, its tokenizer or pickle."""
+        """Writes one `.safetensors` file, atomically. It is read without the model, its tokenizer or pickle.
+
+        Raises:
+            OSError: The file cannot be written.
+
+        Examples:
+            >>> explanation.save("answer.safetensors")
+            >>> Explanation.load("answer.safetensors").text == explanation.text
+            True
+        """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         tensors = {name: value for name, value in values.items() if name in _TENSORS and value is not None}
         metadata = {name: value for name, value in values.items() if name not in _TENSORS}
@@ -313,6 +398,11 @@ class Explanation:
         Raises:
             FileNotFoundError: There is no such file.
             InvalidInputError: It is not such a file, damaged, or of a format version that this release does not know.
+
+        Examples:
+            >>> explanation.save("answer.safetensors")
+            >>> Explanation.load("answer.safetensors")
+            Explanation(4 generated tokens from 5, ...)
         """
         file = TensorFile(path, _WRITER)
         file.check_format(FORMAT, FORMAT_VERSION)
@@ -325,7 +415,7 @@ class Explanation:
 
 
 class _Metadata(TypedDict):
-    """What the metadata of a file must have besides `format` and `format_version`; `Explanation` looks at the rest."""
+    """What the metadata of a file must have besides `format` and `format_version`. `Explanation` checks the rest."""
 
     tokens: list[str]
     token_ids: Any

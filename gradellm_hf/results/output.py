@@ -53,33 +53,38 @@ class ExplainGenerateOutput(ModelOutput):
 
     Args:
         sequences (`torch.LongTensor` of shape `(R, S)`):
-            As `model.generate` returns them (without the prompt, where that was given as `inputs_embeds` only).
+            As `model.generate` returns them (without the prompt, if it was given as `inputs_embeds` only).
         attributions (`torch.FloatTensor` of shape `(R, N, S)`):
             `a[n, i]`: contribution of position `i` to generated token `n`. Exactly 0 for `i >= P + n`, for padding, and for
             steps after a row's end.
         step_mask (`torch.BoolTensor` of shape `(R, N)`):
             False for steps after a row's end: those that follow the token at which `generate` ended it (an end-of-sequence
             token, a stop string, any stopping criterion). If a `custom_generate` function does not ask the list of
-            stopping criteria: after the first end-of-sequence token, or where nothing but padding follows. For given text
-            see `explain_sequences`.
+            stopping criteria, a row ends with its first end-of-sequence token, or before nothing but padding. For given
+            text see `explain_sequences`.
         prompt_length (`int`):
             `P`, padding included; counts the positions of `inputs_embeds` too.
         target_scores (`torch.FloatTensor` of shape `(R, N)`):
-            The explained scalar `f_n`; by default the raw logit of the chosen token. 0 where `step_mask` is False.
+            The explained scalar `f_n`; by default the raw logit of the chosen token. 0 for steps after a row's end.
         token_probabilities (`torch.FloatTensor` of shape `(R, N)`):
-            Softmax of the raw logits at the chosen token, before any logits processor. 0 where `step_mask` is False.
+            Softmax of the raw logits at the chosen token, before any logits processor. 0 for steps after a row's end.
         layer_attributions (`torch.FloatTensor` of shape `(R, len(layers), N, S)`, *optional*):
             The heatmap of each explained layer, with `output_layer_attributions=True`.
         prompt_mask (`torch.BoolTensor` of shape `(R, P)`): False for padding.
         image_mask (`torch.BoolTensor` of shape `(R, P)`, *optional*, for models that read images):
-            True where a prompt position holds (a patch of) an image.
+            True for prompt positions that hold (a patch of) an image.
         layers (`list[int]`): The explained layers, as indices of the model's attention layers.
         layer_names (`list[str]`): The names of their modules: in a hybrid model not every decoder layer has attention.
         explain_config (`GradELLMConfig`): How it was explained. None after loading a file made with a callable target.
         model_name (`str`): `config.name_or_path` of the model, or its class.
-        tokens (`list[list[str]]` of `R` lists of length `S`, *optional*): Set by `load` where the file holds tokens.
+        tokens (`list[list[str]]` of `R` lists of length `S`, *optional*): Set by `load` if the file holds tokens.
         scores, logits, attentions, hidden_states, cache, sequences_scores, beam_indices (*optional*):
             As `model.generate` returns them, when asked for.
+
+    Examples:
+        >>> out = explain_generate(model, **inputs, max_new_tokens=4)
+        >>> out.attributions.shape, out.step_mask.shape  # [R, N, S] and [R, N]
+        (torch.Size([1, 4, 9]), torch.Size([1, 4]))
     """
 
     sequences: Tensor = _ALWAYS
@@ -121,9 +126,16 @@ class ExplainGenerateOutput(ModelOutput):
             tokenizer: The tokenizer, or processor, that the prompts were made with. None: the tokens that a loaded file
                 holds, as they are written in the vocabulary.
 
+        Returns:
+            `R` explanations.
+
         Raises:
-            InvalidInputError: There is no tokenizer where one is needed, or the prompts were given as embeddings, which have
-                no text.
+            InvalidInputError: A tokenizer is needed and not given, or the prompts were given as embeddings, which have no
+                text.
+
+        Examples:
+            >>> out.explanations(tokenizer)
+            [Explanation(4 generated tokens from 5, ...)]
         """
         from .explanation import Explanation
 
@@ -135,6 +147,14 @@ class ExplainGenerateOutput(ModelOutput):
         Args:
             path: File to write.
             tokenizer: If given, the tokens are stored too, so that the file can be read without it.
+
+        Raises:
+            OSError: The file cannot be written.
+
+        Examples:
+            >>> out.save("out.safetensors", tokenizer)
+            >>> ExplainGenerateOutput.load("out.safetensors").attributions.equal(out.attributions)
+            True
         """
         values = {name: getattr(self, name) for name in _TENSORS}
         tensors = {name: value for name, value in values.items() if value is not None}
@@ -160,6 +180,11 @@ class ExplainGenerateOutput(ModelOutput):
         Raises:
             FileNotFoundError: There is no such file.
             InvalidInputError: It is not such a file, damaged, or of a format version that this release does not know.
+
+        Examples:
+            >>> out.save("out.safetensors", tokenizer)
+            >>> ExplainGenerateOutput.load("out.safetensors").explanations()
+            [Explanation(4 generated tokens from 5, ...)]
         """
         file = TensorFile(path, "ExplainGenerateOutput.save")
         file.check_format(FORMAT, FORMAT_VERSION)
@@ -180,7 +205,7 @@ class ExplainGenerateOutput(ModelOutput):
 
 
 def _check_sizes(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Raises InvalidInputError where what a file holds does not fit together."""
+    """Raises InvalidInputError if what a file holds does not fit together."""
     layers, names, tokens = metadata["layers"], metadata["layer_names"], metadata["tokens"]
     sizes = {"P": metadata["prompt_length"], "L": len(layers)}
     check_tensors(tensors, _TENSORS, sizes)

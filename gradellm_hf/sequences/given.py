@@ -17,7 +17,7 @@ from .row_ends import eos_token_ids, until_padding
 def given_sequences(
     facts: ModelFacts, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None
 ) -> ExplainedSequences:
-    """Text that already exists; arguments and errors as for `explain_sequences`."""
+    """Text that already exists, as sequences for the engines. Arguments and errors as for `explain_sequences`."""
     _check_sequences(facts, sequences, prompt_length, attention_mask)
     prompt_length = int(prompt_length)
     with torch.inference_mode(False):

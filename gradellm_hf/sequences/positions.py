@@ -1,4 +1,4 @@
-"""How long a text may get for a model that looks its positions up in a table, where most compute them."""
+"""How long a text may get for a model that looks its positions up in a table. Most models compute them and have no limit."""
 
 from ..architecture.facts import ModelFacts
 from ..errors import InvalidInputError
@@ -9,18 +9,18 @@ class PositionRoom:
 
     Args:
         facts: The model.
-        prompt_length: Positions that the longest prompt takes: without padding, where the model does not count it.
+        prompt_length: Positions that the longest prompt takes. Padding counts only if the model counts it.
     """
 
     def __init__(self, facts: ModelFacts, prompt_length: int):
         self._model_type, self._limit, self._prompt_length = facts.model_type, facts.position_limit, prompt_length
 
     def fits(self, num_steps: int) -> bool:
-        """Whether the model can read the prompt and what is written in so many steps, but for the last token."""
+        """Whether the model can read the prompt and all that is written in so many steps except the last token."""
         return self._limit is None or self._needed(num_steps) <= self._limit
 
     def check(self, num_steps: int) -> None:
-        """Raises InvalidInputError where they do not fit."""
+        """Raises InvalidInputError if they do not fit."""
         if self._limit is None or self.fits(num_steps):
             return
         room = self._limit - self._prompt_length + 1

@@ -1,4 +1,4 @@
-"""What `generate` really fed the model: the prompt after its own preparation, read off the first forward calls."""
+"""What `generate` fed the model: the prompt as `generate` prepared it, seen in the first forward calls."""
 
 import inspect
 from collections.abc import Iterator
@@ -31,14 +31,14 @@ _OURS = {
 
 
 class PromptRecording:
-    """The arguments of the forward calls that read the prompt; more than one where `generate` prefills in chunks.
+    """The arguments of the forward calls that read the prompt. There are several if `generate` prefills in chunks.
 
     Attributes:
         logits: What these calls, and those after them, predict from the last prompt position on.
         rows: Rows of those calls: batch times beams, or batch times returned sequences.
-        padding: 1 for real tokens, `[rows, P]`; None where it is not to be seen in the calls.
-        per_position: Arguments with one entry a position, by name, `[..., rows or 1, <= P]`: of the prompt's last positions,
-            where the first ones were in the cache before.
+        padding: 1 for real tokens, `[rows, P]`; None if the calls do not show it.
+        per_position: Arguments with one entry per position, by name, `[..., rows or 1, <= P]`. If the start of the prompt was
+            in the cache before, they are those of its last positions.
         forward_kwargs: Arguments that every call gets.
         prefill_kwargs: Arguments that belong to the prompt as a whole, such as images.
     """
@@ -59,7 +59,7 @@ class PromptRecording:
 
     @property
     def cache(self) -> Any:
-        """The cache that these calls read the prompt into; None where they had none."""
+        """The cache that these calls read the prompt into; None if they had none."""
         return self._calls[-1].get("cache") if self._calls else None
 
     @property
@@ -76,7 +76,7 @@ class PromptRecording:
             self.is_paused = False
 
     def add(self, arguments: dict[str, Any]) -> None:
-        """Raises InvalidInputError where a row's prompt ends in padding."""
+        """Takes in the arguments of a call; raises InvalidInputError if a row's prompt ends in padding."""
         if not self._calls:
             cache = arguments.get("cache")
             self._position = 0 if cache is None else int(cache.get_seq_length())
@@ -90,7 +90,7 @@ class PromptRecording:
     @property
     def padding(self) -> Tensor | None:
         given = self._calls[-1].get("attention_mask") if self._calls else None
-        # There may be one mask a kind of layer; a token that is not padding sees itself in all of them.
+        # There may be one mask per kind of layer; a token that is not padding sees itself in all of them.
         mask: Tensor | None = next(iter(given.values())) if isinstance(given, dict) else given
         if mask is None or (mask.ndim == 4 and self._first_position > 0):
             return None
@@ -110,7 +110,7 @@ class PromptRecording:
 
     @property
     def forward_kwargs(self) -> dict[str, Any]:
-        """What `generate` passes on without being a parameter of the model (a tokenizer, say) is left out."""
+        """Without what `generate` passes on although the model does not take it (a tokenizer, say)."""
         return {k: v for k, v in self._further.items() if k in self._parameters and not _belongs_to_prompt(k, v)}
 
     @property
@@ -142,7 +142,7 @@ def record_prompt(facts: ModelFacts, prompt_length: int, decoding: bool = False)
     """Watches the model's forward calls of this thread until the prompt of `prompt_length` positions has been read.
 
     Args:
-        decoding: Whether the logits of the calls after that are looked at too, unless these calls may be compiled.
+        decoding: Whether to look at the logits of the calls after that too, unless these calls may be compiled.
     """
     model, recording = facts.model, PromptRecording(prompt_length, facts.parameters)
     num_layers = _num_layers(model)
@@ -153,7 +153,7 @@ def record_prompt(facts: ModelFacts, prompt_length: int, decoding: bool = False)
             handle.remove()
 
     def is_draft() -> bool:
-        """With `assistant_early_exit`, fewer layers of the model itself write the drafts, before it has read the prompt."""
+        """Whether this call writes a draft: with `assistant_early_exit`, the model does so with fewer of its own layers."""
         return _num_layers(model) != num_layers
 
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Explanations as a long table, one row per step and position before it."""
+"""Explanations as a long table, one row per step and position before that step."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
