@@ -70,7 +70,7 @@ def run_in_process(part: str, options: argparse.Namespace, device: str) -> PartR
         code = process.wait(options.limit)
         ended = f"its process ended with signal {-code}, for want of memory perhaps" if code < 0 else f"exit status {code}"
     except subprocess.TimeoutExpired:
-        ended = f"it took longer than {options.limit:.0f} s"
+        ended = f"it took longer than {options.limit:g} s"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # and what it has started, such as compilers

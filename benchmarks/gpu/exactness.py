@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import dispatch_model
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import CompileConfig, PreTrainedModel
 
@@ -151,7 +152,12 @@ class _Comparison:
         if not on_cuda:  # where `generate` does not compile by itself; without a compiler's minutes
             options["compile_config"] = CompileConfig(backend="eager", mode=None)
             options["compile_config"]._compile_all_devices = True
-        return self._written(copy.deepcopy(self.model), cache_implementation=implementation, **options)
+        before = _number_of_graphs()
+        found = self._written(copy.deepcopy(self.model), cache_implementation=implementation, **options)
+        found["compiled"] = _number_of_graphs() > before
+        if implementation == "static" and not found["compiled"]:
+            found["note"] += "**nothing was compiled**"
+        return found
 
     def _flash_attention(self, implementation: str, package: str) -> "dict[str, Any] | str":
         if importlib.util.find_spec(package) is None:
@@ -193,6 +199,11 @@ def _config(engine: str) -> GradELLMConfig:
 
 def _explain(model: Any, text: Tensor, prompt_length: int, engine: str) -> Any:
     return explain_sequences(model, text, prompt_length, explain_config=_config(engine))
+
+
+def _number_of_graphs() -> int:
+    """How many graphs `torch.compile` has made in this process."""
+    return counters["stats"]["unique_graphs"]
 
 
 def _is_no_kernel(error: RuntimeError) -> bool:

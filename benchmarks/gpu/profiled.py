@@ -155,14 +155,16 @@ class Traffic(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         read = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         written = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        over_keys = [x for x in (*read, *written) if x.ndim > 2 and x.shape[-1] in self.num_keys]
         name = function.overloadpacket.__name__
+        is_product = name in ("bmm", "mm")
+        looked_at = (read[0], *written) if is_product else (*read, *written)  # the keys themselves are on the right
+        over_keys = [x for x in looked_at if x.ndim > 2 and x.shape[-1] in self.num_keys]
         if not over_keys or name.startswith(("empty", "new_empty")) or self._is_view(name, read, written):
             return result
         size = sum(min(x.numel() * x.element_size(), x.untyped_storage().nbytes()) for x in over_keys)
-        if name in ("bmm", "mm", "baddbmm", "addmm"):
+        if is_product:
             self.of_products += size
-            self.operations += 2 * written[0].numel() * read[-1].shape[-2]
+            self.operations += 2 * written[0].numel() * read[0].shape[-1]
         else:
             self.passes += 1
             self.element_wise += size
