@@ -9,6 +9,7 @@ import torch
 from .architecture.reading import input_device, placeholder_mask, vocabulary_size
 from .architecture.support import ModelWrapper, unwrap
 from .checks.arguments import is_list
+from .checks.renamed import renamed, warn_of_old_name
 from .configuration import GradELLMConfig, checked_config
 from .errors import InvalidInputError
 from .generation import explain_generate, explain_sequences
@@ -16,8 +17,9 @@ from .results.output import ExplainGenerateOutput
 from .text.chats import Chat, is_chat
 from .text.encoding import encode_prompt, encode_target, text_tokenizer
 
-_FILE_OPTIONS = (  # of `from_pretrained`, which the tokenizer needs too
+_SHARED_OPTIONS = (  # of `from_pretrained`: the tokenizer needs them too
     "cache_dir",
+    "config",
     "force_download",
     "gguf_file",
     "local_files_only",
@@ -35,19 +37,19 @@ class GradELLM(ModelWrapper):
     Args:
         model: A decoder-only Transformers model in evaluation mode; also wrapped by PEFT, dispatched by accelerate, compiled.
         tokenizer: Its tokenizer, or processor; needed by `explain` only.
-        config: What to explain and how, unless a call says otherwise.
+        explain_config: What to explain and how, unless a call says otherwise.
 
     Attributes:
-        model, tokenizer: As given.
-        explain_config: As given as `config`; `config` itself is the wrapped model's.
+        model, tokenizer, explain_config: As given. `config` is the wrapped model's.
 
     Raises:
-        InvalidInputError: `config` is not a GradELLMConfig.
+        InvalidInputError: `explain_config` is not a GradELLMConfig.
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, config: GradELLMConfig | None = None):
-        checked_config("config", config)
-        self.model, self.tokenizer, self.explain_config = model, tokenizer, config
+    @renamed(config="explain_config")
+    def __init__(self, model: Any, tokenizer: Any = None, explain_config: GradELLMConfig | None = None):
+        checked_config("explain_config", explain_config)
+        self.model, self.tokenizer, self.explain_config = model, tokenizer, explain_config
 
     @classmethod
     def from_pretrained(
@@ -57,7 +59,8 @@ class GradELLM(ModelWrapper):
         device_map: Any = "auto",
         dtype: Any = "auto",
         tokenizer: Any = None,
-        config: GradELLMConfig | None = None,
+        explain_config: GradELLMConfig | None = None,
+        config: Any = None,
         **kwargs: Any,
     ) -> "GradELLM":
         """Loads a model, in evaluation mode, and its tokenizer, which pads on the left.
@@ -68,24 +71,35 @@ class GradELLM(ModelWrapper):
                 accelerate, the host's memory.
             dtype: As in the file, unless given.
             tokenizer: A tokenizer to take instead of the one that lies with the model.
-            config: What to explain and how.
+            explain_config: What to explain and how.
+            config: The model's, as `AutoConfig.from_pretrained` returns it, instead of the one that lies with the model.
             **kwargs: For `AutoModelForCausalLM.from_pretrained`: `max_memory`, `offload_folder`, `quantization_config`,
                 `attn_implementation`, `gguf_file`, `revision`, ...
 
         Raises:
-            InvalidInputError: `config` is not a GradELLMConfig.
+            InvalidInputError: `explain_config` is not a GradELLMConfig, or `config` is not a configuration of a model.
             OSError: There is no such model.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-        checked_config("config", config)
+        if isinstance(config, GradELLMConfig) and explain_config is None:
+            warn_of_old_name("config", "explain_config", stacklevel=2)
+            explain_config, config = config, None
+        checked_config("explain_config", explain_config)
+        if config is not None and not isinstance(config, PreTrainedConfig):
+            raise InvalidInputError(
+                "`config` must be the model's configuration, as AutoConfig.from_pretrained returns it, got "
+                f"{type(config).__name__}. What to explain and how goes into `explain_config`."
+            )
+        if config is not None:
+            kwargs["config"] = config
         if kwargs.get("distributed_config") is not None and device_map == "auto":
             device_map = None  # the processes share the model out
         model: Any = AutoModelForCausalLM.from_pretrained(name, device_map=device_map, dtype=dtype, **kwargs)
         if tokenizer is None:
-            files = {option: kwargs[option] for option in _FILE_OPTIONS if option in kwargs}
-            tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", **files)
-        return cls(model.eval(), tokenizer, config)
+            shared = {option: kwargs[option] for option in _SHARED_OPTIONS if option in kwargs}
+            tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", **shared)
+        return cls(model.eval(), tokenizer, explain_config)
 
     def generate(
         self, inputs: torch.Tensor | None = None, *, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
@@ -150,7 +164,7 @@ class GradELLM(ModelWrapper):
         return getattr(self.model, name)
 
     def __repr__(self) -> str:
-        return f"GradELLM({type(self.model).__name__}, config={self.explain_config!r})"
+        return f"GradELLM({type(self.model).__name__}, explain_config={self.explain_config!r})"
 
     def _config(self, given: GradELLMConfig | None) -> GradELLMConfig | None:
         checked_config("explain_config", given)

@@ -2,9 +2,11 @@
 
 import copy
 import inspect
+import json
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
 from gradellm_hf.model import GradELLM
@@ -138,7 +140,7 @@ def test_the_padding_side_of_the_tokenizer_does_not_matter():
 
 def test_its_configuration_holds_unless_a_call_says_otherwise():
     config, other = GradELLMConfig(layers=1), GradELLMConfig(layers=2)
-    model = tiny(config=config)
+    model = tiny(explain_config=config)
     assert model.explain("Rome", "is").explain_config == config
     assert model.explain("Rome", "is", explain_config=other).explain_config == other
     assert model.generate(**padded_prompts(), max_new_tokens=2).explain_config == config
@@ -163,7 +165,7 @@ def test_everything_else_is_the_wrapped_models():
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = model.no_such_thing
     assert copy.deepcopy(model).config.vocab_size == model.config.vocab_size
-    assert repr(model) == "GradELLM(LlamaForCausalLM, config=None)"
+    assert repr(model) == "GradELLM(LlamaForCausalLM, explain_config=None)"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,13 @@ def test_everything_else_is_the_wrapped_models():
         (lambda m: m.explain("Rome", "is", max_new_tokens=4), r"\['max_new_tokens'\] mean nothing"),
         (lambda m: GradELLM(small_llama(), m.tokenizer).explain("Rome 👩"), "the model knows 97 tokens"),
         (lambda m: GradELLM(m.model, m.tokenizer, m.config), "got LlamaConfig"),
-        (lambda m: GradELLM.from_pretrained("nowhere", config={"layers": 1}), "got dict"),
+        (lambda m: GradELLM.from_pretrained("nowhere", explain_config={"layers": 1}), "`explain_config` must be .* got dict"),
+        (lambda m: GradELLM.from_pretrained("nowhere", explain_config=m.config), "`explain_config` must be .* got LlamaConfig"),
+        (lambda m: GradELLM.from_pretrained("nowhere", config="here"), "`config` must be the model's configuration.* got str"),
+        (
+            lambda m: GradELLM.from_pretrained("nowhere", explain_config=GradELLMConfig(), config=GradELLMConfig()),
+            "`config` must be the model's configuration.* got GradELLMConfig",
+        ),
     ],
 )
 def test_errors_say_what_is_wrong(call, message):
@@ -202,11 +210,11 @@ def folder(tmp_path_factory):
 
 
 def test_loaded_from_a_folder(folder):
-    loaded, config = GradELLM.from_pretrained(folder, config=GradELLMConfig(layers=1)), GradELLMConfig(layers=1)
+    loaded, config = GradELLM.from_pretrained(folder, explain_config=GradELLMConfig(layers=1)), GradELLMConfig(layers=1)
     assert not loaded.model.training
     assert loaded.tokenizer.padding_side == "left"
     assert loaded.explain_config == config
-    expected = tiny(config=config).explain(["The capital", "Rome is"], **GREEDY)
+    expected = tiny(explain_config=config).explain(["The capital", "Rome is"], **GREEDY)
     for actual, other in zip(loaded.explain(["The capital", "Rome is"], **GREEDY), expected, strict=True):
         assert actual.tokens == other.tokens
         assert_same_heatmaps(actual.attributions, other.attributions)
@@ -220,6 +228,31 @@ def test_options_reach_the_loading(folder, tmp_path):
     assert GradELLM.from_pretrained(folder, tokenizer=tokenizer).tokenizer is tokenizer
     with pytest.raises(OSError, match="nowhere"):
         GradELLM.from_pretrained(tmp_path / "nowhere")
+
+
+def test_config_is_the_models_as_in_transformers(folder):
+    config = AutoConfig.from_pretrained(folder)
+    config.rms_norm_eps, config.rope_parameters = 0.5, {"rope_type": "default", "rope_theta": 100.0}
+    loaded = GradELLM.from_pretrained(folder, config=config, explain_config=GradELLMConfig(layers=1))
+    assert loaded.explain_config == GradELLMConfig(layers=1)
+    assert loaded.config.rms_norm_eps == 0.5
+    expected = AutoModelForCausalLM.from_pretrained(folder, config=config)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(loaded(ids).logits, expected(ids).logits)
+    assert not torch.equal(loaded(ids).logits, tiny().model(ids).logits)
+
+
+def test_the_tokenizer_is_found_by_a_given_config_too(folder, tmp_path):
+    """Of a vocabulary and merges alone, only the model's configuration tells which tokenizer they belong to."""
+    written = json.loads((folder / "tokenizer.json").read_text())["model"]
+    config = GPT2Config(vocab_size=len(byte_level_bpe()), n_embd=24, n_layer=2, n_head=3)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(written["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(merge) for merge in written["merges"]))
+    loaded = GradELLM.from_pretrained(tmp_path, config=config)
+    ids = loaded.explain("The capital", **GREEDY).token_ids
+    assert ids[: -GREEDY["max_new_tokens"]] == byte_level_bpe()("The capital")["input_ids"]
 
 
 def test_a_model_of_which_half_lies_on_disk(folder, tmp_path):

@@ -364,7 +364,7 @@ def test_an_empty_configuration_is_no_configuration(explainer, config, tmp_path)
         lambda: explain_stream(explainer.model, random_ids(1, 3), explain_config=config),
         lambda: explain_dataset(explainer, ["Rome"], tmp_path / "out", explain_config=config),
         lambda: GradELLM(explainer.model, explainer.tokenizer, config),
-        lambda: get_method("grad_ellm")(explainer.model, IDS, 3, config=config),
+        lambda: get_method("grad_ellm")(explainer.model, IDS, 3, explain_config=config),
     ]
     for call in calls:
         with pytest.raises(InvalidInputError, match="must be a GradELLMConfig, got"):
