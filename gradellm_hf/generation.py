@@ -10,7 +10,7 @@ from .architecture.caches import prompt_cache
 from .architecture.facts import ModelFacts, explained_layers, look_at
 from .architecture.reading import placeholder_mask
 from .architecture.support import without_wrapper
-from .configuration import GradELLMConfig, checked_config
+from .configuration import GradELLMConfig
 from .engines.explain import explain
 from .engines.heatmap_sums import Heatmaps
 from .results.output import ExplainGenerateOutput
@@ -43,8 +43,7 @@ def explain_generate(
         InvalidInputError: An argument or the state of the model is not usable. Whatever goes wrong after the text has
             been generated, the exception carries what `generate` returned as its attribute `generated`.
     """
-    model, explain_config = without_wrapper(model, explain_config)
-    config = checked_config("explain_config", explain_config) or GradELLMConfig()
+    model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
     layers = explained_layers(facts, config)
     call = GenerateCall(facts, inputs, generate_kwargs)
@@ -97,8 +96,7 @@ def explain_sequences(
         UnsupportedArchitectureError: The model cannot be explained exactly.
         InvalidInputError: An argument or the state of the model is not usable.
     """
-    model, explain_config = without_wrapper(model, explain_config)
-    config = checked_config("explain_config", explain_config) or GradELLMConfig()
+    model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
     layers = explained_layers(facts, config)
     text = given_sequences(facts, sequences, prompt_length, attention_mask)

@@ -48,7 +48,7 @@ class GradELLM(ModelWrapper):
 
     @renamed(config="explain_config")
     def __init__(self, model: Any, tokenizer: Any = None, explain_config: GradELLMConfig | None = None):
-        checked_config("explain_config", explain_config)
+        checked_config(explain_config)
         self.model, self.tokenizer, self.explain_config = model, tokenizer, explain_config
 
     @classmethod
@@ -85,7 +85,7 @@ class GradELLM(ModelWrapper):
         if isinstance(config, GradELLMConfig) and explain_config is None:
             warn_of_old_name("config", "explain_config", stacklevel=2)
             explain_config, config = config, None
-        checked_config("explain_config", explain_config)
+        checked_config(explain_config)
         if config is not None and not isinstance(config, PreTrainedConfig):
             raise InvalidInputError(
                 "`config` must be the model's configuration, as AutoConfig.from_pretrained returns it, got "
@@ -105,8 +105,7 @@ class GradELLM(ModelWrapper):
         self, inputs: torch.Tensor | None = None, *, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
     ) -> ExplainGenerateOutput:
         """As `explain_generate`, with this object's configuration where none is given."""
-        config = self._config(explain_config)
-        return explain_generate(self.model, inputs, explain_config=config, **self._with_tokenizer(generate_kwargs))
+        return explain_generate(self, inputs, explain_config=explain_config, **self._with_tokenizer(generate_kwargs))
 
     def explain(
         self,
@@ -136,14 +135,13 @@ class GradELLM(ModelWrapper):
                 tokenizer is not the model's; or an argument is not usable.
             UnsupportedArchitectureError: The model cannot be explained exactly.
         """
-        config = self._config(explain_config)
         prompts, is_single = _prompts(text)
         tokenizer = text_tokenizer(self.tokenizer)
         encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
         if target is None:
             input_ids, attention_mask = self._batch(tokenizer, [ids for _, _, ids in encoded])
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-            out = explain_generate(self.model, **inputs, explain_config=config, **self._with_tokenizer(generate_kwargs))
+            out = explain_generate(self, **inputs, explain_config=explain_config, **self._with_tokenizer(generate_kwargs))
         else:
             if generate_kwargs:
                 raise InvalidInputError(
@@ -151,7 +149,7 @@ class GradELLM(ModelWrapper):
                 )
             texts = _targets(target, len(prompts))
             targets = [encode_target(tokenizer, *prompt, text) for prompt, text in zip(encoded, texts)]
-            out = self._explain_targets(tokenizer, [ids for _, _, ids in encoded], targets, config)
+            out = self._explain_targets(tokenizer, [ids for _, _, ids in encoded], targets, explain_config)
         explanations = out.explanations(tokenizer)
         return explanations[0] if is_single and len(explanations) == 1 else explanations
 
@@ -166,10 +164,6 @@ class GradELLM(ModelWrapper):
     def __repr__(self) -> str:
         return f"GradELLM({type(self.model).__name__}, explain_config={self.explain_config!r})"
 
-    def _config(self, given: GradELLMConfig | None) -> GradELLMConfig | None:
-        checked_config("explain_config", given)
-        return self.explain_config if given is None else given
-
     def _with_tokenizer(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of `generate` with the tokenizer, if it needs one to find `stop_strings`."""
         if self.tokenizer is None or "tokenizer" in generate_kwargs:
@@ -181,16 +175,16 @@ class GradELLM(ModelWrapper):
         return {**generate_kwargs, "tokenizer": text_tokenizer(self.tokenizer)}
 
     def _explain_targets(
-        self, tokenizer: Any, prompts: list[list[int]], targets: list[list[int]], config: GradELLMConfig | None
+        self, tokenizer: Any, prompts: list[list[int]], targets: list[list[int]], explain_config: GradELLMConfig | None
     ) -> ExplainGenerateOutput:
         prompt_ids, prompt_mask = self._batch(tokenizer, prompts)
         target_ids, target_mask = (x.flip(1) for x in self._batch(tokenizer, [ids[::-1] for ids in targets]))
         return explain_sequences(
-            self.model,
+            self,
             torch.cat([prompt_ids, target_ids], dim=1),
             prompt_ids.shape[1],
             torch.cat([prompt_mask, target_mask], dim=1),
-            explain_config=config,
+            explain_config=explain_config,
         )
 
     def _batch(self, tokenizer: Any, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from .architecture.hooks import thread_hook
 from .architecture.running import explainable
 from .architecture.support import not_finite, without_wrapper
 from .architecture.tensor_parallel import check_same_text
-from .configuration import GradELLMConfig, checked_config
+from .configuration import GradELLMConfig
 from .engines.stepwise import stepwise, stepwise_as_written
 from .errors import InvalidInputError
 from .sequences.generate_call import GenerateCall
@@ -75,8 +75,7 @@ def explain_stream(
         UnsupportedArchitectureError: The model cannot be explained exactly.
         InvalidInputError: An argument or the state of the model is not usable, or beam search is asked for.
     """
-    model, explain_config = without_wrapper(model, explain_config)
-    config = checked_config("explain_config", explain_config) or GradELLMConfig()
+    model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
     inner, layers = facts.model, explained_layers(facts, config)
     if (beams := _num_beams(inner, generate_kwargs)) > 1:

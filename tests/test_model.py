@@ -8,10 +8,20 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
+from gradellm_hf import (
+    GradELLMConfig,
+    InvalidInputError,
+    explain_dataset,
+    explain_generate,
+    explain_sequences,
+    explain_stream,
+    verify,
+)
+from gradellm_hf.methods import get_method, grad_ellm, method_names
+from gradellm_hf.metrics import deletion, insertion, pi_soft_nc, pi_soft_ns, rank_correlation, soft_nc, soft_ns
 from gradellm_hf.model import GradELLM
 from gradellm_hf.results.explanation import Explanation
-from tests.support.small_llama import assert_same_heatmaps, padded_prompts, small_llama
+from tests.support.small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
 from tests.support.tiny_tokenizers import KINDS, byte_fallback_bpe, byte_level_bpe
 
 CHAT = [{"role": "user", "content": "What is the capital of Italy?"}]
@@ -153,6 +163,80 @@ def test_generate_is_explain_generate():
         model.generate(**padded_prompts(), max_new_tokens=3, do_sample=False).attributions,
         explain_generate(model.model, **padded_prompts(), max_new_tokens=3, do_sample=False).attributions,
     )
+
+
+# --- Taken wherever a model is --------------------------------------------------------------------------------------
+
+
+def streamed(model, **options):
+    steps = [step.attributions[0] for step in explain_stream(model, **padded_prompts((6,)), max_new_tokens=3, **options)]
+    return torch.cat(steps)
+
+
+EXPLAINING = {
+    "explain_generate": lambda model, **options: explain_generate(model, **padded_prompts(), max_new_tokens=3, **options),
+    "explain_sequences": lambda model, **options: explain_sequences(model, random_ids(2, 9), 6, **options),
+    "explain_stream": streamed,
+    "grad_ellm": lambda model, **options: grad_ellm(model, random_ids(2, 9), 6, **options),
+}
+
+
+@pytest.mark.parametrize("name", EXPLAINING)
+def test_functions_that_explain_take_it_with_its_configuration(name):
+    def heatmaps(model, **options):
+        found = EXPLAINING[name](model, **options)
+        return found if isinstance(found, torch.Tensor) else found.attributions
+
+    model = tiny(explain_config=GradELLMConfig(layers=1))
+    inner, last, two = model.model, GradELLMConfig(layers=1), GradELLMConfig(layers=2)
+    assert not torch.equal(heatmaps(inner), heatmaps(inner, explain_config=last))
+    assert torch.equal(heatmaps(model), heatmaps(inner, explain_config=last))
+    assert torch.equal(heatmaps(model, explain_config=two), heatmaps(inner, explain_config=two))
+    assert torch.equal(heatmaps(GradELLM(inner)), heatmaps(inner))
+    assert torch.equal(heatmaps(GradELLM(model)), heatmaps(inner, explain_config=last))
+    model.explain_config = {"layers": 1}
+    with pytest.raises(InvalidInputError, match="`explain_config` must be a GradELLMConfig, got dict"):
+        heatmaps(model)
+
+
+def test_a_dataset_is_explained_with_its_tokenizer_and_configuration(tmp_path):
+    model = tiny(explain_config=GradELLMConfig(layers=1))
+    prompts, options = ["The capital", "Rome is"], {"max_new_tokens": 3, "do_sample": False}
+    two = GradELLMConfig(layers=2)
+    own = explain_dataset(model, prompts, tmp_path / "own", **options)
+    nested = explain_dataset(GradELLM(model, model.tokenizer), prompts, tmp_path / "nested", **options)
+    other = explain_dataset(model, prompts, tmp_path / "other", explain_config=two, **options)
+    for found, config in ((own, model.explain_config), (nested, model.explain_config), (other, two)):
+        given = {"tokenizer": model.tokenizer, "explain_config": config}
+        expected = explain_dataset(
+            model.model, prompts, tmp_path / f"expected-{len(list(tmp_path.iterdir()))}", **given, **options
+        )
+        for actual, explanation in zip(found, expected, strict=True):
+            assert actual.tokens == explanation.tokens
+            assert actual.explain_config == explanation.explain_config == config
+            assert torch.equal(actual.attributions, explanation.attributions)
+
+
+def test_verify_takes_it_off():
+    model = small_llama()
+    assert verify(GradELLM(model, explain_config=GradELLMConfig(layers=1))) == verify(model) > 0
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_methods_take_it_off(name):
+    model, ids = small_llama(head_dim=8), random_ids(2, 8)  # `grad_ellm_paper` needs H * D == E
+    expected = get_method(name)(model, ids, 6)
+    assert expected.any()
+    assert torch.equal(get_method(name)(GradELLM(model), ids, 6), expected)
+
+
+@pytest.mark.parametrize("metric", [soft_ns, soft_nc, pi_soft_ns, pi_soft_nc, deletion, insertion, rank_correlation])
+def test_metrics_take_it_off(metric):
+    model, ids = small_llama(), random_ids(2, 8)
+    heatmap = torch.rand(2, 2, 8, generator=torch.Generator().manual_seed(0))
+    expected = metric(model, ids, 6, heatmap)
+    assert expected.isfinite().all()
+    assert torch.equal(metric(GradELLM(model), ids, 6, heatmap), expected)
 
 
 def test_everything_else_is_the_wrapped_models():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..architecture.facts import explained_layers, look_at
+from ..architecture.support import without_wrapper
 from ..checks.arguments import whole_number
 from ..checks.files import remove_partial_files
 from ..configuration import GradELLMConfig
@@ -81,13 +82,11 @@ def explain_dataset(
     if not isinstance(model, GradELLM):
         model = GradELLM(model)
     tokenizer = model.tokenizer if tokenizer is None else tokenizer
-    config = model.explain_config if explain_config is None else explain_config
-    if config is None:
-        config = GradELLMConfig()
+    inner, config = without_wrapper(model, explain_config)
     _check_arguments(tokenizer, batch_size, shard_size, seed, dtype)
     batch_size, seed = int(batch_size), int(seed)
-    explainer = GradELLM(model.model, tokenizer, config)
-    explained_layers(look_at(model), config)
+    explainer = GradELLM(inner, tokenizer, config)
+    explained_layers(look_at(inner), config)
     ordered = SortedPrompts(explainer, PromptReader(prompts, column), batch_size, seed, _DTYPES[dtype], generate_kwargs)
     if shard_size is None:
         shard_size = min(-(-len(ordered) // _SHARDS), _BATCHES_PER_SHARD * batch_size)
@@ -99,7 +98,7 @@ def explain_dataset(
         "seed": seed,
         "dtype": dtype,
     }
-    job = describe_job(FORMAT, model.model, tokenizer, generate_kwargs, ordered.fingerprint, len(ordered), **options)
+    job = describe_job(FORMAT, inner, tokenizer, generate_kwargs, ordered.fingerprint, len(ordered), **options)
     _run(ordered, job, Path(output_dir))
     return load_dataset_explanations(output_dir)
 
