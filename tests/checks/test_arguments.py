@@ -408,7 +408,7 @@ def test_an_evaluation_of_something_empty_is_refused(explainer, options, message
         ("batch_size", [0, -1, True, 2.0, None, "2", b"\x02"]),
         ("shard_size", [0, -1, True, 2.0, "2", b"\x02"]),
         ("seed", [True, 2.0, None, "2", math.nan]),
-        ("dtype", ["", "float64", None, 0, [], torch.float32]),
+        ("score_dtype", ["", "float64", None, 0, [], torch.float32]),
         ("tokenizer", ["", 0, "gpt2", []]),
     ],
 )

@@ -5,7 +5,7 @@ import inspect
 import pytest
 import torch
 
-from gradellm_hf import GradELLM, GradELLMConfig, InvalidInputError
+from gradellm_hf import GradELLM, GradELLMConfig, InvalidInputError, explain_dataset
 from gradellm_hf.methods import grad_ellm
 from tests.support.small_llama import random_ids, small_llama
 from tests.support.tiny_tokenizers import byte_level_bpe
@@ -35,6 +35,21 @@ RENAMED = {
         "explain_config",
         LAST,
     ),
+    "explain_dataset": (
+        lambda f, **named: (
+            explain_dataset(
+                GradELLM(small_llama(vocab_size=len(byte_level_bpe())), byte_level_bpe()),
+                ["The capital"],
+                f / f"job{'-'.join(map(str, named.values()))}",
+                max_new_tokens=2,
+                do_sample=False,
+                **named,
+            )[0].attributions
+        ),
+        "dtype",
+        "score_dtype",
+        "float16",
+    ),
     "grad_ellm": (lambda f, **named: grad_ellm(small_llama(), IDS, 5, **named), "config", "explain_config", LAST),
 }
 
@@ -57,7 +72,15 @@ def test_both_names_at_once_are_an_error(name, folder):
         call(folder, **{old: value, new: value})
 
 
-def test_signatures_show_the_new_names_alone():
-    for function in (GradELLM, grad_ellm):
-        assert "config" not in inspect.signature(function).parameters
-        assert "explain_config" in inspect.signature(function).parameters
+@pytest.mark.parametrize(
+    ("function", "old", "new"),
+    [
+        (GradELLM, "config", "explain_config"),
+        (grad_ellm, "config", "explain_config"),
+        (explain_dataset, "dtype", "score_dtype"),
+    ],
+)
+def test_a_signature_shows_the_new_name_alone(function, old, new):
+    names = inspect.signature(function).parameters
+    assert new in names
+    assert old not in names
