@@ -129,7 +129,7 @@ def _pi_soft(settings: Settings, generator: torch.Generator) -> dict[str, Any]:
 
 
 def _order(removal: Removal, settings: Settings, generator: torch.Generator) -> dict[str, Any]:
-    return {"generator": generator, "removal": removal, "num_steps": settings.num_portions}
+    return {"generator": generator, "removal": removal, "num_portions": settings.num_portions}
 
 
 METRICS: dict[str, Metric] = {

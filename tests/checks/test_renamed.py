@@ -7,11 +7,13 @@ import torch
 
 from gradellm_hf import GradELLM, GradELLMConfig, InvalidInputError, explain_dataset
 from gradellm_hf.methods import grad_ellm
+from gradellm_hf.metrics import deletion, insertion
 from tests.support.small_llama import random_ids, small_llama
 from tests.support.tiny_tokenizers import byte_level_bpe
 
 LAST = GradELLMConfig(layers=1)
 IDS = random_ids(2, 9)
+HEATMAPS = torch.rand(2, 4, 9, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -50,6 +52,8 @@ RENAMED = {
         "score_dtype",
         "float16",
     ),
+    "deletion": (lambda f, **named: deletion(small_llama(), IDS, 5, HEATMAPS, **named), "num_steps", "num_portions", 2),
+    "insertion": (lambda f, **named: insertion(small_llama(), IDS, 5, HEATMAPS, **named), "num_steps", "num_portions", 2),
     "grad_ellm": (lambda f, **named: grad_ellm(small_llama(), IDS, 5, **named), "config", "explain_config", LAST),
 }
 
@@ -78,6 +82,8 @@ def test_both_names_at_once_are_an_error(name, folder):
         (GradELLM, "config", "explain_config"),
         (grad_ellm, "config", "explain_config"),
         (explain_dataset, "dtype", "score_dtype"),
+        (deletion, "num_steps", "num_portions"),
+        (insertion, "num_steps", "num_portions"),
     ],
 )
 def test_a_signature_shows_the_new_name_alone(function, old, new):
