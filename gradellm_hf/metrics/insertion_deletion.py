@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..checks.arguments import choice, whole_number
 from ..checks.renamed import renamed
-from .perturbation import Level, PerturbedText, Removal, Window
+from .perturbation import PerturbedText, Removal, Scope, Window
 from .soft import checked_generator
 
 
@@ -22,7 +22,7 @@ def deletion(
     removal: Removal = "zero",
     num_portions: int | None = None,
     generator: torch.Generator | None = None,
-    level: Level = "step",
+    level: Scope = "step",
     fixed: Tensor | None = None,
     batch_size: int = 16,
 ) -> Tensor:
@@ -71,7 +71,7 @@ def insertion(
     removal: Removal = "zero",
     num_portions: int | None = None,
     generator: torch.Generator | None = None,
-    level: Level = "step",
+    level: Scope = "step",
     fixed: Tensor | None = None,
     batch_size: int = 16,
 ) -> Tensor:
@@ -106,7 +106,7 @@ def _area(
     removal: Removal,
     num_portions: int | None,
     generator: torch.Generator | None,
-    level: Level,
+    level: Scope,
     inserts: bool,
 ) -> Tensor:
     text.check_attributions(attributions)
