@@ -9,7 +9,7 @@ from transformers.utils import ModelOutput
 from .architecture.caches import prompt_cache
 from .architecture.facts import ModelFacts, explained_layers, look_at
 from .architecture.support import without_wrapper
-from .configuration import GradELLMConfig, checked_config
+from .configuration import GradELLMConfig
 from .engines.explain import explain
 from .engines.heatmap_sums import Heatmaps
 from .results.output import ExplainGenerateOutput
@@ -49,8 +49,7 @@ def explain_generate(
         >>> out.sequences.shape, out.attributions.shape  # [R, S] and [R, N, S]
         (torch.Size([1, 9]), torch.Size([1, 4, 9]))
     """
-    model, explain_config = without_wrapper(model, explain_config)
-    config = checked_config("explain_config", explain_config) or GradELLMConfig()
+    model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
     layers = explained_layers(facts, config)
     call = GenerateCall(facts, inputs, generate_kwargs)
@@ -109,8 +108,7 @@ def explain_sequences(
         >>> out.attributions.shape  # [R, N, S]
         torch.Size([1, 1, 6])
     """
-    model, explain_config = without_wrapper(model, explain_config)
-    config = checked_config("explain_config", explain_config) or GradELLMConfig()
+    model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
     layers = explained_layers(facts, config)
     text = given_sequences(facts, sequences, prompt_length, attention_mask)

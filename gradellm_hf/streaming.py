@@ -18,7 +18,7 @@ from .architecture.hooks import thread_hook
 from .architecture.running import explainable
 from .architecture.support import not_finite, without_wrapper
 from .architecture.tensor_parallel import check_same_text
-from .configuration import GradELLMConfig, checked_config
+from .configuration import GradELLMConfig
 from .engines.stepwise import stepwise, stepwise_as_written
 from .errors import InvalidInputError
 from .sequences.generate_call import GenerateCall
@@ -87,8 +87,7 @@ def explain_stream(
         1 torch.Size([1, 6])
         2 torch.Size([1, 7])
     """
-    model, explain_config = without_wrapper(model, explain_config)
-    config = checked_config("explain_config", explain_config) or GradELLMConfig()
+    model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
     inner, layers = facts.model, explained_layers(facts, config)
     beams = _num_beams(inner, generate_kwargs)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..configuration import GradELLMConfig
+from ..configuration import GradELLMConfig, checked_config
 from ..errors import InvalidInputError, UnsupportedArchitectureError
 from .reading import forward_parameters
 from .tensor_parallel import check_distribution
@@ -27,11 +27,15 @@ class ModelWrapper:
     explain_config: GradELLMConfig | None
 
 
-def without_wrapper(model: Any, explain_config: GradELLMConfig | None) -> tuple[Any, GradELLMConfig | None]:
-    """The model and the configuration of a call that may have got a `ModelWrapper` in place of the model."""
-    if not isinstance(model, ModelWrapper):
-        return model, explain_config
-    return model.model, model.explain_config if explain_config is None else explain_config
+def without_wrapper(model: Any, explain_config: GradELLMConfig | None) -> tuple[Any, GradELLMConfig]:
+    """The model of a call and what it explains: as given, else as a `ModelWrapper` around the model has it, else the default.
+
+    Raises:
+        InvalidInputError: `explain_config` is not a GradELLMConfig.
+    """
+    while isinstance(model, ModelWrapper):
+        model, explain_config = model.model, model.explain_config if explain_config is None else explain_config
+    return model, checked_config(explain_config) or GradELLMConfig()
 
 
 def unwrap(model: Any) -> "PreTrainedModel":

@@ -96,7 +96,7 @@ class Explanation:
         for name, kind in field_types(this).items():
             if name not in (*_TENSORS, "explain_config"):
                 check(getattr(self, name), kind, f"`{name}`")
-        checked_config("explain_config", self.explain_config)
+        checked_config(self.explain_config)
         length = len(self.tokens)
         if self.prompt_length > length:
             raise InvalidInputError(f"`prompt_length` is {self.prompt_length}, but there are {length} units.")
