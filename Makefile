@@ -13,7 +13,7 @@ INSTALL := $(BIN) -m pip --disable-pip-version-check install -qq
 .DELETE_ON_ERROR:
 
 demo: $(READY)
-	@$(BIN) -m gradellm_hf.demo --output demo-output
+	@$(BIN) -m gradellm_hf demo --output demo-output
 
 test: $(READY)
 	@$(BIN) -m pytest --numprocesses auto --dist loadfile

@@ -233,7 +233,7 @@ def test_foreign_files_are_told_apart(output, tmp_path):
 
 
 def test_a_file_of_a_later_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradellm_hf.explanation.FORMAT_VERSION", 3)
+    monkeypatch.setattr("gradellm_hf.results.explanation.FORMAT_VERSION", 3)
     made_up(list("abc"), 2).save(tmp_path / "a")
     monkeypatch.undo()
     with pytest.raises(InvalidInputError, match=r"has format version 3; .* up to 2"):
@@ -260,7 +260,7 @@ def test_reading_a_file_needs_no_table_or_picture_library(tmp_path):
     made_up(list("abc"), 2).save(tmp_path / "a")
     code = f"""if True:
         import sys
-        from gradellm_hf.explanation import Explanation
+        from gradellm_hf import Explanation
         print(Explanation.load({str(tmp_path / "a")!r}).aggregate("word").normalize().top(0, 1))
         assert not {{"pandas", "matplotlib", "rich", "pyarrow"}} & set(sys.modules)
     """
