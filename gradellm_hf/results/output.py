@@ -2,18 +2,19 @@
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from itertools import compress
+from typing import Any, TypedDict
 
 import torch
 from transformers.utils import ModelOutput
 
+from ..checks.arguments import whole_number
 from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import Natural, TensorKind, check, check_tensors
 from ..configuration import GradELLMConfig, stored_config
 from ..errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from .explanation import Explanation
+from ..text.token_text import special_tokens, token_texts
+from .explanation import Explanation
 
 FORMAT = "gradellm_hf"
 FORMAT_VERSION = 1
@@ -100,8 +101,8 @@ class ExplainGenerateOutput(ModelOutput):
     sequences_scores: torch.Tensor | None = None
     beam_indices: torch.Tensor | None = None
 
-    def explanations(self, tokenizer: Any = None) -> "list[Explanation]":
-        """The rows as readable sequences, without padding and without steps after a row's end.
+    def explanations(self, tokenizer: Any = None) -> list[Explanation]:
+        """The rows as readable sequences; see `explanation`.
 
         Args:
             tokenizer: The tokenizer, or processor, that the prompts were made with. None: the tokens that a loaded file
@@ -111,10 +112,57 @@ class ExplainGenerateOutput(ModelOutput):
             InvalidInputError: There is no tokenizer where one is needed, or the prompts were given as embeddings, which have
                 no text.
         """
-        from .explanation import Explanation
+        return [self.explanation(row, tokenizer) for row in range(len(self.attributions))]  # type: ignore[arg-type]
 
-        rows = range(len(self.attributions))  # type: ignore[arg-type]
-        return [Explanation.from_output(self, row, tokenizer) for row in rows]
+    def explanation(self, row: int, tokenizer: Any = None) -> Explanation:
+        """A row as a readable sequence, without padding and without steps after its end.
+
+        Args:
+            row: 0 to `R - 1`.
+            tokenizer: The tokenizer, or processor, that the prompt was made with. None: the tokens that a loaded file holds
+                are shown as they are written in the vocabulary, and none counts as special.
+
+        Raises:
+            InvalidInputError: There is no such row, no tokenizer where one is needed, or the prompt was given as embeddings,
+                which have no text.
+        """
+        num_rows, num_steps, length = self.attributions.shape  # type: ignore[union-attr]
+        if whole_number("row", row) not in range(num_rows):
+            raise InvalidInputError(f"There is no row {row}: {num_rows} sequences are explained.")
+        sequence = self.sequences[row].cpu()  # type: ignore[index]
+        if len(sequence) != length:
+            raise InvalidInputError("The prompt was given as embeddings, which have no text: use the tensors of the output.")
+        steps = self.step_mask[row].cpu()  # type: ignore[index]
+        prompt = steps.new_ones(length - num_steps) if self.prompt_mask is None else self.prompt_mask[row].cpu()
+        kept = torch.cat([prompt, steps])
+        token_ids = sequence[kept].tolist()
+        if tokenizer is not None:
+            tokens, special = token_texts(tokenizer, token_ids), special_tokens(tokenizer, token_ids)
+        elif self.tokens is not None:
+            tokens, special = list(compress(self.tokens[row], kept.tolist())), [False] * len(token_ids)
+        else:
+            raise InvalidInputError("Token ids have no text without a tokenizer: give the one that the prompt was made with.")
+
+        def trimmed(x: torch.Tensor | None, *, sources: bool) -> Any:
+            if x is None:
+                return None
+            return x[row].cpu()[..., steps, :][..., kept] if sources else x[row].cpu()[steps]
+
+        return Explanation(
+            tokens=tokens,
+            token_ids=token_ids,
+            prompt_length=int(prompt.sum()),
+            attributions=trimmed(self.attributions, sources=True),
+            token_probabilities=trimmed(self.token_probabilities, sources=False),
+            text="".join(tokens),
+            special=special,
+            target_scores=trimmed(self.target_scores, sources=False),
+            layer_attributions=trimmed(self.layer_attributions, sources=True),
+            layers=self.layers,
+            layer_names=self.layer_names,
+            model_name=self.model_name,
+            explain_config=self.explain_config,
+        )
 
     def save(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
         """Writes the explanation (not what `generate` returned besides `sequences`) to one `.safetensors` file, atomically.
