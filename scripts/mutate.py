@@ -32,6 +32,7 @@ _GENERATION = ["caches", "as_generated", "generation_repeated", "row_ends", "dro
 _JOBS = ["job", "processes", "bad_input"]
 #: By file of the package, or else by folder ("cli/"): the tests that should notice a break in it, fast ones first.
 NOTICED_BY = {
+    "adapters": ["shadowed_adapters", "adapters", "adapter_plugin"],
     "architecture/": ["wrappers", "state_restored", "attention_implementations", *_ENGINES],
     "attention_output": ["paper_preset", "variants", "adapters", "family_adapters"],
     "caches": _GENERATION,
