@@ -1,4 +1,7 @@
-"""What Grad-ELLM is compared with, and Grad-ELLM itself, under one protocol: see `Method`."""
+"""What Grad-ELLM is compared with, and Grad-ELLM itself, under one protocol: see `Method`.
+
+May import `generation`, `metrics`, `architecture`, `text`, `checks`, `configuration` and `errors` only.
+"""
 
 from functools import partial
 
