@@ -9,7 +9,7 @@ BIN := $(VENV)/bin/python
 READY := $(VENV)/ready
 INSTALL := $(BIN) -m pip --disable-pip-version-check install -qq
 
-.PHONY: demo test fast-test lint docs bench faithfulness architectures environment
+.PHONY: demo test fast-test lint docs bench faithfulness architectures release environment
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -43,6 +43,10 @@ faithfulness: $(READY)
 # docs/architectures.md, from a real run.
 architectures: $(READY)
 	@$(BIN) -m scripts.architectures
+
+# sdist, wheel and notes of the version, checked, in dist/; says what is left to do.
+release: $(READY)
+	@$(BIN) -m scripts.release
 
 environment: $(READY)
 

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from model_patches import find_adapter
-
 from ..errors import UnsupportedArchitectureError
+from .adapters import find_adapter
 from .identity import Layout, findings
 from .interception import AttentionFunction, attention_handler
 from .offloading import reload_offloaded_weights

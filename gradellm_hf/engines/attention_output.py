@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from model_patches import find_adapter
-
+from ..architecture.adapters import find_adapter
 from ..architecture.hooks import thread_hook
 from ..architecture.tensor_parallel import gather_heads
 from ..errors import UnsupportedArchitectureError

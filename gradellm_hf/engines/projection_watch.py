@@ -11,8 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from model_patches import find_adapter
-
+from ..architecture.adapters import find_adapter
 from ..architecture.hooks import thread_hook
 from ..errors import UnsupportedArchitectureError
 from .formula import explains_head_outputs, head_heatmap

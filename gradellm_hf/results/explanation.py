@@ -2,8 +2,8 @@
 
 import dataclasses
 import os
+import warnings
 from dataclasses import dataclass
-from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
@@ -15,14 +15,12 @@ from ..checks.schema import Natural, TensorKind, TokenId, check, check_tensors, 
 from ..configuration import GradELLMConfig, checked_config, stored_config
 from ..errors import InvalidInputError
 from ..text.readable import Contribution, Level
-from ..text.token_text import special_tokens, token_texts
 from ..text.units import Spans, Unit, merged, span_ranges, unit_ranges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from .output import ExplainGenerateOutput
 
 UnitLevel = Literal["token", "word", "sentence", "span"]
 FORMAT = "gradellm_hf.explanation"
@@ -120,64 +118,22 @@ class Explanation:
             raise InvalidInputError("`tokens` do not join to `text`.")
 
     @classmethod
-    def from_output(cls, output: "ExplainGenerateOutput", row: int, tokenizer: Any) -> "Explanation":
-        """A row of what `explain_generate` or `explain_sequences` returned, without padding and steps after its end.
-
-        Args:
-            output: The explained sequences.
-            row: 0 to `R - 1`.
-            tokenizer: The tokenizer, or processor, that the prompt was made with. None: the tokens that a loaded output
-                holds are shown as they are written in the vocabulary, and none counts as special.
+    def from_output(cls, output: Any, row: int, tokenizer: Any) -> "Explanation":
+        """The old name of `ExplainGenerateOutput.explanation(row, tokenizer)`, for one more release.
 
         Raises:
-            InvalidInputError: There is no such row, a tokenizer is needed and not given, the prompt was given as embeddings,
-                which have no text, or it is no such output.
+            InvalidInputError: It is no such output; else as that.
 
         Examples:
-            >>> Explanation.from_output(out, 0, tokenizer).tokens[:5]
+            >>> out.explanation(0, tokenizer).tokens[:5]
             ['The', ' capital', ' of', ' Italy', ' is']
         """
-        from .output import ExplainGenerateOutput
-
-        if not isinstance(output, ExplainGenerateOutput):
+        message = "`Explanation.from_output(output, row, tokenizer)` is now `output.explanation(row, tokenizer)`."
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        if not hasattr(output, "explanation"):
             raise InvalidInputError(f"`output` must be an ExplainGenerateOutput, got {type(output).__name__}.")
-        num_rows, _, length = output.attributions.shape
-        if whole_number("row", row) not in range(num_rows):
-            raise InvalidInputError(f"There is no row {row}: {num_rows} sequences are explained.")
-        sequence = output.sequences[row].cpu()
-        if len(sequence) != length:
-            raise InvalidInputError("The prompt was given as embeddings, which have no text: use the tensors of the output.")
-        prompt, steps = output.prompt_mask[row].cpu(), output.step_mask[row].cpu()
-        kept = torch.cat([prompt, steps])
-        token_ids = sequence[kept].tolist()
-        if tokenizer is not None:
-            tokens, special = token_texts(tokenizer, token_ids), special_tokens(tokenizer, token_ids)
-        elif output.tokens is not None:
-            known = compress(output.tokens[row], kept.tolist())
-            tokens, special = [token or "" for token in known], [False] * len(token_ids)  # as unknown ids are decoded
-        else:
-            raise InvalidInputError("Token ids have no text without a tokenizer: give the one that the prompt was made with.")
-
-        def trimmed(x: Tensor | None, *, sources: bool) -> Any:
-            if x is None:
-                return None
-            return x[row].cpu()[..., steps, :][..., kept] if sources else x[row].cpu()[steps]
-
-        return cls(
-            tokens=tokens,
-            token_ids=token_ids,
-            prompt_length=int(prompt.sum()),
-            attributions=trimmed(output.attributions, sources=True),
-            token_probabilities=trimmed(output.token_probabilities, sources=False),
-            text="".join(tokens),
-            special=special,
-            target_scores=trimmed(output.target_scores, sources=False),
-            layer_attributions=trimmed(output.layer_attributions, sources=True),
-            layers=output.layers,
-            layer_names=output.layer_names,
-            model_name=output.model_name,
-            explain_config=output.explain_config,
-        )
+        explanation: Explanation = output.explanation(row, tokenizer)
+        return explanation
 
     def units(self, level: Level, generated: Level | None = None) -> list[Unit]:
         """Half-open ranges of tokens that cover the sequence in order, never across the border of the prompt.

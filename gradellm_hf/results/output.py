@@ -2,19 +2,20 @@
 
 import os
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypedDict, get_args
+from itertools import compress
+from typing import Any, TypedDict, get_args
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from ..checks.arguments import whole_number
 from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import Natural, TensorKind, check, check_tensors
 from ..configuration import GradELLMConfig, stored_config
 from ..errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from .explanation import Explanation
+from ..text.token_text import special_tokens, token_texts
+from .explanation import Explanation
 
 FORMAT = "gradellm_hf"
 FORMAT_VERSION = 1
@@ -119,7 +120,7 @@ class ExplainGenerateOutput(ModelOutput):
                 "`explain_sequences` and `ExplainGenerateOutput.load` return has all of its fields."
             )
 
-    def explanations(self, tokenizer: Any = None) -> "list[Explanation]":
+    def explanations(self, tokenizer: Any = None) -> list[Explanation]:
         """The rows as readable sequences, without padding and without steps after a row's end.
 
         Args:
@@ -137,9 +138,61 @@ class ExplainGenerateOutput(ModelOutput):
             >>> out.explanations(tokenizer)
             [Explanation(4 generated tokens from 5, ...)]
         """
-        from .explanation import Explanation
+        return [self.explanation(row, tokenizer) for row in range(len(self.attributions))]
 
-        return [Explanation.from_output(self, row, tokenizer) for row in range(len(self.attributions))]
+    def explanation(self, row: int, tokenizer: Any = None) -> Explanation:
+        """A row as a readable sequence, without padding and without steps after its end.
+
+        Args:
+            row: 0 to `R - 1`.
+            tokenizer: The tokenizer, or processor, that the prompt was made with. None: the tokens that a loaded output
+                holds are shown as they are written in the vocabulary, and none counts as special.
+
+        Raises:
+            InvalidInputError: There is no such row, a tokenizer is needed and not given, or the prompt was given as embeddings,
+                which have no text.
+
+        Examples:
+            >>> out.explanation(0, tokenizer).tokens[:5]
+            ['The', ' capital', ' of', ' Italy', ' is']
+        """
+        num_rows, _, length = self.attributions.shape
+        if whole_number("row", row) not in range(num_rows):
+            raise InvalidInputError(f"There is no row {row}: {num_rows} sequences are explained.")
+        sequence = self.sequences[row].cpu()
+        if len(sequence) != length:
+            raise InvalidInputError("The prompt was given as embeddings, which have no text: use the tensors of the self.")
+        prompt, steps = self.prompt_mask[row].cpu(), self.step_mask[row].cpu()
+        kept = torch.cat([prompt, steps])
+        token_ids = sequence[kept].tolist()
+        if tokenizer is not None:
+            tokens, special = token_texts(tokenizer, token_ids), special_tokens(tokenizer, token_ids)
+        elif self.tokens is not None:
+            known = compress(self.tokens[row], kept.tolist())
+            tokens, special = [token or "" for token in known], [False] * len(token_ids)  # as unknown ids are decoded
+        else:
+            raise InvalidInputError("Token ids have no text without a tokenizer: give the one that the prompt was made with.")
+
+        def trimmed(x: torch.Tensor | None, *, sources: bool) -> Any:
+            if x is None:
+                return None
+            return x[row].cpu()[..., steps, :][..., kept] if sources else x[row].cpu()[steps]
+
+        return Explanation(
+            tokens=tokens,
+            token_ids=token_ids,
+            prompt_length=int(prompt.sum()),
+            attributions=trimmed(self.attributions, sources=True),
+            token_probabilities=trimmed(self.token_probabilities, sources=False),
+            text="".join(tokens),
+            special=special,
+            target_scores=trimmed(self.target_scores, sources=False),
+            layer_attributions=trimmed(self.layer_attributions, sources=True),
+            layers=self.layers,
+            layer_names=self.layer_names,
+            model_name=self.model_name,
+            explain_config=self.explain_config,
+        )
 
     def save(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
         """Writes the explanation (not what `generate` returned besides `sequences`) to one `.safetensors` file, atomically.

@@ -35,7 +35,7 @@ def output(llama):
 
 
 def test_a_row_without_its_padding_and_what_follows_its_end(output):
-    explanation = Explanation.from_output(output, 1, byte_level_bpe())
+    explanation = output.explanation(1, byte_level_bpe())
     assert explanation.prompt_length == 5
     assert explanation.token_ids == output.sequences[1, 4:12].tolist()
     assert len(explanation.tokens) == 8
@@ -110,7 +110,7 @@ def test_prompts_of_embeddings_have_no_text(llama):
 def test_rows_that_are_not_there(output):
     for row in (-1, 3):
         with pytest.raises(InvalidInputError, match=f"no row {row}: 3 sequences"):
-            Explanation.from_output(output, row, byte_level_bpe())
+            output.explanation(row, byte_level_bpe())
 
 
 def scored(scores, **fields):
@@ -199,9 +199,17 @@ def test_a_shape_that_does_not_fit_says_what_it_does_not_fit_to():
 
 
 @pytest.mark.parametrize("output", [None, {}, torch.zeros(1, 2)])
-def test_something_else_than_an_output_is_refused(output):
-    with pytest.raises(InvalidInputError, match=f"`output` must be an ExplainGenerateOutput, got {type(output).__name__}"):
+def test_the_old_name_refuses_something_else_than_an_output(output):
+    message = f"`output` must be an ExplainGenerateOutput, got {type(output).__name__}"
+    with pytest.warns(FutureWarning, match="is now `output.explanation"), pytest.raises(InvalidInputError, match=message):
         Explanation.from_output(output, 0, None)
+
+
+def test_the_old_name_makes_the_same_and_says_the_new_one(output):
+    with pytest.warns(FutureWarning, match=r"is now `output\.explanation\(row, tokenizer\)`") as warned:
+        old = Explanation.from_output(output, 1, byte_level_bpe())
+    same(old, output.explanation(1, byte_level_bpe()))
+    assert [warning.filename for warning in warned] == [__file__]
 
 
 def same(first, second):
