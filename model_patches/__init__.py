@@ -1,4 +1,4 @@
-"""Where things are in each architecture: one small declaration a family, no mechanism, no change to model code.
+"""Where things are in each architecture: one small declaration per family, no mechanism, no change to model code.
 
 May import nothing of `gradellm_hf`.
 """

@@ -1,4 +1,4 @@
-"""For families without a file of their own: the parts are found by the names that most of them use."""
+"""For families without a file of their own: finds the parts by the names that most families use."""
 
 import itertools
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ _OUTPUT_PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "output_pr
 
 @dataclass(frozen=True)
 class GenericAdapter(ArchitectureAdapter):
-    """Decoder layers are the first list of as many modules as the config has layers; attention is what calls itself so."""
+    """Decoder layers: the first list with as many modules as the config has layers. Attention: the module of that name."""
 
     def layers(self, model: "PreTrainedModel") -> list[nn.Module]:
         count = model.config.get_text_config(decoder=True).num_hidden_layers
         decoder = model.get_decoder()
-        for module in itertools.chain(decoder.modules(), model.modules()):  # what else a model may have, such as vision, later
+        for module in itertools.chain(decoder.modules(), model.modules()):  # other parts, such as vision, come later
             if isinstance(module, nn.ModuleList) and len(module) == count:
                 return list(module)
         raise AttributeError(f"{type(model).__name__} has no list of {count} decoder layers. {self._advice}")

@@ -1,4 +1,4 @@
-"""How faithful explanations are: metrics of heatmaps, for any method that makes them.
+"""Metrics that say how faithful explanations are. They take heatmaps, of any method.
 
 May import `sequences`, `architecture`, `checks`, `configuration` and `errors` only.
 """

@@ -16,7 +16,7 @@ PACKAGES = ("gradellm_hf", "model_patches")
 FLOORS = [
     ["cli"],
     ["dataset", "evaluation"],
-    ["model", "pipeline", "methods"],
+    ["calibration", "methods", "model", "pipeline"],
     ["generation", "streaming", "verification"],
     ["engines", "metrics", "interchange"],
     ["sequences", "jobs", "results"],
