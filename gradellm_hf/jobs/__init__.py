@@ -1,1 +1,1 @@
-"""What the jobs over many prompts share: reading prompts, the manifest, processes. May import `checks` and `architecture`."""
+"""What jobs over many prompts share: their prompts, manifest, folder and processes. May import `checks` and `architecture`."""
