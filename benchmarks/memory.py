@@ -5,9 +5,7 @@ resident memory of `generate`, and those of the `explain_generate` around it.
 """
 
 import json
-import os
 import sys
-import threading
 import time
 from typing import Any
 
@@ -17,30 +15,7 @@ from transformers import LlamaForCausalLM
 from gradellm_hf import explain_generate
 from gradellm_hf.demo_model import load_smollm2
 
-
-class PeakMemory:
-    """The highest resident memory of this process while it is open, in bytes; weights mapped from the disk count."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.before = self.peak = resident_memory()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.is_set():
-            self.peak = max(self.peak, resident_memory())
-            time.sleep(0.001)
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-def resident_memory() -> int:
-    with open(f"/proc/{os.getpid()}/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+from .measuring import PeakMemory
 
 
 def load(length: int) -> Any:

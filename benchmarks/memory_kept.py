@@ -17,7 +17,7 @@ import torch
 from gradellm_hf import GradELLMConfig, explain_generate
 from gradellm_hf.demo_model import load_smollm2
 
-from .memory import resident_memory
+from .measuring import resident_memory
 
 _MB = 10**6
 _PROMPT = torch.randint(100, 40000, (1, 32), generator=torch.Generator().manual_seed(0))

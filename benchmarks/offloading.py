@@ -18,7 +18,7 @@ from gradellm_hf import explain_generate
 from gradellm_hf.demo_model import load_smollm2
 from gradellm_hf.engines import loop as engine
 
-from .memory import PeakMemory
+from .measuring import PeakMemory
 
 _MIB = 2**20
 

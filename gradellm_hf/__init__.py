@@ -4,8 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model_patches import ArchitectureAdapter, register_adapter
-
+    from .architecture.adapters import ArchitectureAdapter, register_adapter
     from .configuration import GradELLMConfig
     from .dataset import explain_dataset
     from .dataset.explanations import load_dataset_explanations
@@ -44,7 +43,7 @@ __all__ = [
 
 #: The module of each public name. It is imported when the name is first used, so `gradellm --help` does not wait for torch.
 _MODULES = {
-    "model_patches": ("ArchitectureAdapter", "register_adapter"),
+    ".architecture.adapters": ("ArchitectureAdapter", "register_adapter"),
     ".configuration": ("GradELLMConfig",),
     ".dataset": ("explain_dataset", "load_dataset_explanations"),
     ".errors": ("GradELLMError", "GradELLMWarning", "InvalidInputError", "UnsupportedArchitectureError"),

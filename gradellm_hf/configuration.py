@@ -226,12 +226,12 @@ class GradELLMConfig:
             foil_ids(self.contrast_token_ids)
 
 
-def checked_config(name: str, config: Any) -> GradELLMConfig | None:
-    """Raises InvalidInputError unless it is a GradELLMConfig, or None."""
+def checked_config(config: Any) -> GradELLMConfig | None:
+    """What was given as `explain_config`; raises InvalidInputError unless it is a GradELLMConfig, or None."""
     if config is not None and not isinstance(config, GradELLMConfig):
         raise InvalidInputError(
-            f"`{name}` must be a GradELLMConfig, got {type(config).__name__}. It says what to explain and how; the model's own "
-            "configuration comes with the model."
+            f"`explain_config` must be a GradELLMConfig, got {type(config).__name__}. It says what to explain and how; the "
+            "model's own configuration comes with the model."
         )
     return config
 

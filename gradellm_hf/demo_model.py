@@ -98,9 +98,11 @@ def _damage(folder: Path) -> str | None:
             if name == _WEIGHTS:
                 with safe_open(path, "pt"):  # compares the length of the file with what its header says
                     pass
-            elif not (text := path.read_text(encoding="utf-8")):
+                continue
+            text = path.read_text(encoding="utf-8")
+            if not text:
                 return f"{name!r} is empty"
-            elif path.suffix == ".json":
+            if path.suffix == ".json":
                 json.loads(text)
         except OSError as error:
             return f"{name!r} cannot be read ({error.strerror or 'there is no such file'})"

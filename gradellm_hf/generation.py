@@ -8,19 +8,19 @@ from transformers.utils import ModelOutput
 
 from .architecture.caches import prompt_cache
 from .architecture.facts import ModelFacts, explained_layers, look_at
-from .architecture.reading import placeholder_mask
 from .architecture.support import without_wrapper
-from .configuration import GradELLMConfig, checked_config
+from .configuration import GradELLMConfig
 from .engines.explain import explain
 from .engines.heatmap_sums import Heatmaps
 from .results.output import ExplainGenerateOutput
 from .sequences.explained import ExplainedSequences
 from .sequences.generate_call import GenerateCall
 from .sequences.given import given_sequences
+from .sequences.prompt_checks import placeholder_mask
 from .sequences.recording import record_prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 def explain_generate(
@@ -49,8 +49,7 @@ def explain_generate(
         >>> out.sequences.shape, out.attributions.shape  # [R, S] and [R, N, S]
         (torch.Size([1, 9]), torch.Size([1, 4, 9]))
     """
-    model, explain_config = without_wrapper(model, explain_config)
-    config = checked_config("explain_config", explain_config) or GradELLMConfig()
+    model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
     layers = explained_layers(facts, config)
     call = GenerateCall(facts, inputs, generate_kwargs)
@@ -109,8 +108,7 @@ def explain_sequences(
         >>> out.attributions.shape  # [R, N, S]
         torch.Size([1, 1, 6])
     """
-    model, explain_config = without_wrapper(model, explain_config)
-    config = checked_config("explain_config", explain_config) or GradELLMConfig()
+    model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
     layers = explained_layers(facts, config)
     text = given_sequences(facts, sequences, prompt_length, attention_mask)
@@ -140,7 +138,7 @@ def _output(
         token_probabilities=heatmaps.token_probabilities.float(),
         layer_attributions=None if by_layer is None else by_layer.float(),
         prompt_mask=prompt_mask,
-        image_mask=_image_mask(facts.model, sequences),
+        image_mask=_image_mask(facts, sequences),
         layers=heatmaps.layers,
         layer_names=[facts.layer_names[layer] for layer in heatmaps.layers],
         explain_config=config,
@@ -148,8 +146,8 @@ def _output(
     )
 
 
-def _image_mask(model: "PreTrainedModel", sequences: ExplainedSequences) -> Tensor | None:
+def _image_mask(facts: ModelFacts, sequences: ExplainedSequences) -> Tensor | None:
     """Which prompt positions hold an image, `[R, P]`; None for models that read no images, and prompts without token ids."""
     if sequences.token_ids.shape[1] != sequences.length:
         return None
-    return placeholder_mask(model, sequences.token_ids[:, : sequences.prompt_length], ("image", "video"))
+    return placeholder_mask(facts, sequences.token_ids[:, : sequences.prompt_length], ("image", "video"))

@@ -6,18 +6,21 @@ from typing import Any
 
 import torch
 
-from .architecture.reading import input_device, placeholder_mask, vocabulary_size
+from .architecture.facts import look_at
 from .architecture.support import ModelWrapper, unwrap
 from .checks.arguments import is_list
+from .checks.renamed import renamed, warn_of_old_name
 from .configuration import GradELLMConfig, checked_config
 from .errors import InvalidInputError
 from .generation import explain_generate, explain_sequences
 from .results.output import ExplainGenerateOutput
+from .sequences.prompt_checks import placeholder_mask
 from .text.chats import Chat, is_chat
 from .text.encoding import encode_prompt, encode_target, text_tokenizer
 
-_FILE_OPTIONS = (  # of `from_pretrained`, which the tokenizer needs too
+_SHARED_OPTIONS = (  # of `from_pretrained`: the tokenizer needs them too
     "cache_dir",
+    "config",
     "force_download",
     "gguf_file",
     "local_files_only",
@@ -36,14 +39,13 @@ class GradELLM(ModelWrapper):
         model: A decoder-only Transformers model in evaluation mode. It may be wrapped by PEFT, dispatched by accelerate, or
             compiled.
         tokenizer: Its tokenizer, or processor. Only `explain` needs it.
-        config: What to explain and how, unless a call says otherwise.
+        explain_config: What to explain and how, unless a call says otherwise.
 
     Attributes:
-        model, tokenizer: As given.
-        explain_config: As given as `config`; `config` itself is the wrapped model's.
+        model, tokenizer, explain_config: As given. `config` is the wrapped model's.
 
     Raises:
-        InvalidInputError: `config` is not a GradELLMConfig.
+        InvalidInputError: `explain_config` is not a GradELLMConfig.
 
     Examples:
         >>> explainer = GradELLM(model, tokenizer)
@@ -54,9 +56,10 @@ class GradELLM(ModelWrapper):
         'llama'
     """
 
-    def __init__(self, model: Any, tokenizer: Any = None, config: GradELLMConfig | None = None):
-        checked_config("config", config)
-        self.model, self.tokenizer, self.explain_config = model, tokenizer, config
+    @renamed(config="explain_config")
+    def __init__(self, model: Any, tokenizer: Any = None, explain_config: GradELLMConfig | None = None):
+        checked_config(explain_config)
+        self.model, self.tokenizer, self.explain_config = model, tokenizer, explain_config
 
     @classmethod
     def from_pretrained(
@@ -66,7 +69,8 @@ class GradELLM(ModelWrapper):
         device_map: Any = "auto",
         dtype: Any = "auto",
         tokenizer: Any = None,
-        config: GradELLMConfig | None = None,
+        explain_config: GradELLMConfig | None = None,
+        config: Any = None,
         **kwargs: Any,
     ) -> "GradELLM":
         """Loads a model in evaluation mode, and its tokenizer, which pads on the left.
@@ -77,12 +81,13 @@ class GradELLM(ModelWrapper):
                 memory of the host, without accelerate.
             dtype: Of the weights. `"auto"`: as in the file.
             tokenizer: A tokenizer to use instead of the one in the model's folder.
-            config: What to explain and how.
+            explain_config: What to explain and how.
+            config: The model's, as `AutoConfig.from_pretrained` returns it, instead of the one that lies with the model.
             **kwargs: For `AutoModelForCausalLM.from_pretrained`: `max_memory`, `offload_folder`, `quantization_config`,
                 `attn_implementation`, `gguf_file`, `revision`, ...
 
         Raises:
-            InvalidInputError: `config` is not a GradELLMConfig.
+            InvalidInputError: `explain_config` is not a GradELLMConfig, or `config` is not a configuration of a model.
             OSError: There is no such model.
 
         Examples:
@@ -90,16 +95,26 @@ class GradELLM(ModelWrapper):
             >>> GradELLM.from_pretrained("my-model", dtype="float32")
             GradELLM(LlamaForCausalLM, config=None)
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
-        checked_config("config", config)
+        if isinstance(config, GradELLMConfig) and explain_config is None:
+            warn_of_old_name("config", "explain_config", stacklevel=2)
+            explain_config, config = config, None
+        checked_config(explain_config)
+        if config is not None and not isinstance(config, PreTrainedConfig):
+            raise InvalidInputError(
+                "`config` must be the model's configuration, as AutoConfig.from_pretrained returns it, got "
+                f"{type(config).__name__}. What to explain and how goes into `explain_config`."
+            )
+        if config is not None:
+            kwargs["config"] = config
         if kwargs.get("distributed_config") is not None and device_map == "auto":
             device_map = None  # the processes share the model out
         model: Any = AutoModelForCausalLM.from_pretrained(name, device_map=device_map, dtype=dtype, **kwargs)
         if tokenizer is None:
-            files = {option: kwargs[option] for option in _FILE_OPTIONS if option in kwargs}
-            tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", **files)
-        return cls(model.eval(), tokenizer, config)
+            shared = {option: kwargs[option] for option in _SHARED_OPTIONS if option in kwargs}
+            tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", **shared)
+        return cls(model.eval(), tokenizer, explain_config)
 
     def generate(
         self, inputs: torch.Tensor | None = None, *, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
@@ -123,8 +138,7 @@ class GradELLM(ModelWrapper):
             >>> out.attributions.shape  # [R, N, S]
             torch.Size([1, 4, 9])
         """
-        config = self._config(explain_config)
-        return explain_generate(self.model, inputs, explain_config=config, **self._with_tokenizer(generate_kwargs))
+        return explain_generate(self, inputs, explain_config=explain_config, **self._with_tokenizer(generate_kwargs))
 
     def explain(
         self,
@@ -160,14 +174,13 @@ class GradELLM(ModelWrapper):
             >>> explanation.attributions.shape == (4, len(explanation.tokens))  # [N, S]
             True
         """
-        config = self._config(explain_config)
         prompts, is_single = _prompts(text)
         tokenizer = text_tokenizer(self.tokenizer)
         encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
         if target is None:
             input_ids, attention_mask = self._batch(tokenizer, [ids for _, _, ids in encoded])
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-            out = explain_generate(self.model, **inputs, explain_config=config, **self._with_tokenizer(generate_kwargs))
+            out = explain_generate(self, **inputs, explain_config=explain_config, **self._with_tokenizer(generate_kwargs))
         else:
             if generate_kwargs:
                 raise InvalidInputError(
@@ -175,7 +188,7 @@ class GradELLM(ModelWrapper):
                 )
             texts = _targets(target, len(prompts))
             targets = [encode_target(tokenizer, *prompt, text) for prompt, text in zip(encoded, texts)]
-            out = self._explain_targets(tokenizer, [ids for _, _, ids in encoded], targets, config)
+            out = self._explain_targets(tokenizer, [ids for _, _, ids in encoded], targets, explain_config)
         explanations = out.explanations(tokenizer)
         return explanations[0] if is_single and len(explanations) == 1 else explanations
 
@@ -188,11 +201,7 @@ class GradELLM(ModelWrapper):
         return getattr(self.model, name)
 
     def __repr__(self) -> str:
-        return f"GradELLM({type(self.model).__name__}, config={self.explain_config!r})"
-
-    def _config(self, given: GradELLMConfig | None) -> GradELLMConfig | None:
-        checked_config("explain_config", given)
-        return self.explain_config if given is None else given
+        return f"GradELLM({type(self.model).__name__}, explain_config={self.explain_config!r})"
 
     def _with_tokenizer(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
         """Arguments of `generate`, with the tokenizer among them if `generate` needs one to find `stop_strings`."""
@@ -205,27 +214,27 @@ class GradELLM(ModelWrapper):
         return {**generate_kwargs, "tokenizer": text_tokenizer(self.tokenizer)}
 
     def _explain_targets(
-        self, tokenizer: Any, prompts: list[list[int]], targets: list[list[int]], config: GradELLMConfig | None
+        self, tokenizer: Any, prompts: list[list[int]], targets: list[list[int]], explain_config: GradELLMConfig | None
     ) -> ExplainGenerateOutput:
         prompt_ids, prompt_mask = self._batch(tokenizer, prompts)
         target_ids, target_mask = (x.flip(1) for x in self._batch(tokenizer, [ids[::-1] for ids in targets]))
         return explain_sequences(
-            self.model,
+            self,
             torch.cat([prompt_ids, target_ids], dim=1),
             prompt_ids.shape[1],
             torch.cat([prompt_mask, target_mask], dim=1),
-            explain_config=config,
+            explain_config=explain_config,
         )
 
     def _batch(self, tokenizer: Any, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask `[R, P]`, padded on the left, on the device on which the model reads them."""
-        model = unwrap(self.model)
-        highest, size = max(map(max, rows)), vocabulary_size(model)
+        facts = look_at(self.model)
+        highest, size = max(map(max, rows)), facts.vocabulary_size
         if highest >= size:
             raise InvalidInputError(
                 f"The tokenizer gave the token id {highest}, but the model knows {size} tokens. Use the model's own tokenizer."
             )
-        placeholders = placeholder_mask(model, torch.tensor([token_id for row in rows for token_id in row]))
+        placeholders = placeholder_mask(facts, torch.tensor([token_id for row in rows for token_id in row]))
         if placeholders is not None and bool(placeholders.any()):
             raise InvalidInputError(
                 "The text holds placeholders of images, videos or sounds, and there is nothing that they stand for. Give what "
@@ -234,8 +243,7 @@ class GradELLM(ModelWrapper):
         padding, width = tokenizer.pad_token_id or 0, max(map(len, rows))
         ids = torch.tensor([[padding] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        device = input_device(model)
-        return ids.to(device), mask.to(device)
+        return ids.to(facts.input_device), mask.to(facts.input_device)
 
 
 def _prompts(text: Any) -> tuple[list[str | Chat], bool]:

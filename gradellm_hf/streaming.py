@@ -18,7 +18,7 @@ from .architecture.hooks import thread_hook
 from .architecture.running import explainable
 from .architecture.support import not_finite, without_wrapper
 from .architecture.tensor_parallel import check_same_text
-from .configuration import GradELLMConfig, checked_config
+from .configuration import GradELLMConfig
 from .engines.stepwise import stepwise, stepwise_as_written
 from .errors import InvalidInputError
 from .sequences.generate_call import GenerateCall
@@ -87,11 +87,11 @@ def explain_stream(
         1 torch.Size([1, 6])
         2 torch.Size([1, 7])
     """
-    model, explain_config = without_wrapper(model, explain_config)
-    config = checked_config("explain_config", explain_config) or GradELLMConfig()
+    model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
     inner, layers = facts.model, explained_layers(facts, config)
-    if (beams := _num_beams(inner, generate_kwargs)) > 1:
+    beams = _num_beams(inner, generate_kwargs)
+    if beams > 1:
         raise InvalidInputError(
             f"Beam search (`num_beams={beams}`) settles its tokens only at the end, so there is nothing to stream. Use "
             "`num_beams=1`, or `explain_generate`."
@@ -153,7 +153,8 @@ class _StepExplainer(BaseStreamer):
 
     def _apart(self, config: GradELLMConfig) -> GradELLMConfig:
         """The same configuration; a `target` that calls the model itself is kept apart from the calls of the explanation."""
-        if not callable(target := config.target):
+        target = config.target
+        if not callable(target):
             return config
 
         def apart(logits: Tensor, token_ids: Tensor) -> Tensor:
@@ -192,13 +193,14 @@ class _StepExplainer(BaseStreamer):
             self._cache = prompt_cache(self._recording.cache, sequences.prompt_length - 1)
             if self._cache is None:
                 self._call.check_readable_again(self._recording)
+        written = sequences.written_logits
         step = replace(
             sequences,
             prompt_length=sequences.prompt_length + n,
             num_steps=1,
             step_mask=sequences.step_mask[:, -1:],
             prompt_embeds=sequences.prompt_embeds if n == 0 else None,
-            written_logits=sequences.written_logits and sequences.written_logits.after(n),
+            written_logits=None if written is None else written.after(n),
             first_step=n,
         )
         check_same_text(self._facts.model, step.token_ids, step.prompt_length, 1)

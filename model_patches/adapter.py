@@ -2,9 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Split = Callable[[Tensor, nn.Module], tuple[Tensor, Tensor, Tensor]]
 
@@ -49,7 +52,7 @@ class ArchitectureAdapter:
                 f"in the adapter for {self.model_types}."
             )
 
-    def layers(self, model: nn.Module) -> list[nn.Module]:
+    def layers(self, model: "PreTrainedModel") -> list[nn.Module]:
         """The decoder layers, in order.
 
         Args:
@@ -64,7 +67,7 @@ class ArchitectureAdapter:
         """
         return list(_resolve(model, self.decoder_layers))
 
-    def attention_modules(self, model: nn.Module) -> list[nn.Module]:
+    def attention_modules(self, model: "PreTrainedModel") -> list[nn.Module]:
         """The attention module of each decoder layer, in order.
 
         Args:
@@ -90,7 +93,8 @@ class ArchitectureAdapter:
             >>> adapter.output_projection_of(adapter.attention_modules(model)[0])
             Linear(in_features=60, out_features=48, bias=False)
         """
-        return _resolve(attention, self.output_projection)
+        projection: nn.Module = _resolve(attention, self.output_projection)
+        return projection
 
     def projections(self, attention: nn.Module) -> list[tuple[nn.Module, Callable[[Tensor], dict[str, Tensor]]]]:
         """The modules that compute query, key and value.
@@ -126,7 +130,8 @@ class ArchitectureAdapter:
 
 
 def _resolve(module: Any, path: str) -> Any:
-    for i, name in enumerate(names := path.split(".")):
+    names = path.split(".")
+    for i, name in enumerate(names):
         if getattr(module, name, None) is None:  # a part that is declared may be None in some layers
             looked_for = f" (looked for `{path}`, got as far as `{'.'.join(names[:i])}`)" if i else ""
             raise AttributeError(f"{type(module).__name__} has no `{name}`{looked_for}. {ArchitectureAdapter._advice}")

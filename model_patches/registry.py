@@ -6,10 +6,13 @@ import importlib
 import pkgutil
 import warnings
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .adapter import ArchitectureAdapter
 from .generic import GENERIC
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ENTRY_POINT_GROUP = "gradellm_hf.adapters"
 
@@ -38,7 +41,7 @@ def registered_adapters() -> dict[str, ArchitectureAdapter]:
     return {**_built_in(), **_installed(), **_by_hand}
 
 
-def find_adapter(model: Any) -> ArchitectureAdapter:
+def find_adapter(model: "PreTrainedModel") -> ArchitectureAdapter:
     """The adapter for a model: its own, or that of its text decoder if the model reads more than text, or the generic one.
 
     Args:
@@ -58,7 +61,7 @@ def find_adapter(model: Any) -> ArchitectureAdapter:
     return _from_outside(adapters[text_type], model) if text_type in adapters else GENERIC
 
 
-def _from_outside(adapter: ArchitectureAdapter, model: Any) -> ArchitectureAdapter:
+def _from_outside(adapter: ArchitectureAdapter, model: "PreTrainedModel") -> ArchitectureAdapter:
     """The adapter of a text decoder, with the path to it in the model that it is a part of."""
     decoder = model.get_decoder()
     path = next(name for name, module in model.named_modules() if module is decoder)

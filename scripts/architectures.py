@@ -4,7 +4,6 @@
 """
 
 import logging
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,12 +11,18 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from gradellm_hf.checks.files import write_atomically
+from tests.support.architectures.registered_types import decoder_only_types, registered_types, why_not_decoder_only
+from tests.support.architectures.survey import (
+    PROMPT,
+    STEPS,
+    Outcome,
+    default_outcome,
+    has_attention,
+    is_causal,
+    keys_are_tokens,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-from architectures.registered_types import decoder_only_types, registered_types, why_not_decoder_only  # noqa: E402
-from architectures.survey import PROMPT, STEPS, Outcome, default_outcome, has_attention, is_causal, keys_are_tokens  # noqa: E402
 
 PAGE = """\
 # Architectures

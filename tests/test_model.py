@@ -2,14 +2,26 @@
 
 import copy
 import inspect
+import json
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
+from gradellm_hf import (
+    GradELLMConfig,
+    InvalidInputError,
+    explain_dataset,
+    explain_generate,
+    explain_sequences,
+    explain_stream,
+    verify,
+)
+from gradellm_hf.methods import get_method, grad_ellm, method_names
+from gradellm_hf.metrics import deletion, insertion, pi_soft_nc, pi_soft_ns, rank_correlation, soft_nc, soft_ns
 from gradellm_hf.model import GradELLM
 from gradellm_hf.results.explanation import Explanation
-from tests.support.small_llama import assert_same_heatmaps, padded_prompts, small_llama
+from tests.support.small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
 from tests.support.tiny_tokenizers import KINDS, byte_fallback_bpe, byte_level_bpe
 
 CHAT = [{"role": "user", "content": "What is the capital of Italy?"}]
@@ -138,7 +150,7 @@ def test_the_padding_side_of_the_tokenizer_does_not_matter():
 
 def test_its_configuration_holds_unless_a_call_says_otherwise():
     config, other = GradELLMConfig(layers=1), GradELLMConfig(layers=2)
-    model = tiny(config=config)
+    model = tiny(explain_config=config)
     assert model.explain("Rome", "is").explain_config == config
     assert model.explain("Rome", "is", explain_config=other).explain_config == other
     assert model.generate(**padded_prompts(), max_new_tokens=2).explain_config == config
@@ -153,6 +165,80 @@ def test_generate_is_explain_generate():
     )
 
 
+# --- Taken wherever a model is --------------------------------------------------------------------------------------
+
+
+def streamed(model, **options):
+    steps = [step.attributions[0] for step in explain_stream(model, **padded_prompts((6,)), max_new_tokens=3, **options)]
+    return torch.cat(steps)
+
+
+EXPLAINING = {
+    "explain_generate": lambda model, **options: explain_generate(model, **padded_prompts(), max_new_tokens=3, **options),
+    "explain_sequences": lambda model, **options: explain_sequences(model, random_ids(2, 9), 6, **options),
+    "explain_stream": streamed,
+    "grad_ellm": lambda model, **options: grad_ellm(model, random_ids(2, 9), 6, **options),
+}
+
+
+@pytest.mark.parametrize("name", EXPLAINING)
+def test_functions_that_explain_take_it_with_its_configuration(name):
+    def heatmaps(model, **options):
+        found = EXPLAINING[name](model, **options)
+        return found if isinstance(found, torch.Tensor) else found.attributions
+
+    model = tiny(explain_config=GradELLMConfig(layers=1))
+    inner, last, two = model.model, GradELLMConfig(layers=1), GradELLMConfig(layers=2)
+    assert not torch.equal(heatmaps(inner), heatmaps(inner, explain_config=last))
+    assert torch.equal(heatmaps(model), heatmaps(inner, explain_config=last))
+    assert torch.equal(heatmaps(model, explain_config=two), heatmaps(inner, explain_config=two))
+    assert torch.equal(heatmaps(GradELLM(inner)), heatmaps(inner))
+    assert torch.equal(heatmaps(GradELLM(model)), heatmaps(inner, explain_config=last))
+    model.explain_config = {"layers": 1}
+    with pytest.raises(InvalidInputError, match="`explain_config` must be a GradELLMConfig, got dict"):
+        heatmaps(model)
+
+
+def test_a_dataset_is_explained_with_its_tokenizer_and_configuration(tmp_path):
+    model = tiny(explain_config=GradELLMConfig(layers=1))
+    prompts, options = ["The capital", "Rome is"], {"max_new_tokens": 3, "do_sample": False}
+    two = GradELLMConfig(layers=2)
+    own = explain_dataset(model, prompts, tmp_path / "own", **options)
+    nested = explain_dataset(GradELLM(model, model.tokenizer), prompts, tmp_path / "nested", **options)
+    other = explain_dataset(model, prompts, tmp_path / "other", explain_config=two, **options)
+    for found, config in ((own, model.explain_config), (nested, model.explain_config), (other, two)):
+        given = {"tokenizer": model.tokenizer, "explain_config": config}
+        expected = explain_dataset(
+            model.model, prompts, tmp_path / f"expected-{len(list(tmp_path.iterdir()))}", **given, **options
+        )
+        for actual, explanation in zip(found, expected, strict=True):
+            assert actual.tokens == explanation.tokens
+            assert actual.explain_config == explanation.explain_config == config
+            assert torch.equal(actual.attributions, explanation.attributions)
+
+
+def test_verify_takes_it_off():
+    model = small_llama()
+    assert verify(GradELLM(model, explain_config=GradELLMConfig(layers=1))) == verify(model) > 0
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_methods_take_it_off(name):
+    model, ids = small_llama(head_dim=8), random_ids(2, 8)  # `grad_ellm_paper` needs H * D == E
+    expected = get_method(name)(model, ids, 6)
+    assert expected.any()
+    assert torch.equal(get_method(name)(GradELLM(model), ids, 6), expected)
+
+
+@pytest.mark.parametrize("metric", [soft_ns, soft_nc, pi_soft_ns, pi_soft_nc, deletion, insertion, rank_correlation])
+def test_metrics_take_it_off(metric):
+    model, ids = small_llama(), random_ids(2, 8)
+    heatmap = torch.rand(2, 2, 8, generator=torch.Generator().manual_seed(0))
+    expected = metric(model, ids, 6, heatmap)
+    assert expected.isfinite().all()
+    assert torch.equal(metric(GradELLM(model), ids, 6, heatmap), expected)
+
+
 def test_everything_else_is_the_wrapped_models():
     model = tiny()
     ids = torch.tensor([[5, 6, 7]])
@@ -163,7 +249,7 @@ def test_everything_else_is_the_wrapped_models():
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = model.no_such_thing
     assert copy.deepcopy(model).config.vocab_size == model.config.vocab_size
-    assert repr(model) == "GradELLM(LlamaForCausalLM, config=None)"
+    assert repr(model) == "GradELLM(LlamaForCausalLM, explain_config=None)"
 
 
 @pytest.mark.parametrize(
@@ -185,7 +271,13 @@ def test_everything_else_is_the_wrapped_models():
         (lambda m: m.explain("Rome", "is", max_new_tokens=4), r"\['max_new_tokens'\] mean nothing"),
         (lambda m: GradELLM(small_llama(), m.tokenizer).explain("Rome 👩"), "the model knows 97 tokens"),
         (lambda m: GradELLM(m.model, m.tokenizer, m.config), "got LlamaConfig"),
-        (lambda m: GradELLM.from_pretrained("nowhere", config={"layers": 1}), "got dict"),
+        (lambda m: GradELLM.from_pretrained("nowhere", explain_config={"layers": 1}), "`explain_config` must be .* got dict"),
+        (lambda m: GradELLM.from_pretrained("nowhere", explain_config=m.config), "`explain_config` must be .* got LlamaConfig"),
+        (lambda m: GradELLM.from_pretrained("nowhere", config="here"), "`config` must be the model's configuration.* got str"),
+        (
+            lambda m: GradELLM.from_pretrained("nowhere", explain_config=GradELLMConfig(), config=GradELLMConfig()),
+            "`config` must be the model's configuration.* got GradELLMConfig",
+        ),
     ],
 )
 def test_errors_say_what_is_wrong(call, message):
@@ -202,11 +294,11 @@ def folder(tmp_path_factory):
 
 
 def test_loaded_from_a_folder(folder):
-    loaded, config = GradELLM.from_pretrained(folder, config=GradELLMConfig(layers=1)), GradELLMConfig(layers=1)
+    loaded, config = GradELLM.from_pretrained(folder, explain_config=GradELLMConfig(layers=1)), GradELLMConfig(layers=1)
     assert not loaded.model.training
     assert loaded.tokenizer.padding_side == "left"
     assert loaded.explain_config == config
-    expected = tiny(config=config).explain(["The capital", "Rome is"], **GREEDY)
+    expected = tiny(explain_config=config).explain(["The capital", "Rome is"], **GREEDY)
     for actual, other in zip(loaded.explain(["The capital", "Rome is"], **GREEDY), expected, strict=True):
         assert actual.tokens == other.tokens
         assert_same_heatmaps(actual.attributions, other.attributions)
@@ -220,6 +312,31 @@ def test_options_reach_the_loading(folder, tmp_path):
     assert GradELLM.from_pretrained(folder, tokenizer=tokenizer).tokenizer is tokenizer
     with pytest.raises(OSError, match="nowhere"):
         GradELLM.from_pretrained(tmp_path / "nowhere")
+
+
+def test_config_is_the_models_as_in_transformers(folder):
+    config = AutoConfig.from_pretrained(folder)
+    config.rms_norm_eps, config.rope_parameters = 0.5, {"rope_type": "default", "rope_theta": 100.0}
+    loaded = GradELLM.from_pretrained(folder, config=config, explain_config=GradELLMConfig(layers=1))
+    assert loaded.explain_config == GradELLMConfig(layers=1)
+    assert loaded.config.rms_norm_eps == 0.5
+    expected = AutoModelForCausalLM.from_pretrained(folder, config=config)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(loaded(ids).logits, expected(ids).logits)
+    assert not torch.equal(loaded(ids).logits, tiny().model(ids).logits)
+
+
+def test_the_tokenizer_is_found_by_a_given_config_too(folder, tmp_path):
+    """Of a vocabulary and merges alone, only the model's configuration tells which tokenizer they belong to."""
+    written = json.loads((folder / "tokenizer.json").read_text())["model"]
+    config = GPT2Config(vocab_size=len(byte_level_bpe()), n_embd=24, n_layer=2, n_head=3)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "vocab.json").write_text(json.dumps(written["vocab"]))
+    (tmp_path / "merges.txt").write_text("\n".join(" ".join(merge) for merge in written["merges"]))
+    loaded = GradELLM.from_pretrained(tmp_path, config=config)
+    ids = loaded.explain("The capital", **GREEDY).token_ids
+    assert ids[: -GREEDY["max_new_tokens"]] == byte_level_bpe()("The capital")["input_ids"]
 
 
 def test_a_model_of_which_half_lies_on_disk(folder, tmp_path):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradellm_hf import UnsupportedArchitectureError
+from gradellm_hf.architecture.adapters import find_adapter
 from gradellm_hf.architecture.facts import look_at
 from gradellm_hf.architecture.interception import attention_handler
 from gradellm_hf.architecture.reading import forward_parameters
@@ -21,7 +22,6 @@ from gradellm_hf.engines.formula import group_heads, grouped_products
 from gradellm_hf.engines.position_local import AttentionOptions
 from gradellm_hf.methods import saliency
 from gradellm_hf.metrics.perturbation import PerturbedText
-from model_patches import find_adapter
 
 NUM_LIKELIEST = 5
 

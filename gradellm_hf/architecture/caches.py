@@ -1,9 +1,14 @@
 """Key/value caches: forking them, and taking the prompt's part of the one that `generate` filled."""
 
 import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+_mutable_lock = threading.RLock()  # torch lets one thread at a time change saved tensors
 
 
 def prompt_cache(cache: Any, length: int, row_indices: torch.Tensor | None = None) -> Any | None:
@@ -53,6 +58,27 @@ def fork_cache(cache: Any, rows: int | None = None) -> Any:
         if layer.is_initialized:
             layer.keys, layer.values = layer.keys[:rows], layer.values[:rows]
     return fork
+
+
+def fork_if_plain(cache: Any) -> Any:
+    """A fork of a cache of plain keys and values; any other cache itself, as copying it may cost as much as it holds."""
+    return fork_cache(cache) if is_plain(cache) else cache
+
+
+@contextmanager
+def written_to_before_backward(cache: Any, starts_from_nothing: bool) -> Iterator[None]:
+    """A context for a forward and a backward pass on a cache that the forward pass may write to in place.
+
+    Recurrent caches write into tensors that the backward pass still needs, also in a prompt; plain ones never do.
+
+    Args:
+        starts_from_nothing: Whether the forward pass makes the cache, if `cache` is None.
+    """
+    if is_plain(cache) or (cache is None and not starts_from_nothing):
+        yield
+        return
+    with _mutable_lock, torch.autograd.graph.allow_mutation_on_saved_tensors():
+        yield
 
 
 def is_plain(cache: Any) -> bool:

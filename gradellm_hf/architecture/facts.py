@@ -9,9 +9,10 @@ from torch import nn
 
 from ..configuration import GradELLMConfig
 from ..errors import UnsupportedArchitectureError
-from .identity import look_again
-from .layout import Layout, find_layout
-from .reading import forward_parameters, input_device, vocabulary_size
+from .identity import Findings, Layout, look_again
+from .layout import find_layout
+from .quantization import is_quantized
+from .reading import forward_parameters, input_device, placeholder_ids, position_limit, vocabulary_size
 from .support import check_model, unwrap
 from .tensor_parallel import sharing_groups
 
@@ -27,10 +28,12 @@ class ModelFacts:
 
     Attributes:
         model: The Transformers model, without wrappers.
+        findings: What earlier calls have found out about the model as it is now.
         parameters: The names of what its `forward` takes.
     """
 
     model: "PreTrainedModel"
+    findings: Findings
     parameters: frozenset[str]
 
     @property
@@ -78,6 +81,21 @@ class ModelFacts:
         return input_device(self.model)
 
     @cached_property
+    def position_limit(self) -> int | None:
+        """Number of positions in the model's table of them, learned or fixed; None if it computes any position."""
+        return position_limit(self.model)
+
+    @cached_property
+    def placeholder_ids(self) -> dict[str, list[int]]:
+        """By modality, the tokens that stand for a part of an image, a video or a sound; those that the model reads."""
+        return placeholder_ids(self.model)
+
+    @cached_property
+    def is_quantized(self) -> bool:
+        """Whether the model's logits may depend, by more than rounding, on how many tokens are run at once."""
+        return is_quantized(self.model)
+
+    @cached_property
     def sharing_groups(self) -> list[Any]:
         """The process groups whose processes run the model together."""
         return sharing_groups(self.model)
@@ -95,8 +113,7 @@ def look_at(model: Any) -> ModelFacts:
     """
     inner = unwrap(model)
     check_model(inner)
-    look_again(inner)
-    return ModelFacts(inner, forward_parameters(inner))
+    return ModelFacts(inner, look_again(inner), forward_parameters(inner))
 
 
 def explained_layers(facts: ModelFacts, config: GradELLMConfig) -> list[int]:

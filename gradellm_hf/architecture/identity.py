@@ -10,6 +10,21 @@ from torch.nn.modules import module as torch_module
 from .hooks import is_thread_hook
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a forward pass has shown of a model. It is kept between calls, so it refers to the modules weakly.
+
+    Attributes:
+        modules: The attention modules in the order in which a forward pass runs them. One that runs twice is in it twice.
+        calls_interface: Whether they look up their attention function in Transformers' AttentionInterface.
+        keeps_cache: Whether the model hands a cache of keys and values from call to call.
+    """
+
+    modules: list["weakref.ref[nn.Module]"]
+    calls_interface: bool
+    keeps_cache: bool
+
+
 @dataclass
 class Findings:
     """What has been found out about a model. Keeps nothing of the model alive.
@@ -22,7 +37,7 @@ class Findings:
     """
 
     identity: Any
-    layout: Any = None
+    layout: Layout | None = None
     verdicts: dict[Any, str | None] = field(default_factory=dict)
     differences: dict[Any, float] = field(default_factory=dict)
 

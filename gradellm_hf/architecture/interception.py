@@ -8,13 +8,15 @@ from typing import Any
 
 from .switches import shared
 
-_handler: ContextVar[Callable | None] = ContextVar("gradellm_attention_handler", default=None)
+AttentionFunction = Callable[..., Any]  # (module, query, key, value, attention_mask, ...) -> (output, weights)
+
+_handler: ContextVar[Callable[..., Any] | None] = ContextVar("gradellm_attention_handler", default=None)
 _LOOK_UPS = ("get_interface", "__getitem__")
 _inherited = object()
 
 
 @contextmanager
-def attention_handler(handler: Callable) -> Iterator[None]:
+def attention_handler(handler: Callable[..., Any]) -> Iterator[None]:
     """While open, attention calls of this thread go to `handler(model's own function, module, query, key, ...)`.
 
     A model looks up its attention function by name in an `AttentionInterface`: by `get_interface`, or by `[name]` if it was
@@ -49,25 +51,30 @@ def _installed() -> Iterator[None]:
                 delattr(AttentionInterface, name)
 
 
-class _Handled(functools.partial):
+class _Handled:
     """A model's own attention function, wrapped so that the handler is called with it."""
 
+    def __init__(self, handler: Callable[..., Any], function: AttentionFunction):
+        self._handler, self._function = handler, function
 
-def _handled(look_up: Callable) -> Callable:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._handler(self._own, *args, **kwargs)
+
+    def _own(self, *args: Any, **kwargs: Any) -> Any:
+        token = _handler.set(None)
+        try:
+            return self._function(*args, **kwargs)
+        finally:
+            _handler.reset(token)
+
+
+def _handled(look_up: Callable[..., AttentionFunction]) -> Callable[..., AttentionFunction]:
     @functools.wraps(look_up)
-    def look_up_handled(*args: Any, **kwargs: Any) -> Callable:
+    def look_up_handled(*args: Any, **kwargs: Any) -> AttentionFunction:
         function = look_up(*args, **kwargs)  # `get_interface` looks up by `[name]`, which has been here already
         handler = _handler.get()
         if handler is None or isinstance(function, _Handled):
             return function
-        return _Handled(handler, functools.partial(_unhandled, function))
+        return _Handled(handler, function)
 
     return look_up_handled
-
-
-def _unhandled(function: Callable, *args: Any, **kwargs: Any) -> Any:
-    token = _handler.set(None)
-    try:
-        return function(*args, **kwargs)
-    finally:
-        _handler.reset(token)

@@ -1,39 +1,21 @@
 """Which modules of a model attend, and in which order: seen in a forward pass, not guessed from names."""
 
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from model_patches import find_adapter
-
 from ..errors import UnsupportedArchitectureError
-from .identity import findings
-from .interception import attention_handler
+from .adapters import find_adapter
+from .identity import Layout, findings
+from .interception import AttentionFunction, attention_handler
 from .offloading import reload_offloaded_weights
 from .reading import forward_parameters, input_device
 from .running import explainable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What a forward pass has shown of a model. It is kept between calls, so it refers to the modules weakly.
-
-    Attributes:
-        modules: The attention modules in the order in which a forward pass runs them. One that runs twice is in it twice.
-        calls_interface: Whether they look up their attention function in Transformers' AttentionInterface.
-        keeps_cache: Whether the model hands a cache of keys and values from call to call.
-    """
-
-    modules: list["weakref.ref[nn.Module]"]
-    calls_interface: bool
-    keeps_cache: bool
 
 
 def find_layout(model: "PreTrainedModel") -> Layout:
@@ -43,34 +25,33 @@ def find_layout(model: "PreTrainedModel") -> Layout:
         UnsupportedArchitectureError: No attention modules are found, or they cannot be explained.
     """
     known = findings(model)
-    if known.layout is None:
-        modules: list[nn.Module] = []
+    if known.layout is not None:
+        return known.layout
+    callers: list[nn.Module] = []
 
-        def count(function: Callable, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if not getattr(module, "is_causal", True):
-                raise UnsupportedArchitectureError(
-                    f"`{model.config.model_type}` attends in both directions ({type(module).__name__}); only causal models can "
-                    "be explained. Load it as a decoder (`is_decoder=True` in its config), if it was trained as one."
-                )
-            modules.append(module)
-            if not torch.is_grad_enabled():
-                raise UnsupportedArchitectureError(
-                    f"`{model.config.model_type}` switches gradients off in a part of its own forward pass (around "
-                    f"{type(module).__name__}), so they cannot be followed through it."
-                )
-            return function(module, *args, **kwargs)
+    def count(function: AttentionFunction, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not getattr(module, "is_causal", True):
+            raise UnsupportedArchitectureError(
+                f"`{model.config.model_type}` attends in both directions ({type(module).__name__}); only causal models can "
+                "be explained. Load it as a decoder (`is_decoder=True` in its config), if it was trained as one."
+            )
+        callers.append(module)
+        if not torch.is_grad_enabled():
+            raise UnsupportedArchitectureError(
+                f"`{model.config.model_type}` switches gradients off in a part of its own forward pass (around "
+                f"{type(module).__name__}), so they cannot be followed through it."
+            )
+        return function(module, *args, **kwargs)
 
-        kwargs = {"use_cache": True} if "use_cache" in forward_parameters(model) else {}
-        with explainable(model), torch.enable_grad(), reload_offloaded_weights(model), attention_handler(count):
-            token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
-            outputs = model(input_ids=token, return_dict=True, **kwargs)
-        if not (calls_interface := bool(modules)):
-            modules = _declared_attention(model)
-        known.layout = Layout(
-            modules=[weakref.ref(module) for module in modules],
-            calls_interface=calls_interface,
-            keeps_cache=getattr(outputs, "cache", None) is not None,
-        )
+    options = {"use_cache": True} if "use_cache" in forward_parameters(model) else {}
+    with explainable(model), torch.enable_grad(), reload_offloaded_weights(model), attention_handler(count):
+        token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
+        outputs = model(input_ids=token, return_dict=True, **options)
+    known.layout = Layout(
+        modules=[weakref.ref(module) for module in callers or _declared_attention(model)],
+        calls_interface=bool(callers),
+        keeps_cache=getattr(outputs, "cache", None) is not None,
+    )
     return known.layout
 
 

@@ -17,6 +17,7 @@ from .tolerances import OTHER_KERNELS, logits_difference
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_IMPLEMENTATION = "_attn_implementation"  # the property of configs
 _PROBE_LENGTH = 64  # positions; chosen by hand: enough for masks, padding and positions to matter, and cheap
 
 #: By the identity of a config: the attention implementation that it has in this thread.
@@ -88,20 +89,20 @@ def _config_of(module: nn.Module) -> Any:
 def _class_that_defines_attention(config: Any) -> type:
     """The class whose property has it: Transformers' own class of configs, or a subclass that defines the property anew."""
     classes = type(config).__mro__
-    return next(cls for cls in classes if isinstance(vars(cls).get("_attn_implementation"), property))
+    return next(cls for cls in classes if isinstance(vars(cls).get(_IMPLEMENTATION), property))
 
 
 @shared
 @contextlib.contextmanager
 def _switchable(config_class: type) -> Iterator[None]:
     """A context in which configs of this class have, in each thread, the implementation to which that thread switched them."""
-    own: Any = vars(config_class)["_attn_implementation"]
+    own: Any = vars(config_class)[_IMPLEMENTATION]
 
     def switched(config: Any) -> str | None:
         return _switched.get().get(id(config)) or own.fget(config)
 
-    config_class._attn_implementation = property(switched, own.fset)  # type: ignore[attr-defined]
+    setattr(config_class, _IMPLEMENTATION, property(switched, own.fset))
     try:
         yield
     finally:
-        config_class._attn_implementation = own  # type: ignore[attr-defined]
+        setattr(config_class, _IMPLEMENTATION, own)

@@ -27,10 +27,11 @@ def explainable(model: "PreTrainedModel", padded: bool = False) -> Iterator[None
         stack.enter_context(differentiable_weights(model))
         if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
             stack.enter_context(_uncompiled())
+        layout = findings(model).layout
         if needs_plain_attention(model):
             check_plain_attention(model, padded)
             stack.enter_context(attention_implementation(model, plain_attention(model)))
-        elif (layout := findings(model).layout) is not None and not layout.calls_interface:
+        elif layout is not None and not layout.calls_interface:
             stack.enter_context(attention_implementation(model, "eager"))  # which returns its attention weights
         yield
 

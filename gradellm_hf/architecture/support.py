@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ..configuration import GradELLMConfig
+from ..configuration import GradELLMConfig, checked_config
 from ..errors import InvalidInputError, UnsupportedArchitectureError
 from .reading import forward_parameters
 from .tensor_parallel import check_distribution
@@ -27,11 +27,15 @@ class ModelWrapper:
     explain_config: GradELLMConfig | None
 
 
-def without_wrapper(model: Any, explain_config: GradELLMConfig | None) -> tuple[Any, GradELLMConfig | None]:
-    """The model and the configuration of a call that may have got a `ModelWrapper` in place of the model."""
-    if not isinstance(model, ModelWrapper):
-        return model, explain_config
-    return model.model, model.explain_config if explain_config is None else explain_config
+def without_wrapper(model: Any, explain_config: GradELLMConfig | None) -> tuple[Any, GradELLMConfig]:
+    """The model of a call and what it explains: as given, else as a `ModelWrapper` around the model has it, else the default.
+
+    Raises:
+        InvalidInputError: `explain_config` is not a GradELLMConfig.
+    """
+    while isinstance(model, ModelWrapper):
+        model, explain_config = model.model, model.explain_config if explain_config is None else explain_config
+    return model, checked_config(explain_config) or GradELLMConfig()
 
 
 def unwrap(model: Any) -> "PreTrainedModel":
@@ -61,22 +65,26 @@ def unwrap(model: Any) -> "PreTrainedModel":
                     "`generate` runs, which the explanation cannot repeat. Use an ordinary LoRA."
                 )
             inner = inner.get_base_model()
-        elif (inside := _inside(inner)) is not inner:
-            inner = inside
         else:
-            break
-    if not isinstance(inner, nn.Module) or not hasattr(inner, "generate") or not hasattr(inner, "config"):
+            inside = _inside(inner)
+            if inside is inner:
+                break
+            inner = inside
+    is_model = isinstance(inner, nn.Module) and hasattr(inner, "generate") and hasattr(inner, "config")
+    if not is_model:
         raise InvalidInputError(
             f"Expected a Transformers model with `generate`, such as AutoModelForCausalLM.from_pretrained returns, got "
             f"{type(model).__name__}."
         )
-    if not {"input_ids", "position_ids"} & (parameters := forward_parameters(inner)):
+    parameters = forward_parameters(inner)
+    if not parameters & {"input_ids", "position_ids"}:
         raise InvalidInputError(
             f"`{type(inner).__name__}.forward` has neither `input_ids` nor `position_ids` among its parameters "
             f"{sorted(parameters)}, so what it understands cannot be told, and no Transformers model was found inside. Give it "
             "the signature of the model that it calls, or explain that model itself."
         )
-    return inner  # type: ignore[return-value]
+    unwrapped: PreTrainedModel = inner
+    return unwrapped
 
 
 def _inside(model: Any) -> Any:

@@ -10,12 +10,14 @@ Models that are spread in a way in which this is not possible are refused in eve
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import GradELLMError, InvalidInputError, UnsupportedArchitectureError
+
+Value = TypeVar("Value")
 
 _OTHERWISE = (
     'Spread its layers over devices in one process (`device_map="auto"`), its heads over processes '
@@ -56,11 +58,12 @@ def check_same_text(model: nn.Module, token_ids: Tensor, prompt_length: int, num
         InvalidInputError: They would not run the model alike: they have different numbers of tokens, or different tokens and
             share its heads. It is raised in every process.
     """
-    if not (groups := sharing_groups(model)):
+    groups = sharing_groups(model)
+    if not groups:
         return
     group = tensor_parallel_group(model)
-    same_tokens = group is None or _agreed(_common, token_ids.tolist(), [group]) is not None
-    if _agreed(_common, (prompt_length, num_steps, same_tokens), groups) is None or not same_tokens:
+    same_tokens = group is None or _is_common(token_ids.tolist(), [group])
+    if not _is_common((prompt_length, num_steps, same_tokens), groups) or not same_tokens:
         raise InvalidInputError(
             "The processes that share the model have different texts to explain, so they would not run it alike. Make the "
             "same call in all of them, and before sampling seed all alike (`torch.manual_seed(0)`). If they share only "
@@ -136,13 +139,18 @@ def out_of_memory_in_group(num_steps: int) -> GradELLMError:
     )
 
 
-def _agreed(choose: Callable[[list[Any]], Any], value: Any, groups: list[Any]) -> Any:
+def _agreed(choose: Callable[[list[Value]], Value], value: Value, groups: list[Any]) -> Value:
     """One value that all processes take, chosen from theirs. The groups are the lines of a grid, so one after the other."""
     for group in groups:
-        values = [None] * torch.distributed.get_world_size(group)
+        values = [value] * torch.distributed.get_world_size(group)
         torch.distributed.all_gather_object(values, value, group=group)
         value = choose(values)
     return value
+
+
+def _is_common(value: Any, groups: list[Any]) -> bool:
+    """Whether all processes have the same value, which is not None."""
+    return _agreed(_common, value, groups) is not None
 
 
 def _common(values: list[Any]) -> Any | None:
@@ -161,7 +169,8 @@ def _check_heads_divide(model: Any) -> None:
     """Transformers splits projections by rows, whether or not a head ends there."""
     plan = getattr(model, "tp_plan", None) or {}
     splits_heads = any(style == "colwise" and "att" in name.rpartition(".")[0] for name, style in plan.items())
-    if not splits_heads or (group := tensor_parallel_group(model)) is None:
+    group = tensor_parallel_group(model) if splits_heads else None
+    if group is None:
         return
     config, processes = model.config.get_text_config(decoder=True), torch.distributed.get_world_size(group)
     for name in ("num_attention_heads", "num_key_value_heads"):

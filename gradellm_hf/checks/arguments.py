@@ -35,7 +35,9 @@ def whole_number(name: str, value: Any, low: int | None = None, high: int | None
     """
     if is_index(value) and (low is None or value >= low) and (high is None or value <= high):
         return operator.index(value)
-    limits = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+    limits = ""
+    if low is not None:
+        limits = f" of at least {low}" if high is None else f" from {low} to {high}"
     otherwise = f"None ({none}) or " if none else ""
     raise InvalidInputError(f"`{name}` must be {otherwise}an int{limits}, got {value!r}.")
 

@@ -135,7 +135,8 @@ def reading(path: str | os.PathLike[str], advice: str = "") -> Iterator[None]:
     try:
         yield
     except InvalidInputError as error:
-        raise InvalidInputError(f"{str(path)!r} cannot be read: {error}{advice and ' '}{advice}") from error
+        hint = f" {advice}" if advice else ""
+        raise InvalidInputError(f"{str(path)!r} cannot be read: {error}{hint}") from error
 
 
 def check_version(path: str | os.PathLike[str], metadata: dict[str, Any], format_version: int) -> None:

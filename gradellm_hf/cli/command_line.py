@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 # The module of a command has the same name, and has `add_arguments(parser)` and `run(options) -> exit code`. Only the module of
 # the given command is imported.
@@ -63,8 +63,8 @@ def _run(arguments: Sequence[str], chosen: str | None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    debug = {"action": "store_true", "help": "show the traceback of an error"}
-    parser.add_argument("--debug", **debug)  # type: ignore[arg-type]
+    debug: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
+    parser.add_argument("--debug", **debug)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = subparsers.add_parser(
@@ -74,7 +74,7 @@ def _run(arguments: Sequence[str], chosen: str | None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.add_argument("--debug", default=argparse.SUPPRESS, **debug)  # type: ignore[arg-type]
+        command.add_argument("--debug", default=argparse.SUPPRESS, **debug)
         if name == chosen:
             implementation = importlib.import_module(f".{name}", __package__)
             implementation.add_arguments(command)

@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         shard_size=options.shard_size,
         seed=options.seed,
-        dtype=options.scores,
+        score_dtype=options.scores,
         **generate_kwargs,
     )
     if state.is_main_process:

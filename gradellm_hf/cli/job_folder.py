@@ -47,7 +47,7 @@ def load_one(folder: Path, row: int | None, name: str | None, sequence: int | No
     if row in explanations.errors:
         raise InvalidInputError(f"The prompt of row {row} failed: {explanations.errors[row]}")
     found = explanations[row]
-    several = found if isinstance(found, list) else [found]
+    several: list[Explanation] = found if isinstance(found, list) else [found]
     if sequence is None and len(several) > 1:
         raise InvalidInputError(f"Row {row} has {len(several)} sequences: give one with --sequence 0 to {len(several) - 1}.")
     if not 0 <= (sequence or 0) < len(several):

@@ -29,7 +29,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--trust-remote-code", action="store_true", help="run model code that comes with the model")
 
 
-def load_model(options: argparse.Namespace, config: "GradELLMConfig | None" = None) -> "GradELLM":
+def load_model(options: argparse.Namespace, explain_config: "GradELLMConfig | None" = None) -> "GradELLM":
     """The model that the options name, with its tokenizer.
 
     Raises:
@@ -50,7 +50,7 @@ def load_model(options: argparse.Namespace, config: "GradELLMConfig | None" = No
         further["gguf_file"] = options.gguf_file
     try:
         return GradELLM.from_pretrained(
-            options.model, device_map=options.device_map, dtype=options.dtype, config=config, **further
+            options.model, device_map=options.device_map, dtype=options.dtype, explain_config=explain_config, **further
         )
     except (GradELLMError, ImportError):
         raise

@@ -29,7 +29,7 @@ class SortedPrompts:
         prompts: The prompts.
         batch_size: Number of prompts that are explained together.
         seed: Of sampling. A batch is sampled from this seed and its places.
-        dtype: In which the scores are stored.
+        score_dtype: In which the scores are stored.
         generate_kwargs: For `model.generate`.
 
     Raises:
@@ -42,11 +42,11 @@ class SortedPrompts:
         prompts: PromptReader,
         batch_size: int,
         seed: int,
-        dtype: torch.dtype,
+        score_dtype: torch.dtype,
         generate_kwargs: dict[str, Any],
     ):
         self._explainer, self._prompts, self._batch_size, self._seed = explainer, prompts, batch_size, seed
-        self._generate_kwargs, self._dtype = generate_kwargs, dtype
+        self._generate_kwargs, self._score_dtype = generate_kwargs, score_dtype
         self._has_explained = False
         tokenizer = text_tokenizer(explainer.tokenizer)
         digest, first_error, lengths = hashlib.sha256(), None, array("Q")
@@ -104,7 +104,7 @@ class SortedPrompts:
                 [prompt.content for prompt in prompts], **self._generate_kwargs
             )
         for explanation in explanations:
-            check_storable(explanation, self._dtype)
+            check_storable(explanation, self._score_dtype)
         self._has_explained = True
         each = len(explanations) // len(batch)
         return [

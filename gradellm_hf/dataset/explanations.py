@@ -108,7 +108,7 @@ class DatasetExplanations(Sequence[Any]):
         self.ids: list[Any] = [ids[index] for index in range(len(self))]
 
     def __len__(self) -> int:
-        return self.manifest["num_prompts"]
+        return int(self.manifest["num_prompts"])
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

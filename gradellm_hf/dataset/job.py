@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from ..architecture.facts import explained_layers, look_at
-from ..checks.arguments import whole_number
+from ..architecture.support import without_wrapper
+from ..checks.arguments import choice, whole_number
 from ..checks.files import remove_partial_files
+from ..checks.renamed import renamed
 from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
 from ..jobs.manifest import check_same_job, describe_job, read_manifest, write_manifest
@@ -34,6 +36,7 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _SHARDS, _BATCHES_PER_SHARD = 64, 32
 
 
+@renamed(dtype="score_dtype")
 def explain_dataset(
     model: Any,
     prompts: Any,
@@ -45,7 +48,7 @@ def explain_dataset(
     batch_size: int = 8,
     shard_size: int | None = None,
     seed: int = 0,
-    dtype: str = "float32",
+    score_dtype: str = "float32",
     **generate_kwargs: Any,
 ) -> DatasetExplanations:
     """Explains what a model writes after each of many prompts, into a folder. The same call continues a job that was stopped.
@@ -69,7 +72,7 @@ def explain_dataset(
         batch_size: Number of prompts that are explained together, of similar length.
         shard_size: Prompts per file, rounded up to whole batches. None: a 64th of the prompts, 32 batches at most.
         seed: Of sampling. A batch is sampled from this seed and its place in the job.
-        dtype: `"float32"` or `"float16"`: how the heatmaps are stored.
+        score_dtype: `"float32"` or `"float16"`: how the heatmaps are stored.
         **generate_kwargs: For `model.generate`: `max_new_tokens`, `do_sample`, ...
 
     Returns:
@@ -89,14 +92,12 @@ def explain_dataset(
     if not isinstance(model, GradELLM):
         model = GradELLM(model)
     tokenizer = model.tokenizer if tokenizer is None else tokenizer
-    config = model.explain_config if explain_config is None else explain_config
-    if config is None:
-        config = GradELLMConfig()
-    _check_arguments(tokenizer, batch_size, shard_size, seed, dtype)
+    inner, config = without_wrapper(model, explain_config)
+    _check_arguments(tokenizer, batch_size, shard_size, seed, score_dtype)
     batch_size, seed = int(batch_size), int(seed)
-    explainer = GradELLM(model.model, tokenizer, config)
-    explained_layers(look_at(model), config)
-    ordered = SortedPrompts(explainer, PromptReader(prompts, column), batch_size, seed, _DTYPES[dtype], generate_kwargs)
+    explainer = GradELLM(inner, tokenizer, config)
+    explained_layers(look_at(inner), config)
+    ordered = SortedPrompts(explainer, PromptReader(prompts, column), batch_size, seed, _DTYPES[score_dtype], generate_kwargs)
     if shard_size is None:
         shard_size = min(-(-len(ordered) // _SHARDS), _BATCHES_PER_SHARD * batch_size)
     shard_size = -(-int(shard_size) // batch_size) * batch_size
@@ -105,9 +106,9 @@ def explain_dataset(
         "batch_size": batch_size,
         "shard_size": shard_size,
         "seed": seed,
-        "dtype": dtype,
+        "dtype": score_dtype,  # as folders of the first release have it
     }
-    job = describe_job(FORMAT, model.model, tokenizer, generate_kwargs, ordered.fingerprint, len(ordered), **options)
+    job = describe_job(FORMAT, inner, tokenizer, generate_kwargs, ordered.fingerprint, len(ordered), **options)
     _run(ordered, job, Path(output_dir))
     return load_dataset_explanations(output_dir)
 
@@ -134,7 +135,8 @@ def _write_missing_shards(prompts: SortedPrompts, job: dict[str, Any], folder: P
 
     size = job["shard_size"]
     shards = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
-    to_do = {number: count for number, places in enumerate(shards) if (count := _to_do(prompts, places, folder, number))}
+    missing = {number: _to_do(prompts, places, folder, number) for number, places in enumerate(shards)}
+    to_do = {number: count for number, count in missing.items() if count}
     state.wait_for_everyone()  # all have seen the same files
     share = list(to_do)[state.process_index :: state.num_processes]
     total = sum(to_do[number] for number in share)
@@ -173,10 +175,9 @@ def _results(prompts: SortedPrompts, places: range, path: Path, progress: Any) -
             yield shard.result(index)
 
 
-def _check_arguments(tokenizer: Any, batch_size: Any, shard_size: Any, seed: Any, dtype: Any) -> None:
+def _check_arguments(tokenizer: Any, batch_size: Any, shard_size: Any, seed: Any, score_dtype: Any) -> None:
     text_tokenizer(tokenizer)
-    if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise InvalidInputError(f"`dtype` must be one of {sorted(_DTYPES)}, got {dtype!r}.")
+    choice("score_dtype", score_dtype, list(_DTYPES))
     whole_number("seed", seed)
     whole_number("batch_size", batch_size, 1)
     if shard_size is not None:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from model_patches import find_adapter
-
+from ..architecture.adapters import find_adapter
 from ..architecture.hooks import thread_hook
 from ..architecture.tensor_parallel import gather_heads
 from ..errors import UnsupportedArchitectureError
@@ -99,7 +98,9 @@ class AttentionOutputChannel:
                 f'`channel="attention_output"` looks at the query, key and value projections. {error}'
             ) from error
 
-    def _projection_hook(self, layer: int, by_name: Callable[[Tensor], dict[str, Tensor]]) -> Callable:
+    def _projection_hook(
+        self, layer: int, by_name: Callable[[Tensor], dict[str, Tensor]]
+    ) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             if not self._watching:
                 return
@@ -111,7 +112,7 @@ class AttentionOutputChannel:
 
         return hook
 
-    def _output_hook(self, layer: int) -> Callable:
+    def _output_hook(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if not self._watching or self._mask is None:
                 return
@@ -125,7 +126,8 @@ class AttentionOutputChannel:
 
             def differentiate(gradient: Tensor) -> None:
                 heatmap = flattened_layer_heatmap(gradient[:, last].to(precision), query, key, value, visible, self._spatial)
-                self._record(layer, heatmap)  # type: ignore[misc]
+                if self._record is not None:
+                    self._record(layer, heatmap)
 
             attention_output.register_hook(differentiate)
 

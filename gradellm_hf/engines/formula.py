@@ -112,7 +112,8 @@ def loosened_weights(products: torch.Tensor, query: torch.Tensor, key: torch.Ten
         mask: Bool or additive, broadcastable to `products`.
     """
     visible = visible_keys(mask)
-    norms = torch.linalg.vector_norm(query, dim=-1)[..., None] * torch.linalg.vector_norm(key, dim=-1)[..., None, :]
+    query_norms, key_norms = (torch.linalg.vector_norm(x, dim=-1) for x in (query, key))
+    norms: torch.Tensor = query_norms[..., None] * key_norms[..., None, :]
     cosines = products / norms.clamp_min(torch.finfo(norms.dtype).tiny)
     lowest = cosines.masked_fill(~visible, torch.inf).amin(-1, keepdim=True)
     highest = cosines.masked_fill(~visible, -torch.inf).amax(-1, keepdim=True)

@@ -46,6 +46,13 @@ class Heatmaps:
         )
 
     @property
+    def kept_layer_attributions(self) -> Tensor:
+        """`layer_attributions`, where they were asked for."""
+        if self.layer_attributions is None:
+            raise ValueError("The heatmaps of the layers were not asked for: `output_layer_attributions=True` keeps them.")
+        return self.layer_attributions
+
+    @property
     def are_finite(self) -> bool:
         """Whether scores, targets and probabilities are numbers."""
         parts = (self.attributions, self.target_scores, self.token_probabilities)
@@ -66,7 +73,7 @@ class Heatmaps:
             self.attributions[:, chunk.steps, : chunk.end] += scale * total.to(self.attributions)
         for layer, heatmap in chunk.by_layer.items():
             where = (slice(None), self.layers.index(layer), chunk.steps, slice(chunk.end - heatmap.shape[-1], chunk.end))
-            self.layer_attributions[where] = scale * heatmap.to(self.attributions)  # type: ignore[index]
+            self.kept_layer_attributions[where] = scale * heatmap.to(self.attributions)
 
 
 class ChunkHeatmaps:

@@ -40,7 +40,7 @@ def chunk_size(facts: ModelFacts, sequences: ExplainedSequences, num_layers: int
     devices = {parameter.device for parameter in facts.model.parameters() if parameter.device.type != "meta"}
     free = min((free_memory(device) for device in devices or {torch.device("cpu")}), default=0)
     tokens = min(_TOKENS, _LOGITS // vocabulary, _MASK // sequences.length, free // (_SHARE * 4 * values))
-    return max(1, tokens // rows)
+    return max(1, int(tokens) // rows)
 
 
 def free_memory(device: torch.device) -> int:
@@ -50,7 +50,8 @@ def free_memory(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + reserve
     import psutil  # accelerate depends on it
 
-    return psutil.virtual_memory().available
+    available: int = psutil.virtual_memory().available
+    return available
 
 
 def is_out_of_memory(error: BaseException) -> bool:

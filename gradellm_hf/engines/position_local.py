@@ -9,7 +9,9 @@ anyway, and the sum of this over heads is the Grad-ELLM heatmap of the layer. So
 nothing is kept or computed twice for it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
 from .formula import (
+    HeadFormula,
     attention_weights,
     causal_visibility,
     group_heads,
@@ -65,7 +68,7 @@ class AttentionOptions:
 
     @classmethod
     def from_call(
-        cls, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, keywords: dict
+        cls, module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float | None, keywords: dict[str, Any]
     ) -> "AttentionOptions":
         """Reads the arguments with which a model calls its attention function.
 
@@ -161,14 +164,24 @@ class PositionLocalAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, anchor, query, key, value, mask, options, formula, record):  # type: ignore[no-untyped-def]
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor,
+        options: AttentionOptions,
+        formula: HeadFormula | None,
+        record: Callable[[Tensor], None] | None,
+    ) -> Tensor:
         ctx.save_for_backward(query, key, value)
         ctx.options = options = replace(options, mask=mask.detach())
         ctx.formula, ctx.record = formula, record
         return attention_output(query, key, value, options)
 
     @staticmethod
-    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
         options, record, mask = ctx.options, ctx.record, ctx.options.mask
         groups, (rows, heads, queries, _), keys = key.shape[1], query.shape, key.shape[2]
@@ -177,7 +190,7 @@ class PositionLocalAttention(torch.autograd.Function):
         k, v = key.to(precision), value.to(precision)
         heatmap = k.new_empty(rows, queries, keys) if record else None
         needs_inputs = any(ctx.needs_input_grad[1:5])
-        d_query, d_key, d_value = map(torch.zeros_like, (q_all, key, value)) if needs_inputs else (None, None, None)
+        d_inputs = [torch.zeros_like(x) for x in (q_all, key, value)] if needs_inputs else None
         d_mask = torch.zeros_like(mask) if ctx.needs_input_grad[4] else None
 
         size = max(1, _BLOCK_ELEMENTS // (rows * heads * keys))
@@ -189,13 +202,14 @@ class PositionLocalAttention(torch.autograd.Function):
             weights = options.weights(scores, block)
             contributions = grouped_products(g, v)
             weighted = weights * contributions
-            if record and ctx.formula.spatial == "attention":
+            if heatmap is not None and ctx.formula.spatial == "attention":
                 heatmap[:, block] = ctx.formula.sum_heads(weighted)
-            elif record:
+            elif heatmap is not None:
                 loosened = loosened_weights(products, q, k[:, :, None], options.grouped_mask(groups, block))
                 heatmap[:, block] = ctx.formula.sum_heads(loosened * contributions)
-            if not needs_inputs:
+            if d_inputs is None:
                 continue
+            d_query, d_key, d_value = d_inputs
             d_scores = torch.addcmul(weighted, weights, weighted.sum(-1, keepdim=True), value=-1)
             if d_mask is not None:
                 d_mask[:, :, block] = d_scores.flatten(1, 2).sum_to_size(d_mask[:, :, block].shape)
@@ -205,8 +219,23 @@ class PositionLocalAttention(torch.autograd.Function):
             d_query[..., block, :] = (d_products.flatten(2, 3) @ k).view_as(q)
             d_key[:, :, own] = (d_products.diagonal(diagonal, -2, -1)[..., None] * q).sum(2)
             d_value[:, :, own] = (weights.diagonal(diagonal, -2, -1)[..., None] * g).sum(2)
-        if record:
+        if heatmap is not None:
             record(heatmap)
-        if d_query is not None:
-            d_query = d_query.flatten(1, 2).to(query.dtype)
-        return None, d_query, d_key, d_value, d_mask, None, None, None
+        if d_inputs is None:
+            return (None,) * 8
+        d_query, d_key, d_value = d_inputs
+        return None, d_query.flatten(1, 2).to(query.dtype), d_key, d_value, d_mask, None, None, None
+
+
+def position_local_attention(
+    anchor: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    options: AttentionOptions,
+    formula: HeadFormula | None,
+    record: Callable[[Tensor], None] | None,
+) -> Tensor:
+    """`PositionLocalAttention` of its inputs; the mask is that of the options."""
+    apply: Callable[..., Tensor] = PositionLocalAttention.apply  # torch declares no types for it
+    return apply(anchor, query, key, value, options.mask, options, formula, record)

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from ..architecture.caches import fork_cache, is_plain
 from ..architecture.facts import ModelFacts
-from ..architecture.identity import findings
-from ..architecture.quantization import is_quantized
 from ..architecture.support import not_finite
 from ..architecture.tensor_parallel import first_reason
 from ..architecture.tolerances import REPLAYED_LOGITS, logits_difference
@@ -39,7 +37,7 @@ def why_not_replay(facts: ModelFacts, sequences: ExplainedSequences, cache: Any)
         return "it keeps no cache of keys and values from call to call"
     if _rope_depends_on_length(model, sequences.length):
         return "its rotary position embedding depends on the length of a call, so several tokens at once are not what it wrote"
-    verdicts = findings(model).verdicts
+    verdicts = facts.findings.verdicts
     key = (model.config._attn_implementation, model.dtype)
     if key not in verdicts:
         steps = min(_STEPS, sequences.num_steps)
@@ -62,7 +60,8 @@ def _rope_depends_on_length(model: Any, length: int) -> bool:
     parameters = getattr(config, "rope_parameters", None) or {}
     for rope in (parameters, *parameters.values()):  # one for all layers, or one per kind of layer
         if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
-            return length > (rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+            limit: int = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+            return length > limit
     return False
 
 
@@ -93,13 +92,12 @@ def _check(facts: ModelFacts, sequences: ExplainedSequences, cache: Any) -> str 
     if not (expected < torch.inf).all():  # minus infinity is a token that the model never writes
         raise not_finite(model, GradELLMConfig())
     difference = logits_difference(torch.cat(replayed, dim=1), expected)
-    if not difference <= REPLAYED_LOGITS.of(model.dtype, quantized=is_quantized(model)):
+    if not difference <= REPLAYED_LOGITS.of(model.dtype, quantized=facts.is_quantized):
         return (
             f"replaying several tokens at once changes its logits by {difference:.1e} of their size, against running one at "
             "a time"
         )
-    assert heatmaps.layer_attributions is not None
-    leaking = heatmaps.layer_attributions[:, :, :-1].transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
+    leaking = heatmaps.kept_layer_attributions[:, :, :-1].transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
     if leaking:
         return f"something besides attention carries information between tokens at or above its layers {leaking}"
     return None

@@ -18,7 +18,7 @@ from ..sequences.explained import ExplainedSequences
 from ..sequences.written_logits import LogitsDifferError
 from .formula import explains_head_outputs, group_heads, grouped_products, head_heatmap, loosened_weights
 from .heatmap_sums import Heatmaps
-from .loop import AttentionWatch, InterfaceWatch, explain_steps
+from .loop import AttentionResult, AttentionWatch, InterfaceWatch, explain_steps
 from .position_local import AttentionOptions
 from .projection_watch import PrefixProjectionWatch, ProjectionWatch
 
@@ -32,8 +32,14 @@ class StepWatch(InterfaceWatch):
         self._heatmaps: list[Callable[[Tensor], Tensor]] = []
 
     def attend(
-        self, layer: int, own: Callable, query: Tensor, key: Tensor, value: Tensor, options: Callable[[], AttentionOptions]
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        layer: int,
+        own: Callable[[], AttentionResult],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Callable[[], AttentionOptions],
+    ) -> AttentionResult:
         output, weights = own()
         if layer >= self.layers[0] and not output.requires_grad:
             output = output.detach().requires_grad_()
@@ -52,7 +58,14 @@ class StepWatch(InterfaceWatch):
 
     @torch.no_grad()
     def _weights(
-        self, spatial: str, query: Tensor, key: Tensor, value: Tensor, options: Callable, own: Tensor | None, output: Tensor
+        self,
+        spatial: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Callable[[], AttentionOptions],
+        own: Tensor | None,
+        output: Tensor,
     ) -> Tensor:
         """Spatial importance of the last query, `[R, H, 1, T]`.
 

@@ -1,1 +1,1 @@
-"""Only for `python -m gradellm_hf.evaluate`: `evaluation` does the work, `cli` has the command."""
+"""Only for `python -m gradellm_hf.evaluate`; the work is in `evaluation`. May import `cli` only."""

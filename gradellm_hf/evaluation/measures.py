@@ -13,7 +13,7 @@ from .. import metrics
 from ..checks.arguments import choice, shares, true_or_false, whole_number
 from ..errors import InvalidInputError
 from ..metrics.calibration import Calibration
-from ..metrics.perturbation import Level, Removal, masked_mean
+from ..metrics.perturbation import Removal, Scope, masked_mean
 from .texts import EvaluatedText
 
 
@@ -39,7 +39,7 @@ class Settings:
         (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """
 
-    level: Level = "step"
+    level: Scope = "step"
     num_samples: int = 1
     num_portions: int | None = None
     pis: tuple[float, ...] = metrics.PIS
@@ -49,7 +49,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        choice("level", self.level, get_args(Level))
+        choice("level", self.level, get_args(Scope))
         choice("calibration", self.calibration, get_args(Calibration))
         true_or_false("perturb_special_tokens", self.perturb_special_tokens)
         numbers: dict[str, Any] = {name: whole_number(name, getattr(self, name), 1) for name in ("num_samples", "batch_size")}
@@ -137,7 +137,7 @@ def _pi_soft(settings: Settings, generator: torch.Generator) -> dict[str, Any]:
 
 
 def _order(removal: Removal, settings: Settings, generator: torch.Generator) -> dict[str, Any]:
-    return {"generator": generator, "removal": removal, "num_steps": settings.num_portions}
+    return {"generator": generator, "removal": removal, "num_portions": settings.num_portions}
 
 
 METRICS: dict[str, Metric] = {

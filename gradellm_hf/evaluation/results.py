@@ -100,7 +100,8 @@ class Evaluation:
 
     def metric_errors(self, metric: str) -> list[str]:
         """Messages of the prompts on which a metric failed."""
-        return [errors[metric] for r in self.records.values() if metric in (errors := r.get("metric_errors", {}))]
+        by_prompt = [record.get("metric_errors", {}) for record in self.records.values()]
+        return [errors[metric] for errors in by_prompt if metric in errors]
 
     def values(self, metric: str, task: str | None = None) -> Tensor:
         """A metric of all methods on the prompts of a task (None: all): `[M, R]`, or `[M, R, K]` of a curve; NaN if undefined.
@@ -129,7 +130,7 @@ class Evaluation:
 
     def done(self, task: str | None = None) -> list[dict[str, Any]]:
         """Records of the prompts of a task (None: all) that did not fail."""
-        return [r for r in self.records.values() if "error" not in r and task in (None, r["task"])]
+        return [r for r in self.records.values() if "error" not in r and (task is None or r["task"] == task)]
 
     def __repr__(self) -> str:
         return (

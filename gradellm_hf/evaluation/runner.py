@@ -241,10 +241,10 @@ def _checked(heatmap: Any, shape: tuple[int, ...]) -> Tensor:
     if not isinstance(heatmap, Tensor) or heatmap.is_complex() or heatmap.shape != shape:
         found = list(heatmap.shape) if isinstance(heatmap, Tensor) else type(heatmap).__name__
         raise InvalidInputError(f"A method must give a tensor of scores of shape {list(shape)}, [1, N, S]; got {found}.")
-    heatmap = heatmap.detach().to("cpu", torch.float32)
-    if not heatmap.isfinite().all():
+    scores: Tensor = heatmap.detach().to("cpu", torch.float32)
+    if not scores.isfinite().all():
         raise InvalidInputError("The scores are not all finite.")
-    return heatmap
+    return scores
 
 
 def _described(error: Exception) -> str:
@@ -265,12 +265,13 @@ def _methods(methods: Sequence[str] | Mapping[str, Method] | None) -> Mapping[st
     return {name: get_method(name) for name in _known("methods", known if methods is None else methods, known)}
 
 
-def _known(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
+def _known(what: str, names: Any, known: Iterable[str]) -> list[str]:
     known = list(known)
-    names = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
-    if not names or any(name not in known for name in names) or len(set(names)) < len(names):
-        raise InvalidInputError(f"`{what}` must be different names out of {known}, at least one; got {names}.")
-    return names
+    is_list = isinstance(names, Iterable) and not isinstance(names, str)
+    chosen = list(names) if is_list else [names]
+    if not chosen or any(name not in known for name in chosen) or len(set(chosen)) < len(chosen):
+        raise InvalidInputError(f"`{what}` must be different names out of {known}, at least one; got {chosen}.")
+    return chosen
 
 
 def _chosen(reader: PromptReader, where: Mapping[str, Any], max_prompts: int | None) -> list[Prompt]:

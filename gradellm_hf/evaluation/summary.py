@@ -18,6 +18,7 @@ from .results import Evaluation
 
 ALL = "all"  # the name of all tasks together
 _FEWEST = 10  # by hand: with fewer prompts, resampling makes intervals that are far too narrow
+_MARKS = {1: " +", -1: " -", 0: ""}  # by `Row.against_reference`
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return jsonable(asdict(self))
+        values: dict[str, Any] = jsonable(asdict(self))
+        return values
 
     def to_markdown(self, task: str, metrics: Sequence[str] | None = None) -> str:
         """A table of a task, with one row per method: its cost, then the mean and half the width of the interval per metric.
@@ -226,5 +228,5 @@ def _cell(row: Row | None, is_best: bool) -> str:
     if row is None:
         return ""
     text = f"{row.value.mean:.3f}"
-    mark = {1: " +", -1: " -", 0: ""}[row.against_reference]
-    return (f"**{text}**" if is_best else text) + f" ± {(row.value.high - row.value.low) / 2:.3f}{mark}"
+    text = f"**{text}**" if is_best else text
+    return f"{text} ± {(row.value.high - row.value.low) / 2:.3f}{_MARKS[row.against_reference]}"

@@ -1,1 +1,4 @@
-"""What the jobs over many prompts share: reading prompts, the manifest, processes. May import `checks` and `architecture`."""
+"""What the jobs over many prompts share: reading prompts, the manifest, processes.
+
+May import `architecture`, `checks` and `errors` only.
+"""

@@ -125,7 +125,7 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _as_text(value: Any) -> Any:
+def _as_text(value: object) -> Any:
     plain = type(value).__repr__ is object.__repr__ and type(value).__str__ is object.__str__  # a text with an address
     return described(value) if plain else str(value)
 
@@ -135,7 +135,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     weights = []
     for module_name, module in model.named_modules():
         for name, weight in module.named_parameters(recurse=False):
-            hook: Any = offload_hook(module)
+            hook = offload_hook(module)
             value: Tensor = hook.weights_map[name] if weight.device.type == "meta" and hook is not None else weight
             weights.append([f"{module_name}.{name}", list(value.shape), str(value.dtype), _sample(value.detach())])
     return fingerprint(sorted(weights, key=lambda weight: weight[0]))

@@ -116,7 +116,7 @@ class ParquetRows(Sequence[Any]):
             raise InvalidInputError(f"{str(path)!r} cannot be read as a Parquet file: {error}") from error
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return int(self._table.num_rows)
 
     def __getitem__(self, index: Any) -> Any:
         return self._table.slice(index, 1).to_pylist()[0]
@@ -128,7 +128,8 @@ def _records(source: Any, columns: Sequence[str]) -> Sequence[Any]:
     if isinstance(source, Mapping):
         raise InvalidInputError(f"Prompts must be a list, a dataset or a file, got a mapping of {list(source)}. Choose one.")
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        return source
+        records: Sequence[Any] = source
+        return records
     if isinstance(source, Iterable):
         return list(source)
     raise InvalidInputError(f"Prompts must be an iterable or the path of a file, got {type(source).__name__}.")

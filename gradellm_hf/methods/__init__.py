@@ -1,4 +1,7 @@
-"""Grad-ELLM and the methods that it is compared with, all called in the same way: see `Method`."""
+"""Grad-ELLM and the methods that it is compared with, all called in the same way: see `Method`.
+
+May import `generation`, `metrics`, `architecture`, `text`, `checks`, `configuration` and `errors` only.
+"""
 
 from functools import partial
 
@@ -34,9 +37,9 @@ __all__ = [
 ]
 
 register_method("grad_ellm", grad_ellm)
-register_method("grad_ellm_heads", partial(grad_ellm, config=GradELLMConfig(positive_part="head")))
-register_method("grad_ellm_loosened", partial(grad_ellm, config=GradELLMConfig(spatial="loosened")))
-register_method("grad_ellm_paper", partial(grad_ellm, config=GradELLMConfig.paper()))
+register_method("grad_ellm_heads", partial(grad_ellm, explain_config=GradELLMConfig(positive_part="head")))
+register_method("grad_ellm_loosened", partial(grad_ellm, explain_config=GradELLMConfig(spatial="loosened")))
+register_method("grad_ellm_paper", partial(grad_ellm, explain_config=GradELLMConfig.paper()))
 register_method("attention_last", attention_last)
 register_method("attention_mean", attention_mean)
 register_method("attention_rollout", attention_rollout)

@@ -12,11 +12,11 @@ from ..checks.arguments import choice
 from ..metrics.perturbation import PerturbedText
 from .registry import heatmaps
 
-Target = Literal["logit", "log_probability", "probability"]
+Predicted = Literal["logit", "log_probability", "probability"]
 
 
 def saliency(
-    model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, *, target: Target = "logit"
+    model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, *, target: Predicted = "logit"
 ) -> Tensor:
     """Norm of the gradient at each position's embedding, `||d f_n / d x_i||_2`.
 
@@ -39,7 +39,7 @@ def saliency(
 
 
 def input_x_gradient(
-    model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, *, target: Target = "logit"
+    model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, *, target: Predicted = "logit"
 ) -> Tensor:
     """Embedding times gradient, summed: `<x_i, d f_n / d x_i>`, with its sign.
 
@@ -59,20 +59,20 @@ def input_x_gradient(
     return heatmaps(text, torch.stack([(x * gradient).sum(-1) for x, gradient in _gradients(text, target)], dim=1))
 
 
-def predicted_targets(logits: Tensor, token_ids: Tensor, target: Target) -> Tensor:
+def predicted_targets(logits: Tensor, token_ids: Tensor, target: Predicted) -> Tensor:
     """`f` of these tokens, `[...]`, from the logits that predict them, `[..., V]`.
 
     Raises:
         InvalidInputError: The target is unknown.
     """
-    choice("target", target, get_args(Target))
+    choice("target", target, get_args(Predicted))
     if target != "logit":
         logits = logits.log_softmax(-1)
     chosen = logits.gather(-1, token_ids[..., None])[..., 0]
     return chosen.exp() if target == "probability" else chosen
 
 
-def _gradients(text: PerturbedText, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
+def _gradients(text: PerturbedText, target: Predicted) -> Iterator[tuple[Tensor, Tensor]]:
     """For each step, the embeddings and the gradient at them, `[R, S - 1, E]`: one forward pass, one backward pass per step."""
     length = text.token_ids.shape[1] - 1
     with explainable(text.model, padded=not bool(text.real.all())):

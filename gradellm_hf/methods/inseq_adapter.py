@@ -88,7 +88,8 @@ def _run(
         scores = scores.mean((2, 3))
     elif scores.ndim == 3:
         scores = scores.norm(dim=-1)
-    return scores.detach()  # NaN: not yet written then
+    detached: Tensor = scores.detach()  # NaN: not yet written then
+    return detached
 
 
 def _id_reader(vocabulary: int) -> Any:

@@ -15,7 +15,7 @@ from ..architecture.switches import shared
 from ..checks.arguments import choice, whole_number
 from ..checks.optional import needed_for
 from ..metrics.perturbation import PerturbedText
-from .gradients import Target, predicted_targets
+from .gradients import Predicted, predicted_targets
 from .registry import heatmaps
 
 _ACTIVATIONS = (nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.ReLU6)  # they act on each element alone, as captum's rule needs
@@ -27,7 +27,7 @@ def integrated_gradients(
     prompt_length: int,
     attention_mask: Tensor | None = None,
     *,
-    target: Target = "logit",
+    target: Predicted = "logit",
     num_points: int = 50,
     batch_size: int = 16,
 ) -> Tensor:
@@ -58,19 +58,20 @@ def integrated_gradients(
     text = PerturbedText(model, sequences, prompt_length, attention_mask)
 
     def attribute(target_module: nn.Module, embeddings: Tensor, *arguments: Tensor) -> Tensor:
-        return captum.IntegratedGradients(target_module).attribute(
+        scores: Tensor = captum.IntegratedGradients(target_module).attribute(
             embeddings,
             torch.zeros_like(embeddings),
             additional_forward_args=arguments,
             n_steps=num_points,
             internal_batch_size=max(batch_size, len(embeddings)),
         )
+        return scores
 
     return _each_step(text, target, attribute)
 
 
 def deep_lift(
-    model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, *, target: Target = "logit"
+    model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, *, target: Predicted = "logit"
 ) -> Tensor:
     """DeepLift (rescale rule) against zero embeddings, with its sign.
 
@@ -95,9 +96,10 @@ def deep_lift(
     def attribute(target_module: nn.Module, embeddings: Tensor, *arguments: Tensor) -> Tensor:
         with _rescaled_activations(text.model), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Setting forward, backward hooks", category=UserWarning)
-            return captum.DeepLift(target_module).attribute(
+            scores: Tensor = captum.DeepLift(target_module).attribute(
                 embeddings, torch.zeros_like(embeddings), additional_forward_args=arguments
             )
+            return scores
 
     return _each_step(text, target, attribute)
 
@@ -105,7 +107,7 @@ def deep_lift(
 class _StepTarget(nn.Module):
     """`f_n` as a function of the embeddings of the positions before token `n`."""
 
-    def __init__(self, text: PerturbedText, target: Target):
+    def __init__(self, text: PerturbedText, target: Predicted):
         super().__init__()
         self.model, self._text, self._target = text.model, text, target
 
@@ -114,8 +116,8 @@ class _StepTarget(nn.Module):
         return predicted_targets(logits, token_ids, self._target)
 
 
-def _each_step(text: PerturbedText, target: Target, attribute: Callable[..., Tensor]) -> Tensor:
-    choice("target", target, get_args(Target))
+def _each_step(text: PerturbedText, target: Predicted, attribute: Callable[..., Tensor]) -> Tensor:
+    choice("target", target, get_args(Predicted))
     scores = text.embeddings.new_zeros(text.num_rows, text.num_steps, text.token_ids.shape[1])
     module = _StepTarget(text, target).eval()
     padded = not bool(text.real.all())

@@ -131,4 +131,5 @@ def _fit(features: Tensor, values: Tensor, ridge: float, kernel_width: float) ->
     x = features - (weights * features).sum(1, keepdim=True) / features.shape[1]
     y = values[..., None] - (weights * values[..., None]).sum(1, keepdim=True) / features.shape[1]
     penalty = ridge * torch.eye(features.shape[-1], dtype=x.dtype, device=x.device)
-    return torch.linalg.solve(x.mT @ (weights * x) + penalty, x.mT @ (weights * y))[..., 0]
+    coefficients: Tensor = torch.linalg.solve(x.mT @ (weights * x) + penalty, x.mT @ (weights * y))
+    return coefficients[..., 0]

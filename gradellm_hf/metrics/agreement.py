@@ -9,7 +9,7 @@ from torch import Tensor
 from ..checks.arguments import binary_mask, is_index, is_list
 from ..checks.schema import check
 from ..errors import InvalidInputError
-from .perturbation import Level, PerturbedText, Window
+from .perturbation import PerturbedText, Scope, Window
 from .ranks import average_ranks, check_no_nan, spearman
 
 
@@ -131,7 +131,7 @@ def rank_correlation(
     attributions: Tensor,
     attention_mask: Tensor | None = None,
     *,
-    level: Level = "step",
+    level: Scope = "step",
     fixed: Tensor | None = None,
     batch_size: int = 16,
 ) -> Tensor:

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from ..checks.arguments import choice, whole_number
-from .perturbation import Level, PerturbedText, Removal, Window
+from ..checks.renamed import renamed
+from .perturbation import PerturbedText, Removal, Scope, Window
 from .soft import checked_generator
 
 
+@renamed(num_steps="num_portions")
 def deletion(
     model: Any,
     sequences: Tensor,
@@ -18,9 +20,9 @@ def deletion(
     attention_mask: Tensor | None = None,
     *,
     removal: Removal = "zero",
-    num_steps: int | None = None,
+    num_portions: int | None = None,
     generator: torch.Generator | None = None,
-    level: Level = "step",
+    level: Scope = "step",
     fixed: Tensor | None = None,
     batch_size: int = 16,
 ) -> Tensor:
@@ -40,7 +42,7 @@ def deletion(
         attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
         removal: `"zero"` sets a token's embedding to 0, `"mask"` hides it from attention, `"drop"` takes it out of the text.
             The last two never remove the prompt's last token, from which the first generated one is predicted.
-        num_steps: Number of equal portions in which tokens are removed; None: one token at a time.
+        num_portions: Number of equal portions in which tokens are removed; None: one token at a time.
         generator: Puts tokens with equal scores in a random order, the same for all methods. On the CPU; None: with seed 0.
         level: `"step"`: every generated token by itself, then the mean; `"sequence"`: the geometric mean of their probabilities
             (their joint probability, per token), with the mean of their scores.
@@ -59,9 +61,10 @@ def deletion(
         torch.Size([1])
     """
     text = _text(model, sequences, prompt_length, attention_mask, removal, fixed, batch_size)
-    return _area(text, attributions, removal, num_steps, generator, level, inserts=False)
+    return _area(text, attributions, removal, num_portions, generator, level, inserts=False)
 
 
+@renamed(num_steps="num_portions")
 def insertion(
     model: Any,
     sequences: Tensor,
@@ -70,9 +73,9 @@ def insertion(
     attention_mask: Tensor | None = None,
     *,
     removal: Removal = "zero",
-    num_steps: int | None = None,
+    num_portions: int | None = None,
     generator: torch.Generator | None = None,
-    level: Level = "step",
+    level: Scope = "step",
     fixed: Tensor | None = None,
     batch_size: int = 16,
 ) -> Tensor:
@@ -92,7 +95,7 @@ def insertion(
         torch.Size([2, 1])
     """
     text = _text(model, sequences, prompt_length, attention_mask, removal, fixed, batch_size)
-    return _area(text, attributions, removal, num_steps, generator, level, inserts=True)
+    return _area(text, attributions, removal, num_portions, generator, level, inserts=True)
 
 
 def _text(
@@ -115,20 +118,20 @@ def _area(
     text: PerturbedText,
     attributions: Tensor,
     removal: Removal,
-    num_steps: int | None,
+    num_portions: int | None,
     generator: torch.Generator | None,
-    level: Level,
+    level: Scope,
     inserts: bool,
 ) -> Tensor:
     text.check_attributions(attributions)
-    if num_steps is not None:
-        num_steps = whole_number("num_steps", num_steps, 1, none="one token at a time")
+    if num_portions is not None:
+        num_portions = whole_number("num_portions", num_portions, 1, none="one token at a time")
     source = checked_generator(generator)
 
     def measure(window: Window, rows: Tensor) -> Tensor:
         ties = torch.rand(text.num_rows, text.prompt_length, generator=source).to(rows.device)[rows]
         ranks = _descending_ranks(text.scores(attributions, window, rows), text.removable[rows], ties)
-        counts, last = _counts(text.removable[rows].sum(-1), num_steps)
+        counts, last = _counts(text.removable[rows].sum(-1), num_portions)
         flat = ranks.reshape(-1, text.prompt_length)
         heatmap, point = (
             torch.arange(counts.shape[1], device=rows.device) <= last.repeat(len(flat) // len(rows))[:, None]
@@ -155,11 +158,11 @@ def _descending_ranks(scores: Tensor, removable: Tensor, ties: Tensor) -> Tensor
     return order.argsort(-1)
 
 
-def _counts(num_removable: Tensor, num_steps: int | None) -> tuple[Tensor, Tensor]:
+def _counts(num_removable: Tensor, num_portions: int | None) -> tuple[Tensor, Tensor]:
     """How many tokens are gone at each point of the curves, `[r, points]`, and the index of each row's last point.
 
     A row with fewer points repeats its last one, which adds nothing to the area.
     """
-    last = num_removable if num_steps is None else num_removable.clamp(max=num_steps)
+    last = num_removable if num_portions is None else num_removable.clamp(max=num_portions)
     points = torch.arange(int(last.max()) + 1, device=num_removable.device).minimum(last[:, None])
     return (points * num_removable[:, None] / last[:, None]).round().long(), last

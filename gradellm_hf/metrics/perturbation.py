@@ -13,7 +13,7 @@ from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
 from ..sequences.given import given_sequences
 
-Level = Literal["step", "sequence"]
+Scope = Literal["step", "sequence"]  # each generated token by itself, or all of them together: `level` of the metrics
 Removal = Literal["zero", "mask", "drop"]
 
 
@@ -94,9 +94,9 @@ class PerturbedText:
     def num_rows(self) -> int:
         return self.token_ids.shape[0]
 
-    def windows(self, level: Level) -> list[Window]:
+    def windows(self, level: Scope) -> list[Window]:
         """What is predicted together: each generated token alone, or all of them."""
-        choice("level", level, get_args(Level))
+        choice("level", level, get_args(Scope))
         if level == "sequence":
             return [Window(0, self.num_steps)]
         return [Window(step, step + 1) for step in range(self.num_steps)]
@@ -159,7 +159,7 @@ class PerturbedText:
         optional = {"position_ids": positions, "use_cache": False, "logits_to_keep": num_last}
         kwargs = {name: value for name, value in optional.items() if name in parameters}
         out = self.model(inputs_embeds=embeddings, attention_mask=real.long(), return_dict=True, **kwargs)
-        logits = out.logits[:, -num_last:]
+        logits: Tensor = out.logits[:, -num_last:]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def measure(
@@ -233,7 +233,7 @@ class PerturbedText:
         if not attributions.isfinite().all():
             raise InvalidInputError("`attributions` holds values that are not finite.")
 
-    def mean_over_windows(self, level: Level, measure: Callable[[Window, Tensor], Tensor]) -> Tensor:
+    def mean_over_windows(self, level: Scope, measure: Callable[[Window, Tensor], Tensor]) -> Tensor:
         """Mean of a metric over the windows of each row.
 
         Args:
@@ -244,7 +244,7 @@ class PerturbedText:
         """
         return torch.stack(list(self._by_window(level, measure))).nanmean(dim=0)
 
-    def _by_window(self, level: Level, measure: Callable[[Window, Tensor], Tensor]) -> Iterator[Tensor]:
+    def _by_window(self, level: Scope, measure: Callable[[Window, Tensor], Tensor]) -> Iterator[Tensor]:
         for window in self.windows(level):
             rows = self.rows(window)
             if len(rows):
@@ -270,7 +270,8 @@ def hellinger(log_p: Tensor, log_q: Tensor) -> Tensor:
         >>> hellinger(p.log(), q.log())
         tensor([0., 1.])
     """
-    return ((log_p / 2).exp() - (log_q / 2).exp()).norm(dim=-1).div(2**0.5).clamp(max=1)
+    distance: Tensor = ((log_p / 2).exp() - (log_q / 2).exp()).norm(dim=-1).div(2**0.5)
+    return distance.clamp(max=1)
 
 
 def joint_hellinger(distances: Tensor, valid: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks.arguments import is_list, real_number, shares, tensor, whole_number
 from ..errors import InvalidInputError
 from .calibration import Calibration, calibrate
-from .perturbation import Level, PerturbedText, Window
+from .perturbation import PerturbedText, Scope, Window
 from .soft import checked_generator, comprehensiveness, soft_distances, sufficiency
 
 PIS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -27,7 +27,7 @@ def pi_soft_ns(
     calibration: Calibration = "scale",
     generator: torch.Generator | None = None,
     num_samples: int = 4,
-    level: Level = "step",
+    level: Scope = "step",
     fixed: Tensor | None = None,
     batch_size: int = 16,
 ) -> Tensor:
@@ -74,7 +74,7 @@ def pi_soft_nc(
     calibration: Calibration = "scale",
     generator: torch.Generator | None = None,
     num_samples: int = 4,
-    level: Level = "step",
+    level: Scope = "step",
     fixed: Tensor | None = None,
     batch_size: int = 16,
 ) -> Tensor:
@@ -133,7 +133,7 @@ def _curve(
     text: PerturbedText,
     attributions: Tensor,
     generator: torch.Generator | None,
-    level: Level,
+    level: Scope,
     measure: Callable[[PerturbedText, Window, Tensor, Tensor, torch.Generator], Tensor],
 ) -> Tensor:
     text.check_attributions(attributions)

@@ -52,7 +52,8 @@ def spearman(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     count = mask.sum(-1, keepdim=True)
     ranks = (average_ranks(values, mask) for values in (x, y))
     u, v = (((r - r.sum(-1, keepdim=True) / count).masked_fill(~mask, 0)) for r in ranks)
-    return ((u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))).clamp(-1, 1)
+    correlation: Tensor = (u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))
+    return correlation.clamp(-1, 1)
 
 
 def check_no_nan(name: str, values: Any) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..checks.arguments import choice, whole_number
 from ..errors import InvalidInputError
 from .calibration import minmax
-from .perturbation import Level, PerturbedText, Window
+from .perturbation import PerturbedText, Scope, Window
 
 Scaling = Literal["minmax", "none"]
 
@@ -22,7 +22,7 @@ def soft_ns(
     *,
     generator: torch.Generator | None = None,
     num_samples: int = 4,
-    level: Level = "step",
+    level: Scope = "step",
     scaling: Scaling = "minmax",
     fixed: Tensor | None = None,
     batch_size: int = 16,
@@ -85,7 +85,7 @@ def soft_nc(
     *,
     generator: torch.Generator | None = None,
     num_samples: int = 4,
-    level: Level = "step",
+    level: Scope = "step",
     scaling: Scaling = "minmax",
     fixed: Tensor | None = None,
     batch_size: int = 16,

@@ -2,8 +2,8 @@
 
 import dataclasses
 import os
+import warnings
 from dataclasses import dataclass
-from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
@@ -15,14 +15,12 @@ from ..checks.schema import Natural, TensorKind, TokenId, check, check_tensors, 
 from ..configuration import GradELLMConfig, checked_config, stored_config
 from ..errors import InvalidInputError
 from ..text.readable import Contribution, Level
-from ..text.token_text import special_tokens, token_texts
 from ..text.units import Spans, Unit, merged, span_ranges, unit_ranges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from .output import ExplainGenerateOutput
 
 UnitLevel = Literal["token", "word", "sentence", "span"]
 FORMAT = "gradellm_hf.explanation"
@@ -96,7 +94,7 @@ class Explanation:
         for name, kind in field_types(this).items():
             if name not in (*_TENSORS, "explain_config"):
                 check(getattr(self, name), kind, f"`{name}`")
-        checked_config("explain_config", self.explain_config)
+        checked_config(self.explain_config)
         length = len(self.tokens)
         if self.prompt_length > length:
             raise InvalidInputError(f"`prompt_length` is {self.prompt_length}, but there are {length} units.")
@@ -104,11 +102,14 @@ class Explanation:
         for name, value in tensors.items():
             tensors[name] = numbers(name, value, "a tensor of numbers").detach().to("cpu", torch.float32)
             object.__setattr__(self, name, tensors[name])
-        sizes = {"S": length, "N": length - self.prompt_length} | ({} if self.layers is None else {"L": len(self.layers)})
-        sources = {"S": "`tokens`", "N": "`prompt_length`"} | ({} if self.layers is None else {"L": "`layers`"})
+        layers, names = self.layers, self.layer_names
+        sizes = {"S": length, "N": length - self.prompt_length}
+        sources = {"S": "`tokens`", "N": "`prompt_length`"}
+        if layers is not None:
+            sizes["L"], sources["L"] = len(layers), "`layers`"
         check_tensors(tensors, _TENSORS, sizes, sources)
-        if None not in (self.layers, self.layer_names) and len(self.layers) != len(self.layer_names):  # type: ignore[arg-type]
-            raise InvalidInputError(f"`layers` and `layer_names` differ in length: {self.layers}, {self.layer_names}.")
+        if layers is not None and names is not None and len(layers) != len(names):
+            raise InvalidInputError(f"`layers` and `layer_names` differ in length: {layers}, {names}.")
         for name in ("token_ids", "special", "unit_names"):
             value = getattr(self, name)
             if value is not None and len(value) != length:
@@ -117,64 +118,22 @@ class Explanation:
             raise InvalidInputError("`tokens` do not join to `text`.")
 
     @classmethod
-    def from_output(cls, output: "ExplainGenerateOutput", row: int, tokenizer: Any) -> "Explanation":
-        """A row of what `explain_generate` or `explain_sequences` returned, without padding and steps after its end.
-
-        Args:
-            output: The explained sequences.
-            row: 0 to `R - 1`.
-            tokenizer: The tokenizer, or processor, that the prompt was made with. None: the tokens that a loaded output
-                holds are shown as they are written in the vocabulary, and none counts as special.
+    def from_output(cls, output: Any, row: int, tokenizer: Any) -> "Explanation":
+        """The old name of `ExplainGenerateOutput.explanation(row, tokenizer)`, for one more release.
 
         Raises:
-            InvalidInputError: There is no such row, a tokenizer is needed and not given, the prompt was given as embeddings,
-                which have no text, or it is no such output.
+            InvalidInputError: It is no such output; else as that.
 
         Examples:
-            >>> Explanation.from_output(out, 0, tokenizer).tokens[:5]
+            >>> out.explanation(0, tokenizer).tokens[:5]
             ['The', ' capital', ' of', ' Italy', ' is']
         """
-        from .output import ExplainGenerateOutput
-
-        if not isinstance(output, ExplainGenerateOutput):
+        message = "`Explanation.from_output(output, row, tokenizer)` is now `output.explanation(row, tokenizer)`."
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        if not hasattr(output, "explanation"):
             raise InvalidInputError(f"`output` must be an ExplainGenerateOutput, got {type(output).__name__}.")
-        num_rows, num_steps, length = output.attributions.shape  # type: ignore[union-attr]
-        if whole_number("row", row) not in range(num_rows):
-            raise InvalidInputError(f"There is no row {row}: {num_rows} sequences are explained.")
-        sequence = output.sequences[row].cpu()  # type: ignore[index]
-        if len(sequence) != length:
-            raise InvalidInputError("The prompt was given as embeddings, which have no text: use the tensors of the output.")
-        steps = output.step_mask[row].cpu()  # type: ignore[index]
-        prompt = steps.new_ones(length - num_steps) if output.prompt_mask is None else output.prompt_mask[row].cpu()
-        kept = torch.cat([prompt, steps])
-        token_ids = sequence[kept].tolist()
-        if tokenizer is not None:
-            tokens, special = token_texts(tokenizer, token_ids), special_tokens(tokenizer, token_ids)
-        elif output.tokens is not None:
-            tokens, special = list(compress(output.tokens[row], kept.tolist())), [False] * len(token_ids)
-        else:
-            raise InvalidInputError("Token ids have no text without a tokenizer: give the one that the prompt was made with.")
-
-        def trimmed(x: Tensor | None, *, sources: bool) -> Any:
-            if x is None:
-                return None
-            return x[row].cpu()[..., steps, :][..., kept] if sources else x[row].cpu()[steps]
-
-        return cls(
-            tokens=tokens,
-            token_ids=token_ids,
-            prompt_length=int(prompt.sum()),
-            attributions=trimmed(output.attributions, sources=True),
-            token_probabilities=trimmed(output.token_probabilities, sources=False),
-            text="".join(tokens),
-            special=special,
-            target_scores=trimmed(output.target_scores, sources=False),
-            layer_attributions=trimmed(output.layer_attributions, sources=True),
-            layers=output.layers,
-            layer_names=output.layer_names,
-            model_name=output.model_name,
-            explain_config=output.explain_config,
-        )
+        explanation: Explanation = output.explanation(row, tokenizer)
+        return explanation
 
     def units(self, level: Level, generated: Level | None = None) -> list[Unit]:
         """Half-open ranges of tokens that cover the sequence in order, never across the border of the prompt.
@@ -227,7 +186,7 @@ class Explanation:
         if isinstance(by, str):
             level: Any = by
             names = None
-            units = unit_ranges(self, by, generated)  # type: ignore[arg-type]
+            units = unit_ranges(self, by, generated)
         else:
             level = "span"
             units, span_names = span_ranges(self, by)
@@ -383,10 +342,10 @@ class Explanation:
             True
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        config = values.pop("explain_config")
-        tensors = {name: value for name in _TENSORS if (value := values.pop(name)) is not None}
-        metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, **values}
-        write_tensors(path, tensors, {**metadata, "explain_config": None if config is None else config.to_dict()})
+        tensors = {name: value for name, value in values.items() if name in _TENSORS and value is not None}
+        metadata = {name: value for name, value in values.items() if name not in _TENSORS}
+        metadata["explain_config"] = None if self.explain_config is None else self.explain_config.to_dict()
+        write_tensors(path, tensors, {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Explanation":

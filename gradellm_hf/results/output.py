@@ -1,19 +1,21 @@
 """What an explained generation returns, and its file format: one safetensors file, no pickle."""
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from dataclasses import dataclass, fields
+from itertools import compress
+from typing import Any, TypedDict, get_args
 
 import torch
+from torch import Tensor
 from transformers.utils import ModelOutput
 
+from ..checks.arguments import whole_number
 from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import Natural, TensorKind, check, check_tensors
 from ..configuration import GradELLMConfig, stored_config
 from ..errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from .explanation import Explanation
+from ..text.token_text import special_tokens, token_texts
+from .explanation import Explanation
 
 FORMAT = "gradellm_hf"
 FORMAT_VERSION = 1
@@ -25,7 +27,7 @@ _TENSORS = {  # in a file, by the letters of `ExplainGenerateOutput`; X is S, or
     "target_scores": TensorKind("RN", _FLOAT),
     "token_probabilities": TensorKind("RN", _FLOAT, (0, 1.001)),
     "layer_attributions": TensorKind("RLNS", _FLOAT, optional=True),
-    "prompt_mask": TensorKind("RP", _BOOL, optional=True),
+    "prompt_mask": TensorKind("RP", _BOOL),
     "image_mask": TensorKind("RP", _BOOL, optional=True),
 }
 
@@ -34,11 +36,14 @@ class _Metadata(TypedDict):
     """Of a file, besides `format` and `format_version`."""
 
     prompt_length: Natural
-    layers: list[Natural] | None
-    layer_names: list[str] | None
-    model_name: str | None
+    layers: list[Natural]
+    layer_names: list[str]
+    model_name: str
     config: dict[str, Any] | None
     tokens: list[list[str | None]] | None
+
+
+_ALWAYS: Any = None  # the default of fields that every output has: `ModelOutput` wants one, and that it is None
 
 
 @dataclass
@@ -83,29 +88,39 @@ class ExplainGenerateOutput(ModelOutput):
         (torch.Size([1, 4, 9]), torch.Size([1, 4]))
     """
 
-    sequences: torch.Tensor | None = None
-    attributions: torch.Tensor | None = None
-    step_mask: torch.Tensor | None = None
-    prompt_length: int | None = None
-    target_scores: torch.Tensor | None = None
-    token_probabilities: torch.Tensor | None = None
-    layer_attributions: torch.Tensor | None = None
-    prompt_mask: torch.Tensor | None = None
-    image_mask: torch.Tensor | None = None
-    layers: list[int] | None = None
-    layer_names: list[str] | None = None
+    sequences: Tensor = _ALWAYS
+    attributions: Tensor = _ALWAYS
+    step_mask: Tensor = _ALWAYS
+    prompt_length: int = _ALWAYS
+    target_scores: Tensor = _ALWAYS
+    token_probabilities: Tensor = _ALWAYS
+    layer_attributions: Tensor | None = None
+    prompt_mask: Tensor = _ALWAYS
+    image_mask: Tensor | None = None
+    layers: list[int] = _ALWAYS
+    layer_names: list[str] = _ALWAYS
     explain_config: GradELLMConfig | None = None
-    model_name: str | None = None
-    tokens: list[list[str]] | None = None
-    scores: tuple[torch.Tensor] | None = None
-    logits: tuple[torch.Tensor] | None = None
-    attentions: tuple[tuple[torch.Tensor]] | None = None
-    hidden_states: tuple[tuple[torch.Tensor]] | None = None
+    model_name: str = _ALWAYS
+    tokens: list[list[str | None]] | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    attentions: tuple[tuple[Tensor, ...], ...] | None = None
+    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
     cache: Any | None = None
-    sequences_scores: torch.Tensor | None = None
-    beam_indices: torch.Tensor | None = None
+    sequences_scores: Tensor | None = None
+    beam_indices: Tensor | None = None
 
-    def explanations(self, tokenizer: Any = None) -> "list[Explanation]":
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        required = [field.name for field in fields(ExplainGenerateOutput) if type(None) not in get_args(field.type)]
+        missing = [name for name in required if getattr(self, name) is None]
+        if missing:
+            raise InvalidInputError(
+                f"An ExplainGenerateOutput needs {', '.join(f'`{name}`' for name in missing)} too. What `explain_generate`, "
+                "`explain_sequences` and `ExplainGenerateOutput.load` return has all of its fields."
+            )
+
+    def explanations(self, tokenizer: Any = None) -> list[Explanation]:
         """The rows as readable sequences, without padding and without steps after a row's end.
 
         Args:
@@ -123,10 +138,61 @@ class ExplainGenerateOutput(ModelOutput):
             >>> out.explanations(tokenizer)
             [Explanation(4 generated tokens from 5, ...)]
         """
-        from .explanation import Explanation
+        return [self.explanation(row, tokenizer) for row in range(len(self.attributions))]
 
-        rows = range(len(self.attributions))  # type: ignore[arg-type]
-        return [Explanation.from_output(self, row, tokenizer) for row in rows]
+    def explanation(self, row: int, tokenizer: Any = None) -> Explanation:
+        """A row as a readable sequence, without padding and without steps after its end.
+
+        Args:
+            row: 0 to `R - 1`.
+            tokenizer: The tokenizer, or processor, that the prompt was made with. None: the tokens that a loaded output
+                holds are shown as they are written in the vocabulary, and none counts as special.
+
+        Raises:
+            InvalidInputError: There is no such row, a tokenizer is needed and not given, or the prompt was given as embeddings,
+                which have no text.
+
+        Examples:
+            >>> out.explanation(0, tokenizer).tokens[:5]
+            ['The', ' capital', ' of', ' Italy', ' is']
+        """
+        num_rows, _, length = self.attributions.shape
+        if whole_number("row", row) not in range(num_rows):
+            raise InvalidInputError(f"There is no row {row}: {num_rows} sequences are explained.")
+        sequence = self.sequences[row].cpu()
+        if len(sequence) != length:
+            raise InvalidInputError("The prompt was given as embeddings, which have no text: use the tensors of the self.")
+        prompt, steps = self.prompt_mask[row].cpu(), self.step_mask[row].cpu()
+        kept = torch.cat([prompt, steps])
+        token_ids = sequence[kept].tolist()
+        if tokenizer is not None:
+            tokens, special = token_texts(tokenizer, token_ids), special_tokens(tokenizer, token_ids)
+        elif self.tokens is not None:
+            known = compress(self.tokens[row], kept.tolist())
+            tokens, special = [token or "" for token in known], [False] * len(token_ids)  # as unknown ids are decoded
+        else:
+            raise InvalidInputError("Token ids have no text without a tokenizer: give the one that the prompt was made with.")
+
+        def trimmed(x: torch.Tensor | None, *, sources: bool) -> Any:
+            if x is None:
+                return None
+            return x[row].cpu()[..., steps, :][..., kept] if sources else x[row].cpu()[steps]
+
+        return Explanation(
+            tokens=tokens,
+            token_ids=token_ids,
+            prompt_length=int(prompt.sum()),
+            attributions=trimmed(self.attributions, sources=True),
+            token_probabilities=trimmed(self.token_probabilities, sources=False),
+            text="".join(tokens),
+            special=special,
+            target_scores=trimmed(self.target_scores, sources=False),
+            layer_attributions=trimmed(self.layer_attributions, sources=True),
+            layers=self.layers,
+            layer_names=self.layer_names,
+            model_name=self.model_name,
+            explain_config=self.explain_config,
+        )
 
     def save(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
         """Writes the explanation (not what `generate` returned besides `sequences`) to one `.safetensors` file, atomically.
@@ -143,10 +209,11 @@ class ExplainGenerateOutput(ModelOutput):
             >>> ExplainGenerateOutput.load("out.safetensors").attributions.equal(out.attributions)
             True
         """
-        tensors = {name: self[name] for name in _TENSORS if self.get(name) is not None}
+        values = {name: getattr(self, name) for name in _TENSORS}
+        tensors = {name: value for name, value in values.items() if value is not None}
         tokens = self.tokens
         if tokenizer is not None:
-            tokens = [tokenizer.convert_ids_to_tokens(row) for row in self.sequences.tolist()]  # type: ignore[union-attr]
+            tokens = [tokenizer.convert_ids_to_tokens(row) for row in self.sequences.tolist()]
         metadata = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -190,10 +257,10 @@ class ExplainGenerateOutput(ModelOutput):
             )
 
 
-def _check_sizes(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
+def _check_sizes(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Raises InvalidInputError if what a file holds does not fit together."""
     layers, names, tokens = metadata["layers"], metadata["layer_names"], metadata["tokens"]
-    sizes = {"P": metadata["prompt_length"]} | ({} if layers is None else {"L": len(layers)})
+    sizes = {"P": metadata["prompt_length"], "L": len(layers)}
     check_tensors(tensors, _TENSORS, sizes)
     num_rows, num_steps, length = tensors["attributions"].shape
     if sizes["P"] + num_steps != length:
@@ -201,7 +268,7 @@ def _check_sizes(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> 
     width = tensors["sequences"].shape[1]
     if width not in (length, num_steps):
         raise InvalidInputError(f"`sequences` must have {length} or {num_steps} positions, got {width}.")
-    if None not in (layers, names) and len(layers) != len(names):
+    if len(layers) != len(names):
         raise InvalidInputError(f"`layers` and `layer_names` differ in length: {layers}, {names}.")
     if tokens is not None and (len(tokens), *{len(row) for row in tokens}) != (num_rows, width):
         raise InvalidInputError(f"`tokens` must be {num_rows} lists of {width} tokens.")

@@ -61,7 +61,8 @@ class ExplainedSequences:
 
     def chunk_end(self, first: int, size: int) -> int:
         """The end of a chunk of at most `size` steps from `first` on. A step that is predicted from an embedding is alone."""
-        return min(first + (1 if self._is_embedded(self.prompt_length - 1 + first) else size), self.num_steps)
+        predicted_from = self.prompt_length - 1 + first
+        return min(first + (size if self._embeds_at(predicted_from) is None else 1), self.num_steps)
 
     def forward(self, facts: ModelFacts, first: int, last: int, cache: Any, **kwargs: Any) -> Any:
         """Runs the model over positions `first:last`. The cache holds the positions before; None: there are none."""
@@ -70,8 +71,9 @@ class ExplainedSequences:
             inputs |= {"cache": cache, "use_cache": True}
         elif "use_cache" in facts.parameters:
             inputs["use_cache"] = False
-        if self._is_embedded(first):
-            inputs["inputs_embeds"] = self.prompt_embeds[:, first:last]  # type: ignore[index]
+        prompt_embeds = self._embeds_at(first)
+        if prompt_embeds is not None:
+            inputs["inputs_embeds"] = prompt_embeds[:, first:last]
         else:
             offset = self.length - self.token_ids.shape[1]
             inputs["input_ids"] = self.token_ids[:, first - offset : last - offset]
@@ -118,7 +120,8 @@ class ExplainedSequences:
         """Rows in any order, any number of times."""
 
         def take(x: Tensor, dim: int = 0) -> Tensor:
-            return x if x.shape[dim] == 1 < self.token_ids.shape[0] else x.index_select(dim, rows.to(x.device))
+            one_for_all_rows = x.shape[dim] == 1 and self.token_ids.shape[0] > 1
+            return x if one_for_all_rows else x.index_select(dim, rows.to(x.device))
 
         return replace(
             self,
@@ -129,8 +132,9 @@ class ExplainedSequences:
             prompt_embeds=None if self.prompt_embeds is None else take(self.prompt_embeds),
         )
 
-    def _is_embedded(self, position: int) -> bool:
-        return self.prompt_embeds is not None and position < self.prompt_length
+    def _embeds_at(self, position: int) -> Tensor | None:
+        """The prompt's embeddings, if they are what the model reads at a position."""
+        return self.prompt_embeds if position < self.prompt_length else None
 
 
 def extended_prompt(

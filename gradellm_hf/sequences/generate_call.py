@@ -10,13 +10,11 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from ..architecture.caches import is_quantized_cache
 from ..architecture.facts import ModelFacts
-from ..architecture.positions import PositionRoom
-from ..architecture.quantization import is_quantized
-from ..architecture.reading import placeholder_mask
 from ..checks.arguments import binary_mask, is_index
 from ..errors import InvalidInputError
 from .explained import ExplainedSequences, extended_prompt
-from .prompt_checks import ID_DTYPES, check_dimensions, check_left_padding, check_mask, check_vocabulary
+from .positions import PositionRoom
+from .prompt_checks import ID_DTYPES, check_dimensions, check_left_padding, check_mask, check_vocabulary, placeholder_mask
 from .recording import PromptRecording
 from .row_ends import RowEnds, eos_token_ids, until_end_of_sequence
 from .written_logits import WrittenLogits
@@ -78,9 +76,10 @@ class GenerateCall:
         if self.prompt_length == 0:
             raise InvalidInputError("The prompt is empty. Give it at least one token (a beginning-of-sequence token, say).")
         self.has_whole_prompt = embeds is not None or self.prompt_length == self.prompt_ids_length
-        if mask is not None and (prompt := ids if embeds is None else embeds) is not None:
+        prompt = ids if embeds is None else embeds
+        if mask is not None and prompt is not None:
             check_mask(mask, *prompt.shape[:2])
-        placeholders = None if ids is None or ids.shape[1] == 0 else placeholder_mask(model, ids)
+        placeholders = None if ids is None or ids.shape[1] == 0 else placeholder_mask(facts, ids)
         if ids is not None:
             check_vocabulary("The prompt", facts, ids, placeholders)
         #: Whether the prompt holds more than text.
@@ -91,7 +90,7 @@ class GenerateCall:
                 f"The prompt of row(s) {rows} ends in an image, a video or a sound. "
                 "Put at least one token of text behind it, from which the first new token is predicted."
             )
-        self._is_quantized = is_quantized(model)
+        self._is_quantized = facts.is_quantized
         #: Whether each step of the generation is one call of the model, or is told apart from other calls by its cache.
         self.is_plain_loop = kwargs.get("custom_generate") is None and (
             bool(option("use_cache", True)) or option("guidance_scale") in (None, 1)
@@ -129,7 +128,7 @@ class GenerateCall:
             length = int(position_ids.max()) + 1
         elif mask is not None and "position_ids" in facts.parameters:
             length = int((mask != 0).sum(-1).max())
-        room = PositionRoom(facts.model, length)
+        room = PositionRoom(facts, length)
         num_steps, longest = option("max_new_tokens"), option("max_length")
         if not is_index(num_steps):
             num_steps = longest - self.prompt_ids_length if is_index(longest) else 1
@@ -243,8 +242,8 @@ class GenerateCall:
 
         If that is not known, a row ends with its first end-of-sequence token, or before the padding at its end.
         """
-        ids = generated["sequences"][:, self.prompt_ids_length :]
-        beam_indices = generated.get("beam_indices")
+        ids: Tensor = generated["sequences"][:, self.prompt_ids_length :]
+        beam_indices: Tensor | None = generated.get("beam_indices")
         if beam_indices is not None and beam_indices.shape == ids.shape:
             return (beam_indices >= 0).to(ids.device)  # -1 after a hypothesis' end
         decided = self._row_ends.step_mask(generated["sequences"])

@@ -23,6 +23,14 @@ def check_left_padding(mask: Tensor | None, prompt_length: int) -> None:
         )
 
 
+def placeholder_mask(
+    facts: ModelFacts, token_ids: Tensor, modalities: tuple[str, ...] = ("image", "video", "audio")
+) -> Tensor | None:
+    """Which tokens stand for a part of an image, a video or a sound; None for models that do not read any of it."""
+    ids = [token_id for modality in modalities for token_id in facts.placeholder_ids.get(modality, ())]
+    return torch.isin(token_ids, torch.tensor(ids, device=token_ids.device)) if ids else None
+
+
 def check_vocabulary(name: str, facts: ModelFacts, token_ids: Tensor, placeholders: Tensor | None = None) -> None:
     """Raises InvalidInputError if a token id is not in the model's vocabulary and is no placeholder (of an image, say)."""
     vocabulary = facts.vocabulary_size

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..architecture.facts import ModelFacts
 from ..architecture.hooks import thread_hook
@@ -88,9 +89,9 @@ class PromptRecording:
 
     @property
     def padding(self) -> Tensor | None:
-        mask = self._calls[-1].get("attention_mask") if self._calls else None
-        if isinstance(mask, dict):  # one mask per kind of layer; a token that is not padding sees itself in all of them
-            mask = next(iter(mask.values()))
+        given = self._calls[-1].get("attention_mask") if self._calls else None
+        # There may be one mask per kind of layer; a token that is not padding sees itself in all of them.
+        mask: Tensor | None = next(iter(given.values())) if isinstance(given, dict) else given
         if mask is None or (mask.ndim == 4 and self._first_position > 0):
             return None
         if mask.ndim == 4:
@@ -124,8 +125,9 @@ class PromptRecording:
 
 def _inputs(arguments: dict[str, Any]) -> Tensor:
     """Token ids or embeddings, `[rows, positions, ...]`."""
-    ids = arguments.get("input_ids")
-    return arguments["inputs_embeds"] if ids is None else ids
+    ids: Tensor | None = arguments.get("input_ids")
+    inputs: Tensor = arguments["inputs_embeds"] if ids is None else ids
+    return inputs
 
 
 def _belongs_to_prompt(name: str, value: Any) -> bool:
@@ -144,6 +146,11 @@ def record_prompt(facts: ModelFacts, prompt_length: int, decoding: bool = False)
     """
     model, recording = facts.model, PromptRecording(prompt_length, facts.parameters)
     num_layers = _num_layers(model)
+    handles: list[RemovableHandle] = []
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
 
     def is_draft() -> bool:
         """Whether this call writes a draft: with `assistant_early_exit`, the model does so with fewer of its own layers."""
@@ -151,7 +158,7 @@ def record_prompt(facts: ModelFacts, prompt_length: int, decoding: bool = False)
 
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if recording.complete:
-            handles[0].remove()
+            handles[0].remove()  # this hook
         elif not is_draft():
             recording.add(_by_name(module, args, kwargs))
 
@@ -164,15 +171,9 @@ def record_prompt(facts: ModelFacts, prompt_length: int, decoding: bool = False)
             if not decoding or _may_be_compiled(model, cache):
                 remove()  # decoding runs without hooks, and compiled decoding stays compiled
 
-    def remove() -> None:
-        for handle in handles:
-            handle.remove()
-
-    handles = [
-        model.register_forward_pre_hook(thread_hook(before), with_kwargs=True),
-        model.register_forward_hook(thread_hook(after), with_kwargs=True),
-    ]
     try:
+        handles.append(model.register_forward_pre_hook(thread_hook(before), with_kwargs=True))
+        handles.append(model.register_forward_hook(thread_hook(after), with_kwargs=True))
         yield recording
     finally:
         remove()
@@ -186,8 +187,9 @@ def _may_be_compiled(model: nn.Module, cache: Any) -> bool:
     return has_fixed_size or model._compiled_call_impl is not None
 
 
-def _num_layers(model: nn.Module) -> Any:
-    return getattr(model.config, "num_hidden_layers", None)
+def _num_layers(model: nn.Module) -> int | None:
+    count: int | None = getattr(model.config, "num_hidden_layers", None)
+    return count
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

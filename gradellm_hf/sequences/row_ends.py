@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import StoppingCriteria
 
-from ..architecture.positions import PositionRoom
+from .positions import PositionRoom
 
 
 class RowEnds(StoppingCriteria):
@@ -72,10 +72,11 @@ class _NoRow(Tensor):
     """False for each row. `decided | this` is `decided`, and calls `see(decided)`."""
 
     # every other operation is that of a plain tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
     see: Callable[[Tensor], None]
 
-    def __ror__(self, decided: Tensor) -> Tensor:  # type: ignore[override]
+    def __ror__(self, decided: Tensor | int) -> Tensor:
+        decided = torch.as_tensor(decided)
         self.see(decided)
         return decided
 

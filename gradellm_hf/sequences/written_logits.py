@@ -108,7 +108,8 @@ class LogitsRecording:
         positions = self._positions(cache)
         if positions is None:
             positions = self._by_cache[0][1] if cache is None and self._by_cache else {}
-        seen = {n: x for n in range(rows.shape[1]) if (x := positions.get(self._first + n)) is not None and len(x) == num_rows}
+        recorded = {n: positions[self._first + n] for n in range(rows.shape[1]) if self._first + n in positions}
+        seen = {n: x for n, x in recorded.items() if len(x) == num_rows}
         if not seen:
             return None
         example = next(iter(seen.values()))
@@ -119,7 +120,8 @@ class LogitsRecording:
 
     def _positions(self, cache: Any) -> dict[int, Tensor] | None:
         for known, positions in self._by_cache:
-            if known is _no_cache if cache is None else known() is cache:
+            is_same = known is _no_cache if cache is None else known() is cache
+            if is_same:
                 return positions
         return None
 

@@ -99,7 +99,10 @@ def _data(explanation: Readable, *, with_layers: bool) -> dict[str, Any]:
             levels.append({"name": level, "sizes": [end - start for start, end in explanation.units(level)]})
     special = torch.tensor(explanation.special, dtype=torch.bool)
     layers = explanation.layer_attributions if with_layers else None
-    indices = range(0 if layers is None else len(layers)) if explanation.layers is None else explanation.layers
+    by_layer = []
+    if layers is not None:
+        indices = range(len(layers)) if explanation.layers is None else explanation.layers
+        by_layer = [{"name": str(index), **_packed(scores, special, _COARSE)} for index, scores in zip(indices, layers)]
     return {
         "tokens": explanation.tokens,
         "names": explanation.unit_names,
@@ -109,9 +112,7 @@ def _data(explanation: Readable, *, with_layers: bool) -> dict[str, Any]:
         "levels": levels,
         "signed": bool((explanation.attributions < 0).any()),
         "summed": _packed(explanation.attributions, special, _FINE),
-        "layers": []
-        if layers is None
-        else [{"name": str(index), **_packed(scores, special, _COARSE)} for index, scores in zip(indices, layers)],
+        "layers": by_layer,
     }
 
 

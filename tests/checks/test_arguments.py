@@ -38,7 +38,6 @@ from gradellm_hf.metrics import (
     spearman,
     token_labels,
 )
-from gradellm_hf.results.explanation import Explanation
 from tests.support.evaluated import PROMPTS, model_and_tokenizer
 from tests.support.readable import made_up
 from tests.support.small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
@@ -87,10 +86,8 @@ WHOLE: dict[str, tuple[Callable[[Any], Any], int, int | None, list[Any]]] = {
     "Explanation.top.k": (lambda n: EXPLANATION.top(0, n), 2, 0, []),
     "Explanation.render.top": (lambda n: EXPLANATION.render(top=n), 2, 0, []),
     "Explanation.plot.dpi": (lambda n: EXPLANATION.plot(dpi=n), 20, 1, []),
-    "Explanation.from_output.row": (
-        lambda n: (
-            Explanation.from_output(explain_sequences(small_llama(), IDS.expand(3, -1), P), n, model_and_tokenizer()[1]).text
-        ),
+    "ExplainGenerateOutput.explanation.row": (
+        lambda n: explain_sequences(small_llama(), IDS.expand(3, -1), P).explanation(n, model_and_tokenizer()[1]).text,
         2,
         0,
         [3],
@@ -100,8 +97,8 @@ WHOLE: dict[str, tuple[Callable[[Any], Any], int, int | None, list[Any]]] = {
     "Settings.batch_size": (lambda n: Settings(batch_size=n), 2, 1, []),
     "Settings.seed": (lambda n: Settings(seed=n).generator(3).initial_seed(), 2**62, None, []),
     "bootstrap.num_resamples": (lambda n: bootstrap(torch.rand(3), num_resamples=n), 2, 1, []),
-    "deletion.num_steps": (measured(deletion, num_steps=1), 2, 1, []),
-    "insertion.num_steps": (measured(insertion, num_steps=1), 2, 1, []),
+    "deletion.num_portions": (measured(deletion, num_portions=1), 2, 1, []),
+    "insertion.num_portions": (measured(insertion, num_portions=1), 2, 1, []),
     "deletion.batch_size": (measured(deletion, batch_size=1), 2, 1, []),
     "rank_correlation.batch_size": (measured(rank_correlation, batch_size=1), 2, 1, []),
     "soft_ns.num_samples": (measured(soft_ns, num_samples=1), 2, 1, []),
@@ -116,7 +113,7 @@ WHOLE: dict[str, tuple[Callable[[Any], Any], int, int | None, list[Any]]] = {
     "integrated_gradients.num_points": (explained(integrated_gradients, num_points=1), 2, 1, []),
     "integrated_gradients.batch_size": (explained(integrated_gradients, batch_size=1), 2, 1, []),
 }
-OPTIONAL = {"GradELLMConfig.step_chunk_size", "Settings.num_portions", "deletion.num_steps", "insertion.num_steps"}
+OPTIONAL = {"GradELLMConfig.step_chunk_size", "Settings.num_portions", "deletion.num_portions", "insertion.num_portions"}
 A_LIST = {"GradELLMConfig.layers"}  # is also right
 
 
@@ -214,7 +211,7 @@ MASKED: dict[str, Callable[[Any, torch.Tensor], Any]] = {
         next(iter(explain_stream(model, random_ids(3, 9), attention_mask=mask, max_new_tokens=2))).attributions
     ),
     "saliency": lambda model, mask: get_method("saliency")(model, random_ids(3, 12), 9, mask),
-    "deletion": lambda model, mask: deletion(model, random_ids(3, 12), 9, torch.rand(3, 3, 12), mask, num_steps=2),
+    "deletion": lambda model, mask: deletion(model, random_ids(3, 12), 9, torch.rand(3, 3, 12), mask, num_portions=2),
     "deletion, fixed": lambda model, mask: deletion(
         model, random_ids(3, 12), 9, torch.ones(3, 3, 12), fixed=torch.cat([torch.zeros_like(mask[:, :1]), mask[:, 1:]], 1)
     ),
@@ -364,7 +361,7 @@ def test_an_empty_configuration_is_no_configuration(explainer, config, tmp_path)
         lambda: explain_stream(explainer.model, random_ids(1, 3), explain_config=config),
         lambda: explain_dataset(explainer, ["Rome"], tmp_path / "out", explain_config=config),
         lambda: GradELLM(explainer.model, explainer.tokenizer, config),
-        lambda: get_method("grad_ellm")(explainer.model, IDS, 3, config=config),
+        lambda: get_method("grad_ellm")(explainer.model, IDS, 3, explain_config=config),
     ]
     for call in calls:
         with pytest.raises(InvalidInputError, match="must be a GradELLMConfig, got"):
@@ -408,7 +405,7 @@ def test_an_evaluation_of_something_empty_is_refused(explainer, options, message
         ("batch_size", [0, -1, True, 2.0, None, "2", b"\x02"]),
         ("shard_size", [0, -1, True, 2.0, "2", b"\x02"]),
         ("seed", [True, 2.0, None, "2", math.nan]),
-        ("dtype", ["", "float64", None, 0, [], torch.float32]),
+        ("score_dtype", ["", "float64", None, 0, [], torch.float32]),
         ("tokenizer", ["", 0, "gpt2", []]),
     ],
 )

@@ -95,7 +95,7 @@ def test_explanations_are_read_by_position_and_slice_without_the_model(llama, to
 
 def test_float16_takes_half_the_space_and_keeps_three_digits(llama, tokenizer, tmp_path):
     exact, rounded = (
-        explain_dataset(llama, texts(3), tmp_path / dtype, tokenizer=tokenizer, dtype=dtype, max_new_tokens=4)
+        explain_dataset(llama, texts(3), tmp_path / dtype, tokenizer=tokenizer, score_dtype=dtype, max_new_tokens=4)
         for dtype in ("float32", "float16")
     )
     for left, right in zip(rounded, exact, strict=True):
@@ -240,7 +240,7 @@ def test_arguments_with_which_nothing_works_are_an_error_of_the_job(llama, token
         ({"batch_size": 0}, "batch_size"),
         ({"shard_size": 0}, "shard_size"),
         ({"seed": "x"}, "seed"),
-        ({"dtype": "int8"}, "dtype"),
+        ({"score_dtype": "int8"}, "`score_dtype` must be 'float32' or 'float16', got 'int8'"),
         ({"explain_config": GradELLMConfig(layers=9)}, "5 attention layers"),
     ],
     ids=lambda value: str(value)[:30],
@@ -277,7 +277,7 @@ def finished(llama, tokenizer, tmp_path_factory) -> Path:
         ({"do_sample": True}, "generate_kwargs.do_sample"),
         ({"batch_size": 3}, "batch_size"),
         ({"seed": 1}, "seed"),
-        ({"dtype": "float16"}, "dtype"),
+        ({"score_dtype": "float16"}, "dtype: there 'float32', here 'float16'"),
         ({"model": {"seed": 1}}, "model.weights"),
         ({"model": {"rms_norm_eps": 1e-3}}, "model.config"),
     ],

@@ -63,7 +63,7 @@ def test_every_value_is_what_the_metric_gives_for_that_text(evaluation, llama, t
             generator = SETTINGS.generator(index)
             curve = pi_soft_ns(llama, sequences, ids.shape[1], heatmap, pis=SETTINGS.pis, generator=generator, num_samples=1)[0]
             generator = SETTINGS.generator(index)
-            area = deletion(llama, sequences, ids.shape[1], heatmap, num_steps=3, generator=generator, removal="drop")[0]
+            area = deletion(llama, sequences, ids.shape[1], heatmap, num_portions=3, generator=generator, removal="drop")[0]
             values = evaluation.records[index]["values"]
             torch.testing.assert_close(torch.tensor(values["pi_soft_ns"][method]).double(), curve, rtol=1e-5, atol=1e-6)
             assert values["deletion_drop"][method] == pytest.approx(area.item(), rel=1e-5)
@@ -97,7 +97,9 @@ def test_all_of_a_target_is_measured_also_behind_an_end_of_sequence_token(llama,
     sequences = torch.tensor([tokenizer(record["prompt"])["input_ids"] + tokenizer(record["target"])["input_ids"]])
     length = sequences.shape[1] - done.records[0]["num_tokens"]
     generator = SETTINGS.generator(0)
-    expected = deletion(llama, sequences, length, seen[-1], num_steps=3, generator=generator)  # no token ends this model's text
+    expected = deletion(
+        llama, sequences, length, seen[-1], num_portions=3, generator=generator
+    )  # no token ends this model's text
     assert done.records[0]["values"]["deletion"]["mine"] == pytest.approx(expected.item(), rel=1e-5)
 
 

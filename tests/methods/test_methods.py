@@ -139,7 +139,7 @@ def test_unknown_options_are_refused(llama, ids):
 def test_grad_ellm_is_what_explain_sequences_gives(llama, ids, name, config):
     expected = explain_sequences(llama, ids, P, explain_config=config).attributions
     assert torch.equal(get_method(name)(llama, ids, P, None), expected)
-    assert torch.equal(grad_ellm(llama, ids, P, config=config), expected)
+    assert torch.equal(grad_ellm(llama, ids, P, explain_config=config), expected)
 
 
 def test_attention_and_rollout_are_those_of_a_loop_over_steps(llama, ids):

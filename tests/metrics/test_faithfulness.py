@@ -127,7 +127,7 @@ def test_deletion_and_insertion_areas_worked_out_by_hand(removal):
 def test_fewer_portions_take_more_tokens_at_once():
     model, ids = line([0, 0, 3.0, -1.0, 0.5, 0.25]), torch.tensor([[2, 3, 4, 5, 0]])
     p = [distribution(model, x)[0] for x in (2.75, 0.75, 0.0)]  # all, the two with the lowest scores, none
-    found = deletion(model, ids, 4, heatmap([4.0, 3.0, 2.0, 1.0]), num_steps=2)
+    found = deletion(model, ids, 4, heatmap([4.0, 3.0, 2.0, 1.0]), num_portions=2)
     assert found.item() == pytest.approx((p[0] / 2 + p[1] + p[2] / 2).item() / 2)
 
 
@@ -292,7 +292,7 @@ def test_the_prompt_that_changes_nothing_has_no_soft_metrics():
         (pi_soft_ns, {"pis": ()}, "`pis` must be shares between 0 and 1, at least one"),
         (pi_soft_nc, {"pis": (2.0,)}, "between 0 and 1"),
         (deletion, {"removal": "blur"}, "`removal` must be 'zero' or 'mask' or 'drop'"),
-        (insertion, {"num_steps": 0}, "`num_steps` must be None"),
+        (insertion, {"num_portions": 0}, "`num_portions` must be None"),
         (rank_correlation, {"fixed": torch.ones(3, dtype=torch.bool)}, "no prompt position that may be taken out"),
         (rank_correlation, {"fixed": torch.ones(2, dtype=torch.bool)}, "`fixed` must be a bool tensor of shape"),
     ],

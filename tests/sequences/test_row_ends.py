@@ -8,7 +8,8 @@ from torch import Tensor
 from transformers import EosTokenCriteria, LogitsProcessor, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from gradellm_hf import explain_generate, explain_sequences, explain_stream
-from gradellm_hf.architecture.positions import PositionRoom
+from gradellm_hf.architecture.facts import look_at
+from gradellm_hf.sequences.positions import PositionRoom
 from gradellm_hf.sequences.row_ends import RowEnds
 from tests.support.small_llama import PAD, assert_same_heatmaps, generate_both, padded_prompts, random_ids, small_llama
 
@@ -165,7 +166,7 @@ def asked(ends: RowEnds, ids: Tensor, decided: list[bool]) -> None:
 
 def test_what_was_decided_about_other_rows_is_not_taken() -> None:
     ids = random_ids(2, 5)
-    ends = RowEnds(3, PositionRoom(small_llama(), 3))
+    ends = RowEnds(3, PositionRoom(look_at(small_llama()), 3))
     assert ends.step_mask(ids) is None
     asked(ends, ids[:, :4], [True, False])
     asked(ends, ids, [False, False])
@@ -181,7 +182,7 @@ def test_what_was_decided_about_other_rows_is_not_taken() -> None:
 @pytest.mark.parametrize("others", [random_ids(3, 6), random_ids(2, 3)], ids=["another number of rows", "shorter rows"])
 def test_criteria_that_are_asked_about_something_else_meanwhile_decide_nothing(others: Tensor) -> None:
     ids = random_ids(2, 5)
-    ends = RowEnds(3, PositionRoom(small_llama(), 3))
+    ends = RowEnds(3, PositionRoom(look_at(small_llama()), 3))
     asked(ends, ids[:, :4], [True, False])
     asked(ends, others, [False] * len(others))
     assert ends.step_mask(others) is None

@@ -48,7 +48,7 @@ def _dataset(world: World) -> _Calls:
             yield f"{name}={value!r}", functools.partial(explain, **{name: value}), refused(name)
     for name, values in {
         "seed": (None, "a", 1.5, NAN, True),
-        "dtype": ("float64", None, torch.float32, ["float32"]),
+        "score_dtype": ("float64", None, torch.float32, ["float32"]),
         "column": ("text", 5, ["prompt"]),
         "explain_config": ("paper", {}, 5, GradELLMConfig),
     }.items():

@@ -81,7 +81,7 @@ def _perturbing(world: World) -> _Calls:
         if name.startswith("pi"):
             options |= {"pis": ((), (NAN,), (2.0,), (-0.1,), "ab", ("a",), 0.5, None, [[0.5]]), "calibration": ("x", None)}
         if name in ("deletion", "insertion"):
-            options |= {"removal": ("x", None), "num_steps": _NUMBERS}
+            options |= {"removal": ("x", None), "num_portions": _NUMBERS}
         for option, values in options.items():
             for value in values:
                 words = (option, {"fixed": "position", "calibration": "method"}.get(option, option))
