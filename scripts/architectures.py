@@ -28,9 +28,9 @@ PAGE = """\
 # Architectures
 
 Every decoder-only text architecture that Transformers {version} registers for `AutoModelForCausalLM`, each tried out by
-`python -m scripts.architectures`. A tiny model with random weights in float64, with a layer of each kind that the
+`python -m scripts.architectures`. A tiny model with random weights in float64, with one layer of each kind that the
 architecture has, explains {steps} tokens after a prompt of {prompt}; all layers are compared with a reference that shares
-no code with the package and runs one forward and one backward pass of the model's own eager attention a token.
+no code with the package and runs one forward and one backward pass of the model's own eager attention per token.
 
 **{exact} of the {softmax} types with softmax attention are explained exactly**, {replay} of them with the replay engine.
 
@@ -92,7 +92,7 @@ def excluded_types() -> str:
             by_reason[why.split(" (")[0].split(" `")[0] if "composite" in why or "name" in why else why].append(model_type)
     titles = {
         "encoder-decoder": "Encoder-decoder models",
-        "composite of models": "Composites of models; where the text part is registered as a type, that is in the table",
+        "composite of models": "Composites of models; if the text part is registered as a type, it is in the table",
         "another name of": "Second names of a type in the table",
         "encoder, unless `is_decoder` is set": "Encoders, unless `is_decoder` is set",
     }
