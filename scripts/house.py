@@ -16,9 +16,9 @@ DRAWING = ROOT / "docs" / "images" / "house.svg"
 FLOORS: list[dict[str, str]] = [
     {"cli": "the command line, one file per command"},
     {
-        "dataset": "many prompts, in a job that can be stopped and goes on",
-        "evaluation": "methods on prompts, measured by metrics",
-        "calibration": "prompts from which head weights are learned",
+        "dataset": "many prompts, a job that goes on",
+        "evaluation": "methods, measured by metrics",
+        "calibration": "prompts for head weights",
     },
     {
         "model": "GradELLM: text in, Explanation out",
