@@ -20,10 +20,16 @@ class MissingDependencyError(GradELLMError, ImportError):
     """What was asked for needs a package that is not installed; the message has the command that installs it."""
 
 
+class UnsupportedVersionError(GradELLMError, ImportError):
+    """The installed version of a package is not one that this one runs with; the message has those that are."""
+
+
 class GradELLMWarning(UserWarning):
     """An explanation is exact but was made in another way than asked for."""
 
 
 def may_pass(error: str) -> bool:
     """Whether what failed with an error, `class: message`, may succeed another time: memory was short, say."""
-    return error.partition(":")[0] not in (UnsupportedArchitectureError.__name__, InvalidInputError.__name__)
+    return error.partition(":")[0] not in {
+        kind.__name__ for kind in (UnsupportedArchitectureError, InvalidInputError, UnsupportedVersionError)
+    }

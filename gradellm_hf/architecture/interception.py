@@ -2,10 +2,13 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from torch import nn
+
+from .compat import eager_namespaces, is_eager_function
 from .switches import shared
 
 _handler: ContextVar[Callable | None] = ContextVar("gradellm_attention_handler", default=None)
@@ -14,17 +17,21 @@ _inherited = object()
 
 
 @contextmanager
-def attention_handler(handler: Callable) -> Iterator[None]:
-    """While open, attention calls of this thread go to `handler(model's own function, module, query, key, ...)`.
+def attention_handler(model: nn.Module, handler: Callable) -> Iterator[None]:
+    """While open, the model's attention calls in this thread go to `handler(its own function, module, query, key, ...)`.
 
-    The one seam is how a model looks up its attention function by name in an `AttentionInterface`: every Transformers model
-    by `get_interface`, models written for its earlier versions by `[name]`. Both keep returning the model's own function to
-    everybody else: other threads, other contexts, and that function itself, should it call another one of them. Masks and
-    everything else that depends on the name of the implementation stay what they are in a normal forward.
+    The seam is how a model looks up its attention function. Models of today ask an `AttentionInterface` by `get_interface`;
+    those written for earlier versions of Transformers by `[name]`, or, if their attention is eager, take the function of that
+    name in their own file. All three go on giving the model's own function to everybody else: other threads, other contexts,
+    and that function itself, should it call another one of them. Masks and everything else that depends on the name of the
+    implementation stay what they are in a normal forward.
     """
     token = _handler.set(handler)
     try:
-        with _installed():
+        with ExitStack() as stack:
+            stack.enter_context(_look_ups_handled())
+            for namespace in eager_namespaces(model):
+                stack.enter_context(_eager_handled(namespace))
             yield
     finally:
         _handler.reset(token)
@@ -32,14 +39,15 @@ def attention_handler(handler: Callable) -> Iterator[None]:
 
 @shared
 @contextmanager
-def _installed() -> Iterator[None]:
-    """The look-ups of every AttentionInterface go through `_handled`."""
+def _look_ups_handled() -> Iterator[None]:
+    """The look-ups of every AttentionInterface go through `_in_this_context`."""
     from transformers.modeling_utils import AttentionInterface
 
-    before = {name: vars(AttentionInterface).get(name, _inherited) for name in _LOOK_UPS}
+    look_ups = [name for name in _LOOK_UPS if hasattr(AttentionInterface, name)]
+    before = {name: vars(AttentionInterface).get(name, _inherited) for name in look_ups}
     try:
-        for name in _LOOK_UPS:
-            setattr(AttentionInterface, name, _handled(getattr(AttentionInterface, name)))
+        for name in look_ups:
+            setattr(AttentionInterface, name, _handled_look_up(getattr(AttentionInterface, name)))
         yield
     finally:
         for name, method in before.items():
@@ -49,20 +57,44 @@ def _installed() -> Iterator[None]:
                 delattr(AttentionInterface, name)
 
 
+@shared
+@contextmanager
+def _eager_handled(namespace: dict[str, Any]) -> Iterator[None]:
+    """The eager attention functions among the global names of a file go to the handler where one is set."""
+    before = {name: function for name, function in namespace.items() if is_eager_function(name)}
+    try:
+        namespace.update({name: _handled_call(function) for name, function in before.items()})
+        yield
+    finally:
+        namespace.update(before)
+
+
 class _Handled(functools.partial):
     """A model's own attention function on its way to the handler."""
 
 
-def _handled(look_up: Callable) -> Callable:
+def _in_this_context(function: Callable) -> Callable:
+    """The handler, with the model's own function; where there is no handler, that function itself."""
+    handler = _handler.get()
+    if handler is None or isinstance(function, _Handled):  # `get_interface` looks up by `[name]`, which has been here already
+        return function
+    return _Handled(handler, functools.partial(_unhandled, function))
+
+
+def _handled_look_up(look_up: Callable) -> Callable:
     @functools.wraps(look_up)
     def look_up_handled(*args: Any, **kwargs: Any) -> Callable:
-        function = look_up(*args, **kwargs)  # `get_interface` looks up by `[name]`, which has been here already
-        handler = _handler.get()
-        if handler is None or isinstance(function, _Handled):
-            return function
-        return _Handled(handler, functools.partial(_unhandled, function))
+        return _in_this_context(look_up(*args, **kwargs))
 
     return look_up_handled
+
+
+def _handled_call(function: Callable) -> Callable:
+    @functools.wraps(function)
+    def call_handled(*args: Any, **kwargs: Any) -> Any:
+        return _in_this_context(function)(*args, **kwargs)
+
+    return call_handled
 
 
 def _unhandled(function: Callable, *args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 from model_patches import find_adapter
 
 from ..errors import UnsupportedArchitectureError
+from .compat import cache_of
 from .identity import findings
 from .interception import attention_handler
 from .offloading import reload_offloaded_weights
@@ -61,7 +62,7 @@ def find_layout(model: "PreTrainedModel") -> Layout:
             return function(module, *args, **kwargs)
 
         kwargs = {"use_cache": True} if "use_cache" in forward_parameters(model) else {}
-        with explainable(model), torch.enable_grad(), reload_offloaded_weights(model), attention_handler(count):
+        with explainable(model), torch.enable_grad(), reload_offloaded_weights(model), attention_handler(model, count):
             token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
             outputs = model(input_ids=token, return_dict=True, **kwargs)
         if not (calls_interface := bool(modules)):
@@ -69,7 +70,7 @@ def find_layout(model: "PreTrainedModel") -> Layout:
         known.layout = Layout(
             modules=[weakref.ref(module) for module in modules],
             calls_interface=calls_interface,
-            keeps_cache=getattr(outputs, "cache", None) is not None,
+            keeps_cache=cache_of(outputs) is not None,
         )
     return known.layout
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architecture.caches import detach_cache, fork_cache, is_plain, key_lengths
+from ..architecture.compat import cache_of
 from ..architecture.facts import ModelFacts
 from ..architecture.interception import attention_handler
 from ..architecture.offloading import reload_offloaded_weights
@@ -81,7 +82,7 @@ class InterfaceWatch(AttentionWatch):
     def open(self, cache: Any, num_positions: int) -> Any:
         self._num_keys = key_lengths(cache, num_positions)
         try:
-            with attention_handler(self._handle):
+            with attention_handler(self.facts.model, self._handle):
                 yield
         finally:
             self._mask = None  # it reaches the graph, whose backward functions reach this watch: nobody could collect that
@@ -265,8 +266,8 @@ class _Run:
         self.heatmaps.put(heatmaps, targets.scale)
         if watch.whole_prefix:
             return cache
-        detach_cache(outputs.cache)
-        return outputs.cache
+        detach_cache(cache := cache_of(outputs))
+        return cache
 
     def undo(self) -> None:
         """Takes back what a failed attempt has left."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model_patches import find_adapter
 
+from ..architecture.compat import cache_of
 from ..architecture.hooks import thread_hook
 from ..errors import UnsupportedArchitectureError
 from .formula import explains_head_outputs, head_heatmap
@@ -65,7 +66,7 @@ class ProjectionWatch(AttentionWatch):
 
     def _values(self, layer: int, outputs: Any) -> Tensor:
         """`[R, G, T, Dv]`."""
-        return outputs.cache.layers[layer].values.detach()
+        return cache_of(outputs).layers[layer].values.detach()
 
     def _keep(self, layer: int) -> Callable:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from transformers.utils import ModelOutput
 
+from ..architecture.compat import cache_named_as_by_generate
 from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import Natural, TensorKind, check, check_tensors
 from ..configuration import GradELLMConfig, stored_config
@@ -42,6 +43,7 @@ class _Metadata(TypedDict):
 
 
 @dataclass
+@cache_named_as_by_generate
 class ExplainGenerateOutput(ModelOutput):
     """Generated sequences with a heatmap for every generated token.
 

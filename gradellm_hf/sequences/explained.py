@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..architecture.compat import cache_of
 from ..architecture.facts import ModelFacts
 from .written_logits import WrittenLogits
 
@@ -67,7 +68,7 @@ class ExplainedSequences:
         """Runs the model over positions `first:last` on a cache that holds the positions before (None: there are none)."""
         inputs: dict[str, Any] = {**self.forward_kwargs, "return_dict": True}
         if facts.keeps_cache:
-            inputs |= {"cache": cache, "use_cache": True}
+            inputs |= {facts.cache_argument: cache, "use_cache": True}
         elif "use_cache" in facts.parameters:
             inputs["use_cache"] = False
         if self._is_embedded(first):
@@ -91,7 +92,7 @@ class ExplainedSequences:
         read_rows, cache_rows = self.prefill_rows if self.prefill_kwargs and self.prefill_rows else (None, None)
         prompts = self if read_rows is None else self._take(read_rows)
         with torch.no_grad():
-            cache = prompts.forward(facts, 0, length, None, **kwargs, **self.prefill_kwargs).cache
+            cache = cache_of(prompts.forward(facts, 0, length, None, **kwargs, **self.prefill_kwargs))
         if cache_rows is not None:
             cache.batch_select_indices(cache_rows)
         return cache

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..architecture.compat import CACHE_NAMES, cache_of, prompt_only_arguments
 from ..architecture.facts import ModelFacts
 from ..architecture.hooks import thread_hook
 from .prompt_checks import check_left_padding
@@ -19,7 +20,7 @@ _OURS = {
     "inputs_embeds",
     "attention_mask",
     "cache_position",
-    "cache",
+    *CACHE_NAMES,
     "use_cache",
     "return_dict",
     "logits_to_keep",
@@ -59,7 +60,7 @@ class PromptRecording:
     @property
     def cache(self) -> Any:
         """The cache that these calls read the prompt into; None where they had none."""
-        return self._calls[-1].get("cache") if self._calls else None
+        return cache_of(self._calls[-1]) if self._calls else None
 
     @property
     def complete(self) -> bool:
@@ -77,7 +78,7 @@ class PromptRecording:
     def add(self, arguments: dict[str, Any]) -> None:
         """Raises InvalidInputError where a row's prompt ends in padding."""
         if not self._calls:
-            cache = arguments.get("cache")
+            cache = cache_of(arguments)
             self._position = 0 if cache is None else int(cache.get_seq_length())
             self._first_position = self._position
         self.rows, num_positions = _inputs(arguments).shape[:2]
@@ -130,9 +131,7 @@ def _inputs(arguments: dict[str, Any]) -> Tensor:
 
 def _belongs_to_prompt(name: str, value: Any) -> bool:
     """Images, sound and the like: `generate` passes them on with the prompt only."""
-    from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
-
-    return isinstance(value, Tensor) or name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
+    return isinstance(value, Tensor) or name in prompt_only_arguments()
 
 
 @contextmanager
@@ -158,7 +157,7 @@ def record_prompt(facts: ModelFacts, prompt_length: int, decoding: bool = False)
     def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         logits = getattr(output, "logits", None)
         if recording.complete and logits is not None and not (recording.is_paused or is_draft()):
-            arguments, cache = _by_name(module, args, kwargs), getattr(output, "cache", None)
+            arguments, cache = _by_name(module, args, kwargs), cache_of(output)
             end = _inputs(arguments).shape[1] if cache is None else int(cache.get_seq_length())
             recording.logits.add(cache, end, logits)
             if not decoding or _may_be_compiled(model, cache):

@@ -104,7 +104,7 @@ def watch(case: str) -> dict[nn.Module, Seen]:
             handles.append(projection.register_forward_hook(keep_projected))
         keep_input = lambda m, args, to=record: setattr(to, "head_outputs", args[0])  # noqa: E731
         handles.append(adapter.output_projection_of(module).register_forward_pre_hook(keep_input))
-    with torch.no_grad(), lifted_precision(), attention_handler(handler), operands:
+    with torch.no_grad(), lifted_precision(), attention_handler(model, handler), operands:
         use_cache = {"use_cache": True} if "use_cache" in forward_parameters(model) else {}
         outputs = model(input_ids=random_ids(4), output_attentions=True, **use_cache)
     for handle in handles:
