@@ -20,6 +20,7 @@ from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate
 from gradellm_hf.streaming import ExplainedStep, explain_stream
 from tests.support.small_llama import PAD, assert_same_heatmaps, padded_prompts, random_ids, small_llama
 from tests.support.tiny_models import tiny_model
+from tests.support.versions import CACHE
 
 FAVOURITE = 13
 
@@ -156,11 +157,11 @@ def test_a_cache_that_already_holds_the_start_of_the_prompt_is_used() -> None:
     def filled() -> DynamicCache:
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(ids[:, :5], cache=cache)
+            model(ids[:, :5], **{CACHE: cache})
         return cache
 
-    expected: Any = explain_generate(model, ids, cache=filled(), max_new_tokens=3)
-    steps = list(explain_stream(model, ids, cache=filled(), max_new_tokens=3))
+    expected: Any = explain_generate(model, ids, max_new_tokens=3, **{CACHE: filled()})
+    steps = list(explain_stream(model, ids, max_new_tokens=3, **{CACHE: filled()}))
     assert_same_heatmaps(steps[-1].attributions, expected.attributions[:, -1, :-1])
 
 

@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 
+from tests.support.versions import CACHE
+
 from .lifted_precision import lifted_precision
 
 
@@ -97,9 +99,9 @@ def _forward(model: PreTrainedModel, token_ids: Tensor, first: int, cache: Any, 
     if _takes(model, "use_cache"):
         inputs["use_cache"] = use_cache
     if use_cache:
-        inputs["cache"] = cache
+        inputs[CACHE] = cache
     outputs = model(**inputs)
-    return outputs.logits[:, -1], getattr(outputs, "cache", None) or cache
+    return outputs.logits[:, -1], outputs.get(CACHE) or cache
 
 
 def _takes(model: PreTrainedModel, name: str) -> bool:
