@@ -19,7 +19,7 @@ import transformers
 from torch import nn
 from transformers.utils import ModelOutput
 
-from ..errors import UnsupportedArchitectureError, UnsupportedVersionError
+from ..errors import UnsupportedVersionError
 
 #: The oldest version that the test suite is run with. Newer ones than the newest are taken: the self-checks look at each model.
 OLDEST_VERSION = "5.0.0"
@@ -40,21 +40,13 @@ def check_version() -> None:
         )
 
 
-def cache_argument(model_type: str, parameters: frozenset[str]) -> str:
-    """The name under which a model takes its cache.
+def cache_argument(parameters: frozenset[str]) -> str:
+    """The name under which a model takes its cache; the newest one if it takes none.
 
     Args:
         parameters: The names of what its `forward` takes.
-
-    Raises:
-        UnsupportedArchitectureError: There is none. Under another name it would get lost among further keyword arguments.
     """
-    if (name := next((name for name in CACHE_NAMES if name in parameters), None)) is None:
-        raise UnsupportedArchitectureError(
-            f"`{model_type}` returns a cache, but its `forward` takes none under any of the names {list(CACHE_NAMES)}: it has "
-            f"{sorted(parameters)}. Give its `forward` a parameter `{CACHE_NAMES[0]}`."
-        )
-    return name
+    return next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[0])
 
 
 def cache_of(named: Any) -> Any:

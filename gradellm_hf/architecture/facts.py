@@ -71,7 +71,7 @@ class ModelFacts:
     @cached_property
     def cache_argument(self) -> str:
         """The name under which the model takes its cache."""
-        return cache_argument(self.model_type, self.parameters)
+        return cache_argument(self.parameters)
 
     @cached_property
     def vocabulary_size(self) -> int:

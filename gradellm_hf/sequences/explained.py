@@ -8,7 +8,11 @@ from torch import Tensor
 
 from ..architecture.compat import cache_of
 from ..architecture.facts import ModelFacts
+from ..errors import UnsupportedArchitectureError
 from .written_logits import WrittenLogits
+
+#: By the decorators around its `forward`, if not by itself.
+_TAKEN_BY_EVERY_MODEL = {"return_dict", "use_cache"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,11 @@ class ExplainedSequences:
         if "cache_position" in facts.parameters:  # models outside of Transformers, written for its earlier versions
             inputs["cache_position"] = torch.arange(first, last, device=self.token_ids.device)
         inputs |= {name: x[..., first:last] for name, x in self.per_position.items() if name in facts.parameters}
+        if lost := sorted(inputs.keys() - facts.parameters - _TAKEN_BY_EVERY_MODEL):
+            raise UnsupportedArchitectureError(
+                f"`{facts.model_type}` would have to be given {lost}, which its `forward` does not name: it takes "
+                f"{sorted(facts.parameters)}. Among further keyword arguments they may get lost. Give it these parameters."
+            )
         return facts.model(**inputs, **kwargs)
 
     def prefill(self, facts: ModelFacts) -> Any:

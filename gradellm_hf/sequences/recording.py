@@ -36,6 +36,7 @@ class PromptRecording:
     Attributes:
         logits: What these calls, and those after them, predict from the last prompt position on.
         rows: Rows of those calls: batch times beams, or batch times returned sequences.
+        cache: What these calls read the prompt into, given to them or made by the last of them; None where they keep none.
         padding: 1 for real tokens, `[rows, P]`; None where it is not to be seen in the calls.
         per_position: Arguments with one entry a position, by name, `[..., rows or 1, <= P]`: of the prompt's last positions,
             where the first ones were in the cache before.
@@ -47,6 +48,7 @@ class PromptRecording:
         self._prompt_length = prompt_length
         self._parameters = parameters
         self.rows = 0
+        self.cache: Any = None
         self.logits = LogitsRecording(prompt_length - 1)
         self.is_paused = False
         self._calls: list[dict[str, Any]] = []
@@ -56,11 +58,6 @@ class PromptRecording:
     def read_at_once(self) -> bool:
         """Whether one call read the prompt from its start."""
         return len(self._calls) == 1 and self._first_position == 0
-
-    @property
-    def cache(self) -> Any:
-        """The cache that these calls read the prompt into; None where they had none."""
-        return cache_of(self._calls[-1]) if self._calls else None
 
     @property
     def complete(self) -> bool:
@@ -77,9 +74,9 @@ class PromptRecording:
 
     def add(self, arguments: dict[str, Any]) -> None:
         """Raises InvalidInputError where a row's prompt ends in padding."""
+        self.cache = cache_of(arguments)
         if not self._calls:
-            cache = cache_of(arguments)
-            self._position = 0 if cache is None else int(cache.get_seq_length())
+            self._position = 0 if self.cache is None else int(self.cache.get_seq_length())
             self._first_position = self._position
         self.rows, num_positions = _inputs(arguments).shape[:2]
         self._position += num_positions
@@ -160,6 +157,7 @@ def record_prompt(facts: ModelFacts, prompt_length: int, decoding: bool = False)
             arguments, cache = _by_name(module, args, kwargs), cache_of(output)
             end = _inputs(arguments).shape[1] if cache is None else int(cache.get_seq_length())
             recording.logits.add(cache, end, logits)
+            recording.cache = cache if recording.cache is None else recording.cache
             if not decoding or _may_be_compiled(model, cache):
                 remove()  # decoding runs without hooks, and compiled decoding stays compiled
 

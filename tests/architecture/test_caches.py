@@ -13,15 +13,16 @@ from tests.support.small_llama import (
     random_ids,
     small_llama,
 )
-from tests.support.versions import CACHE
+from tests.support.versions import CACHE, since
 
 FILLED = {
     "static": {"cache_implementation": "static"},
     "static, beams": {"cache_implementation": "static", "num_beams": 3, "num_return_sequences": 2},
     "static, several samples": {"cache_implementation": "static", "do_sample": True, "num_return_sequences": 2},
-    "prefilled in chunks": {"prefill_chunk_size": 4},
-    "prefilled in one chunk and a rest of one": {"prefill_chunk_size": 8},
+    "prefilled in chunks": {"prefill_chunk_size": 4, "cache_implementation": "dynamic"},
+    "prefilled in one chunk and a rest of one": {"prefill_chunk_size": 8, "cache_implementation": "dynamic"},
 }
+only_new_ids = since("5.3", "way to continue a cache with the new token ids alone")
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,7 @@ def test_an_assistant_that_guesses_everything_right_is_no_exception(llama, seed)
     assert_explained_as_existing_text(llama, out)
 
 
+@since("5.1", "prompt lookup decoding without an end-of-sequence token")
 def test_prompt_lookup_decoding_is_explained_like_any_other(llama):
     ids = random_ids(1, 4).repeat(1, 3)
     expected, out = generate_both(llama, input_ids=ids, max_new_tokens=8, prompt_lookup_num_tokens=3)
@@ -127,6 +129,7 @@ def test_a_cache_that_has_read_part_of_the_prompt_is_used_beside_the_whole_promp
     assert_explained_as_existing_text(llama, out, mask)
 
 
+@only_new_ids
 @pytest.mark.parametrize("kind", CACHES)
 def test_a_cache_that_holds_the_start_of_the_prompt_needs_only_the_new_ids_and_the_whole_mask(llama, kind):
     prompts = padded_prompts()
@@ -141,6 +144,7 @@ def test_a_cache_that_holds_the_start_of_the_prompt_needs_only_the_new_ids_and_t
     assert_same_heatmaps(out.attributions, given.attributions)
 
 
+@only_new_ids
 def test_a_start_of_the_prompt_that_has_left_the_window_cannot_be_explained(windowed_mistral):
     ids = random_ids(1, 9)
     mask = torch.ones_like(ids)

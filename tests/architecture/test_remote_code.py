@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -160,7 +160,7 @@ def test_a_lookup_elsewhere_finds_the_function_itself(lookup):
         return ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", None)
 
     before, elsewhere = dict(vars(AttentionInterface)), []
-    with attention_handler(lambda function, *args: (function, args)):
+    with attention_handler(nn.Module(), lambda function, *args: (function, args)):
         function, args = found()("module")
         thread = threading.Thread(target=lambda: elsewhere.append(found()))
         thread.start()

@@ -121,9 +121,10 @@ def test_everything_that_assisted_decoding_returns_was_written() -> None:
 
 
 def write_greedily(model: PreTrainedModel, input_ids: Tensor, stopping_criteria: Any, **kwargs: Any) -> Tensor:
-    running, new = torch.ones(input_ids.shape[0], dtype=torch.bool), input_ids
+    running, new, cache = torch.ones(input_ids.shape[0], dtype=torch.bool), input_ids, kwargs.get(CACHE)
     for _ in range(4):
-        outputs = model(input_ids=new, use_cache=True, **{CACHE: kwargs[CACHE]})
+        outputs = model(input_ids=new, use_cache=True, **{CACHE: cache})
+        cache = outputs[CACHE]
         new = torch.where(running, outputs.logits[:, -1].argmax(-1), EOS)[:, None]
         input_ids = torch.cat([input_ids, new], dim=1)
         running = running & ~stopping_criteria(input_ids, None)
