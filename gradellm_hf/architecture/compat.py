@@ -74,6 +74,19 @@ def num_keys(layer: Any, num_positions: int) -> int:
     return layer.get_mask_sizes(torch.arange(num_positions) if by_position else num_positions)[0]
 
 
+def heeded_keywords(function: Any, keywords: dict[str, Any]) -> dict[str, Any]:
+    """The further arguments of an attention call that have an effect: sdpa, until 5.22, passes over soft-capping.
+
+    Args:
+        function: The model's own attention function; as it comes to a handler.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if sdpa_attention_forward not in (function, *getattr(function, "args", ())):
+        return keywords
+    return {name: value for name, value in keywords.items() if name != "softcap"}  # which newer versions refuse
+
+
 def quantized_layer_type() -> type:
     """What all layers of quantised caches are."""
     from transformers import cache_utils

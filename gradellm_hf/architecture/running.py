@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .identity import findings
-from .plain_attention import attention_implementation, check_plain_attention, needs_plain_attention, plain_attention
+from .plain_attention import attention_implementation, needs_plain_attention, plain_attention
 from .quantization import differentiable_weights
 from .switches import shared
 
@@ -28,8 +28,7 @@ def explainable(model: "PreTrainedModel", padded: bool = False) -> Iterator[None
         if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
             stack.enter_context(_uncompiled())
         if needs_plain_attention(model):
-            check_plain_attention(model, padded)
-            stack.enter_context(attention_implementation(model, plain_attention(model)))
+            stack.enter_context(attention_implementation(model, plain_attention(model, padded)))
         elif (layout := findings(model).layout) is not None and not layout.calls_interface:
             stack.enter_context(attention_implementation(model, "eager"))  # which returns its attention weights
         yield

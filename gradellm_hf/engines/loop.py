@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architecture.caches import detach_cache, fork_cache, is_plain, key_lengths
-from ..architecture.compat import cache_of
+from ..architecture.compat import cache_of, heeded_keywords
 from ..architecture.facts import ModelFacts
 from ..architecture.interception import attention_handler
 from ..architecture.offloading import reload_offloaded_weights
@@ -120,7 +120,7 @@ class InterfaceWatch(AttentionWatch):
             return function(module, query, key, value, attention_mask, scaling=scaling, **keywords)
 
         def options() -> AttentionOptions:
-            return AttentionOptions.from_call(module, query, key, attention_mask, scaling, keywords)
+            return AttentionOptions.from_call(module, query, key, attention_mask, scaling, heeded_keywords(function, keywords))
 
         self._mask = lambda: options().mask
         self.head_widths[layer] = query.shape[1] * value.shape[-1]
