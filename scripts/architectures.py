@@ -14,10 +14,22 @@ from transformers.utils import logging as transformers_logging
 from gradellm_hf.checks.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT))
 
-from architectures.registered_types import decoder_only_types, registered_types, why_not_decoder_only  # noqa: E402
-from architectures.survey import PROMPT, STEPS, Outcome, default_outcome, has_attention, is_causal, keys_are_tokens  # noqa: E402
+from tests.support.architectures.registered_types import (  # noqa: E402
+    decoder_only_types,
+    registered_types,
+    why_not_decoder_only,
+)
+from tests.support.architectures.survey import (  # noqa: E402
+    PROMPT,
+    STEPS,
+    Outcome,
+    default_outcome,
+    has_attention,
+    is_causal,
+    keys_are_tokens,
+)
 
 PAGE = """\
 # Architectures

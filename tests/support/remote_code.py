@@ -1,7 +1,7 @@
 """A small language model as a hub repository brings it along, written against the public interfaces of Transformers.
 
-Three ways to attend, by `config.attention`: `get_interface` and `index` look up the attention function as today's and as earlier
-models of Transformers do; `own` computes it here, under a name of its own.
+Three ways to attend, by `config.attention`: `get_interface` and `index` look up the attention function as today's and as
+earlier models of Transformers do; `own` computes it here, under a name of its own.
 """
 
 from typing import Any

@@ -1,13 +1,31 @@
 """What tests have to know of the installed version of Transformers. What it lacks is skipped, and says so."""
 
+import dataclasses
+import inspect
+from typing import Any
+
 import pytest
 import transformers
+from transformers import PreTrainedConfig
 from transformers.utils import ModelOutput
 
 #: What this version calls the cache, in calls and in what they return.
 CACHE = "cache" if hasattr(ModelOutput, "past_key_values") else "past_key_values"
 
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+
+
+def config_fields(config_class: type) -> dict[str, Any]:
+    """The fields of a configuration with their defaults: dataclasses since 5.4, before it the arguments of a function."""
+    if dataclasses.is_dataclass(config_class):
+        return {field.name: field.default for field in dataclasses.fields(config_class)}
+    parameters = inspect.signature(config_class).parameters.values()
+    return {x.name: x.default for x in parameters if x.default is not x.empty}
+
+
+def chosen_attention(config: PreTrainedConfig) -> str | None:
+    """None: the attention that Transformers chooses. Eager where sdpa, which it chooses, would pass over soft-capping."""
+    return "eager" if VERSION < (5, 22) and getattr(config, "attn_logit_softcapping", None) else None
 
 
 def since(version: str, what: str) -> pytest.MarkDecorator:

@@ -84,7 +84,10 @@ def _prefill(model: PreTrainedModel, token_ids: Tensor) -> Any:
     _, cache = _forward(model, token_ids, 0, None, True)
     if cache is None:
         cache = DynamicCache(config=model.config)
-        _forward(model, token_ids, 0, cache, True)
+        try:
+            _forward(model, token_ids, 0, cache, True)
+        except (AttributeError, TypeError, ValueError) as error:  # earlier versions have caches of other types for some models
+            raise NotImplementedError(f"{type(model).__name__} needs a cache of its own.") from error
         if cache.get_seq_length() == 0:
             raise NotImplementedError(f"{type(model).__name__} has no cache.")
     return cache
@@ -165,7 +168,7 @@ def _detach_state(state: Any, seen: set[int] | None = None) -> None:
 def record_attention(rows: int) -> Iterator[list[Attention]]:
     """Lists what attends while it is open: calls of the interface if there are any, else products with a softmax."""
     interface_calls: list[Attention] = []
-    get_interface = AttentionInterface.get_interface
+    get_interface = getattr(AttentionInterface, "get_interface", None)  # Transformers 5.0 has none: products are found there
 
     def get_recorded_interface(self: Any, name: str, default: Callable) -> Callable:
         function = get_interface(self, name, default)
@@ -180,7 +183,8 @@ def record_attention(rows: int) -> Iterator[list[Attention]]:
     products = _SoftmaxProducts(rows)
     calls: list[Attention] = []
     with ExitStack() as stack:
-        stack.enter_context(patch.object(AttentionInterface, "get_interface", get_recorded_interface))
+        if get_interface is not None:
+            stack.enter_context(patch.object(AttentionInterface, "get_interface", get_recorded_interface))
         stack.enter_context(products)
         yield calls
     calls.extend(interface_calls or products.found)

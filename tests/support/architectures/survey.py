@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gradellm_hf import GradELLMConfig, GradELLMWarning, UnsupportedArchitectureError, explain_sequences
+from tests.support.versions import chosen_attention
 
 from .lifted_precision import lifted_precision
 from .step_reference import KeysAreNotTokensError, record_attention, reference_heatmaps
-from .tiny_configs import SPECIAL_TOKENS, VOCABULARY, tiny_model
+from .tiny_configs import SPECIAL_TOKENS, VOCABULARY, tiny_config, tiny_model
 
 PROMPT, STEPS, ROWS = 9, 4, 2
 TOLERANCE = 1e-6
@@ -48,7 +49,7 @@ def random_ids(rows: int = ROWS, length: int = PROMPT + STEPS) -> Tensor:
 @functools.cache
 def model_of(model_type: str) -> PreTrainedModel:
     """The type's tiny model with the attention that Transformers chooses for it."""
-    return tiny_model(model_type)
+    return tiny_model(model_type, chosen_attention(tiny_config(model_type)))
 
 
 @functools.cache
