@@ -98,6 +98,8 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         "indexer_budget": 4,
         "indexer_compress_ratio": 1,
     },
+    # Earlier versions insist on kernels for CUDA.
+    "jamba": {"use_mamba_kernels": False},
     # Widths that must multiply to another width, or are rounded up to multiples of 64.
     "mamba2": {"num_heads": 8},
     "xlstm": {"hidden_size": 64, "embedding_dim": 64, "qk_dim_factor": 1.0, "chunk_size": 16},
