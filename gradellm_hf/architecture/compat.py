@@ -64,7 +64,7 @@ def cache_named_as_by_generate(output: Output) -> Output:
         fields = output.__annotations__
         output.__annotations__ = {name.replace("cache", "past_key_values"): kind for name, kind in fields.items()}
         output.past_key_values = None  # type: ignore[assignment]
-        output.cache = property(lambda self: self.past_key_values)  # type: ignore[attr-defined]
+        output.cache = property(lambda self: self.past_key_values)
     return output
 
 
