@@ -90,6 +90,8 @@ class ExplainedSequences:
                 f"`{facts.model_type}` would have to be given {lost}, which its `forward` does not name: it takes "
                 f"{sorted(facts.parameters)}. Among further keyword arguments they may get lost. Give it these parameters."
             )
+        # as `generate` hands them on; models may rely on it (`view`)
+        inputs = {name: x.contiguous() if isinstance(x, Tensor) else x for name, x in inputs.items()}
         return facts.model(**inputs, **kwargs)
 
     def prefill(self, facts: ModelFacts) -> Any:

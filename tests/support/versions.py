@@ -11,7 +11,8 @@ from transformers.utils import ModelOutput
 
 #: What this version calls the cache, in calls and in what they return.
 CACHE = "cache" if hasattr(ModelOutput, "past_key_values") else "past_key_values"
-
+#: Whether every architecture must run; of earlier versions, some lack a kernel, or have a fault of their own.
+IS_NEWEST = CACHE == "cache"
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 
@@ -20,7 +21,8 @@ def config_fields(config_class: type) -> dict[str, Any]:
     if dataclasses.is_dataclass(config_class):
         return {field.name: field.default for field in dataclasses.fields(config_class)}
     parameters = inspect.signature(config_class).parameters.values()
-    return {x.name: x.default for x in parameters if x.default is not x.empty}
+    special_tokens = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"))  # of any, by `**kwargs`
+    return {**special_tokens, **{x.name: x.default for x in parameters if x.default is not x.empty}}
 
 
 def chosen_attention(config: PreTrainedConfig) -> str | None:

@@ -73,7 +73,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
     # The attention module is shared by the hybrid layers, of which there must be two.
-    "zamba": {"layers_block_type": _SHARED, "num_hidden_layers": 4},
+    "zamba": {"layers_block_type": _SHARED, "num_hidden_layers": 4, "use_mamba_kernels": False},
     "zamba2": {"layers_block_type": _SHARED, "num_hidden_layers": 4},
     # Layers before, in and after the loop add up to all three.
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
