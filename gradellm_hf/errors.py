@@ -38,11 +38,25 @@ class InvalidInputError(GradELLMError, ValueError):
 
 
 class MissingDependencyError(GradELLMError, ImportError):
-    """What was asked for needs a package that is not installed; the message has the command that installs it."""
+    """What was asked for needs a package that is not installed; the message has the command that installs it.
+
+    Examples:
+        >>> from gradellm_hf.checks.optional import needed_for
+        >>> with needed_for("Plots need", "a_package", "plots"):
+        ...     import a_package
+        Traceback (most recent call last):
+        gradellm_hf.errors.MissingDependencyError: Plots need a_package, which is not installed: ...
+    """
 
 
 class UnsupportedVersionError(GradELLMError, ImportError):
-    """The installed version of a package is not one that this one runs with; the message has those that are."""
+    """The installed version of a package is not one that this one runs with; the message has those that are.
+
+    Examples:
+        >>> from gradellm_hf import UnsupportedVersionError
+        >>> issubclass(UnsupportedVersionError, ImportError)
+        True
+    """
 
 
 class GradELLMWarning(UserWarning):
