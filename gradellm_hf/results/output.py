@@ -85,7 +85,6 @@ class ExplainGenerateOutput(ModelOutput):
             As `model.generate` returns them, when asked for. Before Transformers 5.24 `generate` calls the cache
             `past_key_values`, and so does this; the attribute `cache` is there with every version.
 
-
     Examples:
         >>> out = explain_generate(model, **inputs, max_new_tokens=4)
         >>> out.attributions.shape, out.step_mask.shape  # [R, N, S] and [R, N]
