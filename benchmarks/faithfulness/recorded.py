@@ -151,7 +151,7 @@ def record(text: PerturbedText) -> Recording:
     heads = _Heads(last, precision)
     real, embeddings = text.real[:, :length], text.embeddings[:, :length]
     with explainable(model, padded=not bool(text.real.all())), torch.enable_grad():
-        with attention_handler(heads.attend):
+        with attention_handler(model, heads.attend):
             optional = {"position_ids": text.position_ids[:, :length], "use_cache": False, "logits_to_keep": text.num_steps}
             out = model(
                 inputs_embeds=embeddings.clone().requires_grad_(),

@@ -19,7 +19,7 @@ from gradellm_hf.demo_model import load_smollm2
 from gradellm_hf.evaluation import Evaluation, Settings, evaluate
 from gradellm_hf.methods import Method, attn_lrp, get_method, integrated_gradients, lime, method_names
 from gradellm_hf.methods.lxt_adapter import INTERPRETER
-from gradellm_hf.metrics.perturbation import Scope
+from gradellm_hf.metrics.options import Scope
 
 from .variants import VARIANTS
 
