@@ -20,6 +20,8 @@ from gradellm_hf import (
 )
 from tests.support.small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = {
     "replay": GradELLMConfig(),
     "two layers": GradELLMConfig(layers=[1, 3], spatial="loosened"),

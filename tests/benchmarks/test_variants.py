@@ -15,6 +15,8 @@ from tests.support.small_llama import padded_prompts, random_ids, small_llama
 from tests.support.tiny_models import float64_islands, random_text, tiny_model
 from tests.support.toy_models import BagOfEmbeddings
 
+pytestmark = pytest.mark.slow
+
 P, N = 6, 3
 WITH_SALIENCY = ("saliency_sum", "saliency_product", "second_hop_saliency", "relu_per_head_saliency_product")
 

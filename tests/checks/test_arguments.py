@@ -42,6 +42,8 @@ from tests.support.evaluated import PROMPTS, model_and_tokenizer
 from tests.support.readable import made_up
 from tests.support.small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
 
+pytestmark = pytest.mark.slow
+
 IDS, P = random_ids(1, 6), 4
 HEATMAPS = torch.rand(1, 2, 6, generator=torch.Generator().manual_seed(0)).tril(P - 1)
 EXPLANATION = made_up(["a", " b", " c", " d"], 2)

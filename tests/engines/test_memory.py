@@ -18,6 +18,8 @@ from gradellm_hf.engines.position_local import PositionLocalAttention
 from gradellm_hf.methods import get_method
 from tests.support.small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = {
     "replay": GradELLMConfig(output_layer_attributions=True),
     "stepwise": GradELLMConfig(engine="stepwise", layers=[1, 4]),

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel
 from gradellm_hf import ExplainGenerateOutput, GradELLMConfig, explain_sequences
 from tests.support.tiny_models import float64_islands, random_text, tiny_model
 
+pytestmark = pytest.mark.slow
+
 EOS = 3
 
 
