@@ -9,11 +9,11 @@ BIN := $(VENV)/bin/python
 READY := $(VENV)/ready
 INSTALL := $(BIN) -m pip --disable-pip-version-check install -qq
 
-.PHONY: demo test fast-test lint docs bench faithfulness architectures environment
+.PHONY: demo test fast-test lint docs bench faithfulness architectures release environment
 .DELETE_ON_ERROR:
 
 demo: $(READY)
-	@$(BIN) -m gradellm_hf.demo --output demo-output
+	@$(BIN) -m gradellm_hf demo --output demo-output
 
 test: $(READY)
 	@$(BIN) -m pytest --numprocesses auto --dist loadfile
@@ -43,6 +43,10 @@ faithfulness: $(READY)
 # docs/architectures.md, from a real run.
 architectures: $(READY)
 	@$(BIN) -m scripts.architectures
+
+# sdist, wheel and notes of the version, checked, in dist/; says what is left to do.
+release: $(READY)
+	@$(BIN) -m scripts.release
 
 environment: $(READY)
 

@@ -2,12 +2,11 @@
 
 import random
 import tempfile
-import time
-from collections.abc import Callable
-from typing import Any
 
 from gradellm_hf.dataset import explain_dataset
 from gradellm_hf.demo_model import load_smollm2
+
+from .measuring import timed
 
 _TEXT = "the old king of a small land by the sea went out one day to find what his people had lost in winter and came home"
 
@@ -37,19 +36,13 @@ def dataset_row(num_prompts: int = 48, batch_size: int = 8, num_steps: int = 32)
 
     with tempfile.TemporaryDirectory() as folder:  # warms up
         explain_dataset(model, prompts[:2], folder, tokenizer=tokenizer, **options)
-    plain, explained = _seconds(generate), _seconds(explain)
+    plain, explained = timed(generate), timed(explain)
     return (
         f"`explain_dataset` / a loop of `generate`, {num_prompts} prompts of 20 to 200 words, batches of {batch_size}, "
         f"N={num_steps}, all layers",
-        f"{explained / plain:.3f} ({num_prompts / explained:.2f} against {num_prompts / plain:.2f} prompts a second)",
+        f"{explained / plain:.3f} ({num_prompts / explained:.2f} against {num_prompts / plain:.2f} prompts per second)",
         "",
     )
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

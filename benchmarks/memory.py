@@ -1,13 +1,11 @@
 """`python -m benchmarks.memory P N`: what generating and explaining take, as JSON.
 
-A process of its own for each size, as memory that was used once is not given back. Prints the seconds and the peak resident
-memory of `generate`, and those of the `explain_generate` around it.
+Run it in a new process for each size, because memory that was used once is not given back. Prints the seconds and the peak
+resident memory of `generate`, and those of the `explain_generate` around it.
 """
 
 import json
-import os
 import sys
-import threading
 import time
 from typing import Any
 
@@ -17,34 +15,11 @@ from transformers import LlamaForCausalLM
 from gradellm_hf import explain_generate
 from gradellm_hf.demo_model import load_smollm2
 
-
-class PeakMemory:
-    """The highest resident memory of this process while it is open, in bytes; weights mapped from the disk count."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.before = self.peak = resident_memory()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.is_set():
-            self.peak = max(self.peak, resident_memory())
-            time.sleep(0.001)
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
-def resident_memory() -> int:
-    with open(f"/proc/{os.getpid()}/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+from .measuring import PeakMemory
 
 
 def load(length: int) -> Any:
-    """SmolLM2, or random weights of the same shape where the text is longer than it takes."""
+    """SmolLM2, or random weights of the same shape if the text is longer than SmolLM2 takes."""
     model, _ = load_smollm2()
     if length <= model.config.max_position_embeddings:
         return model
@@ -59,7 +34,7 @@ def main(prompt_length: int, num_steps: int) -> None:
     model = load(prompt_length + num_steps)
     prompt = torch.randint(100, 40000, (1, prompt_length), generator=torch.Generator().manual_seed(0))
     length = {"max_new_tokens": num_steps, "min_new_tokens": num_steps, "do_sample": False}
-    explain_generate(model, prompt[:, :32], max_new_tokens=4)  # what is checked once a model
+    explain_generate(model, prompt[:, :32], max_new_tokens=4)  # makes the checks that are made once per model
     result = {}
     generate = model.generate
 

@@ -8,7 +8,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from gradellm_hf.checks.files import write_atomically
 from gradellm_hf.demo_model import load_smollm2
 
 from .dataset import dataset_row as measured_dataset
+from .measuring import machine, median_and_range, timed
 from .per_step_loop import explain_step
 
 _HEADER = """# Results
@@ -44,7 +44,7 @@ How the figures are taken:
   `explain_sequences` on the same text, which reads the prompt again.
 - Peak memory: the peak resident memory of a process during `generate`, and during the whole of `explain_generate`.
 - Weights on disk: the peak resident memory less what the process held before, after a warm-up (`benchmarks/offloading.py`).
-- The rows by length have a process each, which runs once; from P=16384 on, random weights of the same shape.
+- Each row by length has its own process, which runs once; from P=16384 on, random weights of the same shape.
 """
 
 
@@ -76,7 +76,7 @@ def main() -> None:
         torch=torch.__version__,
         transformers=transformers.__version__,
         python=platform.python_version(),
-        machine=_machine(),
+        machine=machine(),
         threads=torch.get_num_threads(),
         repetitions=options.repetitions,
     )
@@ -96,12 +96,12 @@ def ratio_rows(model: Any, prompt_length: int, num_steps: int, repetitions: int)
     ratios: dict[str, list[float]] = {name: [] for name in explainers}
     for _ in range(repetitions):
         for name, explain in explainers.items():
-            seconds = _seconds(generate)
-            ratios[name].append(_seconds(explain) / seconds)
+            seconds = timed(generate)
+            ratios[name].append(timed(explain) / seconds)
     return [
         _row(
             f"`explain_generate / generate`, P={prompt_length}, N={num_steps}, {name}",
-            _median(values),
+            median_and_range(values),
             _RATIO_TARGETS.get((prompt_length, name), ""),
         )
         for name, values in ratios.items()
@@ -109,7 +109,7 @@ def ratio_rows(model: Any, prompt_length: int, num_steps: int, repetitions: int)
 
 
 def growth_rows(model: Any) -> list[Row]:
-    """The explanation alone, in ms a generated token, as N and P grow: `explain_sequences` less a pass over its prompt."""
+    """The explanation alone, in ms per generated token, as N and P grow: `explain_sequences` less a pass over its prompt."""
 
     def milliseconds(prompt_length: int, num_steps: int) -> str:
         token_ids = _prompt(prompt_length + num_steps)
@@ -122,14 +122,14 @@ def growth_rows(model: Any) -> list[Row]:
             return explain_sequences(model, token_ids, prompt_length)
 
         explain()
-        differences = [_seconds(explain) - _seconds(prefill) for _ in range(5)]
+        differences = [timed(explain) - timed(prefill) for _ in range(5)]
         return f"{1000 * statistics.median(differences) / num_steps:.1f}"
 
     by_steps = ", ".join(f"N={n}: {milliseconds(512, n)}" for n in (32, 64, 128, 256))
     by_prompt = ", ".join(f"P={p}: {milliseconds(p, 64)}" for p in (512, 1024, 2048, 4096))
     return [
-        _row("explanation alone, ms a token, P=512", by_steps, "constant: linear in N"),
-        _row("explanation alone, ms a token, N=64", by_prompt, "a constant plus a term linear in P"),
+        _row("explanation alone, ms per token, P=512", by_steps, "constant: linear in N"),
+        _row("explanation alone, ms per token, N=64", by_prompt, "a constant plus a term linear in P"),
     ]
 
 
@@ -138,9 +138,9 @@ def loop_row(prompt_length: int, num_steps: int) -> Row:
     fast, _ = load_smollm2()
     token_ids = fast.generate(_prompt(prompt_length), **_length(num_steps))
     explain_sequences(fast, token_ids[:, : prompt_length + 2], prompt_length)
-    ours = statistics.median(_seconds(lambda: explain_sequences(fast, token_ids, prompt_length)) for _ in range(3))
+    ours = statistics.median(timed(lambda: explain_sequences(fast, token_ids, prompt_length)) for _ in range(3))
     positions = torch.linspace(prompt_length - 1, prompt_length + num_steps - 2, _LOOP_STEPS).long().tolist()
-    loop = num_steps * statistics.mean(_seconds(lambda p=p: explain_step(model, token_ids, p)) for p in positions)
+    loop = num_steps * statistics.mean(timed(lambda p=p: explain_step(model, token_ids, p)) for p in positions)
     heatmap = explain_sequences(fast, token_ids, prompt_length).attributions[0, -1, :-1]
     agreement = (heatmap - explain_step(model, token_ids, prompt_length + num_steps - 2)).abs().max() / heatmap.max()
     return _row(
@@ -173,7 +173,7 @@ def offload_row(prompt_length: int, num_steps: int) -> Row:
 
 
 def long_rows(num_steps: int = 64) -> list[Row]:
-    """Seconds and peak memory of `generate` and `explain_generate`, a process for each length."""
+    """Seconds and peak memory of `generate` and `explain_generate`, in one process per length."""
     rows = []
     for prompt_length in (512, 1024, 2048, 4096, 8192, 16384, 32768):
         sizes = _measured("memory", prompt_length, num_steps)
@@ -195,7 +195,7 @@ def dataset_row() -> Row:
 
 
 def _measured(module: str, *arguments: Any) -> dict[str, float]:
-    """What a benchmark prints that runs in a process of its own."""
+    """What a benchmark prints, run in a process of its own."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # so that memory that is freed goes back to the system
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1])
@@ -230,25 +230,9 @@ def _length(num_steps: int) -> dict[str, Any]:
     return {"max_new_tokens": num_steps, "min_new_tokens": num_steps, "do_sample": False}
 
 
-def _seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _median(values: list[float]) -> str:
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-
-
 def _row(what: str, measured: str, target: str) -> Row:
     print(f"{what}: {measured}  [{target}]", flush=True)
     return what, measured, target
-
-
-def _machine() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores" if cpuinfo.exists() else platform.machine()
 
 
 if __name__ == "__main__":

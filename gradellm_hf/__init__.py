@@ -4,12 +4,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model_patches import ArchitectureAdapter, register_adapter
-
+    from .architecture.adapters import ArchitectureAdapter, register_adapter
     from .configuration import GradELLMConfig
     from .dataset import explain_dataset
     from .dataset.explanations import load_dataset_explanations
-    from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError
+    from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError, UnsupportedVersionError
     from .generation import explain_generate, explain_sequences
     from .model import GradELLM
     from .pipeline import ExplainedTextGenerationPipeline, register_pipeline
@@ -32,6 +31,7 @@ __all__ = [
     "GradELLMWarning",
     "InvalidInputError",
     "UnsupportedArchitectureError",
+    "UnsupportedVersionError",
     "explain_dataset",
     "explain_generate",
     "explain_sequences",
@@ -42,12 +42,18 @@ __all__ = [
     "verify",
 ]
 
-#: Where each name comes from. It is imported when it is first asked for, so that `gradellm --help` need not wait for torch.
+#: The module of each public name. It is imported when the name is first used, so `gradellm --help` does not wait for torch.
 _MODULES = {
-    "model_patches": ("ArchitectureAdapter", "register_adapter"),
+    ".architecture.adapters": ("ArchitectureAdapter", "register_adapter"),
     ".configuration": ("GradELLMConfig",),
     ".dataset": ("explain_dataset", "load_dataset_explanations"),
-    ".errors": ("GradELLMError", "GradELLMWarning", "InvalidInputError", "UnsupportedArchitectureError"),
+    ".errors": (
+        "GradELLMError",
+        "GradELLMWarning",
+        "InvalidInputError",
+        "UnsupportedArchitectureError",
+        "UnsupportedVersionError",
+    ),
     ".results.explanation": ("Explanation",),
     ".generation": ("explain_generate", "explain_sequences"),
     ".model": ("GradELLM",),

@@ -22,30 +22,38 @@ TargetFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class GradELLMConfig:
-    """Configuration of a Grad-ELLM explanation (arXiv 2601.03089). The defaults are the method's equations, head by head.
+    """What to explain and how. The defaults are the equations of Grad-ELLM (arXiv 2601.03089), head by head.
 
     Args:
-        layers: `"all"`, an int (that many last layers), or a list of layer indices (negative ones count from the end).
-            Layers are the model's softmax-attention layers in the order in which a forward pass calls them.
-        spatial: Spatial importance of a key: `"attention"`, its attention weight, or `"loosened"`, the cosine between
-            query and key, min-max scaled over the visible keys.
-        channel: Where the gradient is taken: `"heads"`, at the head outputs before the output projection, or
-            `"attention_output"`, at the output of the attention module. The latter works on the raw outputs of the
-            query, key and value projections, flattened over heads.
-        target: The scalar that is explained: `"logit"`, `"probability"` or `"log_probability"` of the chosen token,
-            `"contrast"` (its logit minus that of a foil), or a callable `(logits [R, N, V], token_ids [R, N]) -> [R, N]`
-            whose value at step `n` may depend on `logits[:, n]` only. It is called with chunks of consecutive steps.
-        contrast_token_ids: The foils of `target="contrast"`: one id, or ids that broadcast to `[R, N]`. At an explained step
-            the foil must differ from the chosen token.
+        layers: The explained layers. `"all"`; an int, for that many last layers; or a list of indices, of which negative ones
+            count from the end. Only layers with softmax attention count, in the order in which a forward pass calls them.
+        spatial: The spatial importance of a key. `"attention"`: its attention weight. `"loosened"`: the cosine between query
+            and key, min-max scaled over the keys that the query sees.
+        channel: Where the gradient is taken. `"heads"`: at the head outputs, before the output projection.
+            `"attention_output"`: at the output of the attention module; queries, keys and values are then the raw outputs
+            of their projections, flattened over heads.
+        target: The scalar `f_n` that is explained. `"logit"`, `"probability"` or `"log_probability"`: that of the chosen
+            token. `"contrast"`: its logit minus the logit of another token, the foil. Or a function
+            `(logits [R, N, V], token_ids [R, N]) -> [R, N]`. Its value at step `n` may depend on `logits[:, n]` only. It is
+            called with chunks of consecutive steps.
+        contrast_token_ids: The foils of `target="contrast"`: one token id, or ids that broadcast to `[R, N]`. At an explained
+            step the foil must differ from the chosen token.
         positive_only: Keep only positive parts (the relu of the paper).
-        engine: `"replay"` (every step in one pass) or `"stepwise"` (one token at a time; the reference).
+        engine: `"replay"` explains every step in one pass. `"stepwise"` explains one token at a time; it is slow, and the
+            reference.
         output_layer_attributions: Also return the heatmap of each layer.
-        step_chunk_size: Number of steps replayed together; `None` chooses it so that memory stays bounded.
-        positive_part: What `positive_only` keeps the positive part of: `"layer"`, each layer's heatmap, in which its heads are
-            added up first, or `"head"`, what each head contributes to it.
+        step_chunk_size: Number of steps that are replayed together. None: as many as fit into the free memory.
+        positive_part: What `positive_only` is applied to. `"layer"`: each layer's heatmap, after its heads are added up.
+            `"head"`: the contribution of each head, before they are added up.
 
     Raises:
         InvalidInputError: An option is unknown, or two options exclude each other.
+
+    Examples:
+        >>> config = GradELLMConfig(layers=2, target="log_probability")  # the last two layers
+        >>> out = explain_generate(model, **inputs, explain_config=config, max_new_tokens=4)
+        >>> out.layers
+        [3, 4]
     """
 
     layers: str | int | Sequence[int] = "all"
@@ -82,7 +90,18 @@ class GradELLMConfig:
 
     @classmethod
     def paper(cls, **overrides: Any) -> "GradELLMConfig":
-        """The published implementation: last layer, gradient at the attention output, flattened cosines before RoPE."""
+        """The published implementation: last layer, gradient at the attention output, flattened cosines before RoPE.
+
+        Args:
+            **overrides: Options of `GradELLMConfig` that differ from it.
+
+        Raises:
+            InvalidInputError: An option is unknown, or two options exclude each other.
+
+        Examples:
+            >>> GradELLMConfig.paper(layers=2).channel
+            'attention_output'
+        """
         return cls(**{"layers": 1, "spatial": "loosened", "channel": "attention_output", **overrides})
 
     def layer_indices(self, num_layers: int) -> list[int]:
@@ -90,6 +109,10 @@ class GradELLMConfig:
 
         Raises:
             InvalidInputError: A layer is out of range, or `num_layers` is no number of layers.
+
+        Examples:
+            >>> GradELLMConfig(layers=[0, -1]).layer_indices(12)
+            [0, 11]
         """
         num_layers = whole_number("num_layers", num_layers, 0)
         if self.layers == "all":
@@ -111,7 +134,12 @@ class GradELLMConfig:
         return sorted({i % num_layers for i in indices})
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as JSON-ready values. A callable target is written as its qualified name."""
+        """The options as JSON-ready values. A callable target is written as its qualified name.
+
+        Examples:
+            >>> GradELLMConfig(layers=4).to_dict()["layers"]
+            4
+        """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if callable(self.target):
             values["target"] = f"callable:{getattr(self.target, '__qualname__', type(self.target).__qualname__)}"
@@ -123,8 +151,15 @@ class GradELLMConfig:
     def from_dict(cls, values: dict[str, Any]) -> "GradELLMConfig":
         """The inverse of `to_dict`.
 
+        Args:
+            values: Options by name.
+
         Raises:
             InvalidInputError: An option is unknown, or the target was a callable, which JSON cannot hold.
+
+        Examples:
+            >>> GradELLMConfig.from_dict({"layers": 4}) == GradELLMConfig(layers=4)
+            True
         """
         names = {field.name for field in fields(cls)}
         if not isinstance(values, Mapping):
@@ -140,11 +175,25 @@ class GradELLMConfig:
         return cls(**values)
 
     def to_json(self) -> str:
+        """The options as the text of a JSON object.
+
+        Examples:
+            >>> print(GradELLMConfig(layers=4).to_json())
+            {"layers": 4, "spatial": "attention", ...}
+        """
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> "GradELLMConfig":
-        """The inverse of `to_json`. Errors as for `from_dict`; InvalidInputError, too, where it is no JSON object."""
+        """The inverse of `to_json`.
+
+        Raises:
+            InvalidInputError: As for `from_dict`, or the text is no JSON object.
+
+        Examples:
+            >>> GradELLMConfig.from_json('{"layers": 4}') == GradELLMConfig(layers=4)
+            True
+        """
         name = "The text of a GradELLMConfig"
         values = parse_json(text, name)
         check(values, dict[str, Any], name)
@@ -188,9 +237,9 @@ def checked_config(config: Any) -> GradELLMConfig | None:
 
 
 def stored_config(values: dict[str, Any] | None) -> GradELLMConfig | None:
-    """The configuration in a file that `to_dict` went into; None for a callable target, which a file cannot hold.
+    """The configuration in a file, from what `to_dict` wrote; None if the target was a callable, which a file cannot hold.
 
-    Options that this release does not know, of a later one, are left out.
+    Options of a later release that this one does not know are left out.
 
     Raises:
         InvalidInputError: An option is not usable.
@@ -204,7 +253,7 @@ def stored_config(values: dict[str, Any] | None) -> GradELLMConfig | None:
 
 
 def foil_ids(foils: Any) -> torch.Tensor:
-    """Token ids given as `contrast_token_ids`; raises InvalidInputError where they are none."""
+    """What was given as `contrast_token_ids`, as a tensor; raises InvalidInputError if it holds no token ids."""
     expected = "token ids: a whole number of at least 0, or an array of them"
     ids = numbers("contrast_token_ids", foils, expected)
     if ids.numel() and (ids.dtype == torch.bool or ids.is_floating_point() or bool(ids.min() < 0)):

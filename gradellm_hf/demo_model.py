@@ -51,8 +51,8 @@ def load_smollm2(model_class: Any = AutoModelForCausalLM, **kwargs: Any) -> tupl
 def smollm2_folder() -> Path:
     """The folder with the model as safetensors (about 0.5 GB), made from the package's GGUF file on the first call.
 
-    It lies in `~/.cache/gradellm_hf`, or in the folder that the environment variable `GRADELLM_CACHE` names. Where a file of it
-    is missing or cut off, it is made anew.
+    It is in `~/.cache/gradellm_hf`, or in the folder that the environment variable `GRADELLM_CACHE` names. If one of its files
+    is missing or cut off, the folder is made anew.
 
     Raises:
         GradELLMError: It is not there yet, or damaged, and a package that is needed to make it is not installed.
@@ -91,16 +91,18 @@ def smollm2_folder() -> Path:
 
 
 def _damage(folder: Path) -> str | None:
-    """What is wrong with the folder of the model; None where every file is there and whole."""
+    """What is wrong with the folder of the model; None if every file is there and whole."""
     for name in _FILES:
         path = folder / name
         try:
             if name == _WEIGHTS:
                 with safe_open(path, "pt"):  # compares the length of the file with what its header says
                     pass
-            elif not (text := path.read_text(encoding="utf-8")):
+                continue
+            text = path.read_text(encoding="utf-8")
+            if not text:
                 return f"{name!r} is empty"
-            elif path.suffix == ".json":
+            if path.suffix == ".json":
                 json.loads(text)
         except OSError as error:
             return f"{name!r} cannot be read ({error.strerror or 'there is no such file'})"

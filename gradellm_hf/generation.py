@@ -1,4 +1,4 @@
-"""`explain_generate` and `explain_sequences`: `generate` as it is, and then the explanation of what it wrote."""
+"""`explain_generate` and `explain_sequences`: an unchanged `generate`, then the explanation of what it wrote."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from .architecture.caches import prompt_cache
+from .architecture.compat import CACHE_NAMES, cache_of
 from .architecture.facts import ModelFacts, explained_layers, look_at
-from .architecture.reading import placeholder_mask
 from .architecture.support import without_wrapper
 from .configuration import GradELLMConfig
 from .engines.explain import explain
@@ -17,10 +17,11 @@ from .results.output import ExplainGenerateOutput
 from .sequences.explained import ExplainedSequences
 from .sequences.generate_call import GenerateCall
 from .sequences.given import given_sequences
+from .sequences.prompt_checks import placeholder_mask
 from .sequences.recording import record_prompt
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 def explain_generate(
@@ -29,19 +30,25 @@ def explain_generate(
     """Generates as `model.generate` does, and explains every generated token.
 
     Args:
-        model: A decoder-only Transformers model with softmax attention, in evaluation mode; also wrapped by PEFT, dispatched
-            by accelerate, or compiled; or a `GradELLM`, whose `explain_config` then counts where none is given.
+        model: A decoder-only Transformers model with softmax attention, in evaluation mode. It may be wrapped by PEFT,
+            dispatched by accelerate, or compiled. Or a `GradELLM`, whose `explain_config` is used if none is given here.
         inputs: Prompt, `[batch, P]`, as for `model.generate`. Batches are padded on the left.
         explain_config: What to explain and how; see `GradELLMConfig`.
-        **generate_kwargs: Everything else that `model.generate` takes; it means the same.
+        **generate_kwargs: Everything else that `model.generate` takes, with the same meaning.
 
     Returns:
-        What `model.generate` returned, with the same token ids, and a heatmap for every generated token.
+        What `model.generate` returned, with the same token ids `[R, S]`, and a heatmap per generated token, `[R, N, S]`.
 
     Raises:
         UnsupportedArchitectureError: The model cannot be explained exactly.
-        InvalidInputError: An argument or the state of the model is not usable. Whatever goes wrong after the text has
-            been generated, the exception carries what `generate` returned as its attribute `generated`.
+        InvalidInputError: An argument or the state of the model is not usable. Any error that is raised after the text was
+            generated has what `generate` returned as its attribute `generated`.
+
+    Examples:
+        >>> inputs = tokenizer("The capital of Italy is", return_tensors="pt")
+        >>> out = explain_generate(model, **inputs, max_new_tokens=4, do_sample=False)
+        >>> out.sequences.shape, out.attributions.shape  # [R, S] and [R, N, S]
+        (torch.Size([1, 9]), torch.Size([1, 4, 9]))
     """
     model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
@@ -51,9 +58,9 @@ def explain_generate(
     with record_prompt(facts, call.prompt_length, decoding=call.is_plain_loop) as recording:
         returned = generate(inputs, **call.generate_kwargs)
     generated = {"sequences": returned} if isinstance(returned, Tensor) else dict(returned)
-    cache = generated.get("cache")
+    cache = cache_of(generated)
     if not call.returns_dict:
-        generated.pop("cache", None)
+        generated = {name: value for name, value in generated.items() if name not in CACHE_NAMES}
     del returned
     try:
         sequences = call.sequences(generated, recording, cache)
@@ -85,16 +92,22 @@ def explain_sequences(
         sequences: Token ids of prompts, padded on the left, and continuations, `[R, S]`.
         prompt_length: `P`, from 1 to `S`.
         attention_mask: 0 for padding and 1 for tokens, `[R, P]` or `[R, S]`, of any type. In the continuation, 0 marks steps
-            after a row's end, and every token before is explained, end-of-sequence tokens too.
+            after a row's end; every token before it is explained, end-of-sequence tokens too.
         explain_config: What to explain and how; see `GradELLMConfig`.
 
     Returns:
-        As `explain_generate`. Where the mask says nothing of the continuation, a row ends with an end-of-sequence token after
-        which there are only padding or end-of-sequence tokens; one in the midst of text ends nothing.
+        As `explain_generate`. If the mask does not cover the continuation, a row ends with the end-of-sequence token after
+        which only padding or end-of-sequence tokens follow. Such a token in the middle of a text does not end it.
 
     Raises:
         UnsupportedArchitectureError: The model cannot be explained exactly.
         InvalidInputError: An argument or the state of the model is not usable.
+
+    Examples:
+        >>> text = tokenizer("The capital of Italy is Rome", return_tensors="pt")
+        >>> out = explain_sequences(model, text["input_ids"], prompt_length=5)
+        >>> out.attributions.shape  # [R, N, S]
+        torch.Size([1, 1, 6])
     """
     model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
@@ -126,7 +139,7 @@ def _output(
         token_probabilities=heatmaps.token_probabilities.float(),
         layer_attributions=None if by_layer is None else by_layer.float(),
         prompt_mask=prompt_mask,
-        image_mask=_image_mask(facts.model, sequences),
+        image_mask=_image_mask(facts, sequences),
         layers=heatmaps.layers,
         layer_names=[facts.layer_names[layer] for layer in heatmaps.layers],
         explain_config=config,
@@ -134,8 +147,8 @@ def _output(
     )
 
 
-def _image_mask(model: "PreTrainedModel", sequences: ExplainedSequences) -> Tensor | None:
-    """Which prompt positions hold an image, `[R, P]`; None for models without images and prompts without ids."""
+def _image_mask(facts: ModelFacts, sequences: ExplainedSequences) -> Tensor | None:
+    """Which prompt positions hold an image, `[R, P]`; None for models that read no images, and prompts without token ids."""
     if sequences.token_ids.shape[1] != sequences.length:
         return None
-    return placeholder_mask(model, sequences.token_ids[:, : sequences.prompt_length], ("image", "video"))
+    return placeholder_mask(facts, sequences.token_ids[:, : sequences.prompt_length], ("image", "video"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .architecture.reading import input_device, placeholder_mask, vocabulary_size
+from .architecture.facts import look_at
 from .architecture.support import ModelWrapper, unwrap
 from .checks.arguments import is_list
 from .checks.renamed import renamed, warn_of_old_name
@@ -14,6 +14,7 @@ from .configuration import GradELLMConfig, checked_config
 from .errors import InvalidInputError
 from .generation import explain_generate, explain_sequences
 from .results.output import ExplainGenerateOutput
+from .sequences.prompt_checks import placeholder_mask
 from .text.chats import Chat, is_chat
 from .text.encoding import encode_prompt, encode_target, text_tokenizer
 
@@ -32,11 +33,12 @@ _SHARED_OPTIONS = (  # of `from_pretrained`: the tokenizer needs them too
 
 
 class GradELLM(ModelWrapper):
-    """Wraps a model so that it explains what it writes. Every attribute but these is the wrapped model's.
+    """Wraps a model so that it explains what it writes. All other attributes are those of the wrapped model.
 
     Args:
-        model: A decoder-only Transformers model in evaluation mode; also wrapped by PEFT, dispatched by accelerate, compiled.
-        tokenizer: Its tokenizer, or processor; needed by `explain` only.
+        model: A decoder-only Transformers model in evaluation mode. It may be wrapped by PEFT, dispatched by accelerate, or
+            compiled.
+        tokenizer: Its tokenizer, or processor. Only `explain` needs it.
         explain_config: What to explain and how, unless a call says otherwise.
 
     Attributes:
@@ -44,6 +46,14 @@ class GradELLM(ModelWrapper):
 
     Raises:
         InvalidInputError: `explain_config` is not a GradELLMConfig.
+
+    Examples:
+        >>> explainer = GradELLM(model, tokenizer)
+        >>> explanation = explainer.explain("The capital of Italy is", target=" Rome")
+        >>> explanation.tokens
+        ['The', ' capital', ' of', ' Italy', ' is', ' Rome']
+        >>> explainer.config.model_type  # an attribute of the wrapped model
+        'llama'
     """
 
     @renamed(config="explain_config")
@@ -63,14 +73,14 @@ class GradELLM(ModelWrapper):
         config: Any = None,
         **kwargs: Any,
     ) -> "GradELLM":
-        """Loads a model, in evaluation mode, and its tokenizer, which pads on the left.
+        """Loads a model in evaluation mode, and its tokenizer, which pads on the left.
 
         Args:
             name: A folder, or the name of a model on the Hub.
-            device_map: Where its layers go; `"auto"` fills the devices, then the memory of the host, then the disk. None: no
-                accelerate, the host's memory.
-            dtype: As in the file, unless given.
-            tokenizer: A tokenizer to take instead of the one that lies with the model.
+            device_map: Where its layers go. `"auto"` fills the devices, then the memory of the host, then the disk. None: the
+                memory of the host, without accelerate.
+            dtype: Of the weights. `"auto"`: as in the file.
+            tokenizer: A tokenizer to use instead of the one in the model's folder.
             explain_config: What to explain and how.
             config: The model's, as `AutoConfig.from_pretrained` returns it, instead of the one that lies with the model.
             **kwargs: For `AutoModelForCausalLM.from_pretrained`: `max_memory`, `offload_folder`, `quantization_config`,
@@ -79,6 +89,11 @@ class GradELLM(ModelWrapper):
         Raises:
             InvalidInputError: `explain_config` is not a GradELLMConfig, or `config` is not a configuration of a model.
             OSError: There is no such model.
+
+        Examples:
+            >>> _ = model.save_pretrained("my-model"), tokenizer.save_pretrained("my-model")
+            >>> GradELLM.from_pretrained("my-model", dtype="float32")
+            GradELLM(LlamaForCausalLM, explain_config=None)
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
@@ -104,7 +119,25 @@ class GradELLM(ModelWrapper):
     def generate(
         self, inputs: torch.Tensor | None = None, *, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
     ) -> ExplainGenerateOutput:
-        """As `explain_generate`, with this object's configuration where none is given."""
+        """As `explain_generate`, with the configuration of this object if none is given.
+
+        Args:
+            inputs: Prompt, `[batch, P]`, as for `model.generate`.
+            explain_config: What to explain and how; see `GradELLMConfig`.
+            **generate_kwargs: Everything else that `model.generate` takes.
+
+        Returns:
+            As `explain_generate`: token ids `[R, S]` and heatmaps `[R, N, S]` among others.
+
+        Raises:
+            UnsupportedArchitectureError: The model cannot be explained exactly.
+            InvalidInputError: An argument or the state of the model is not usable.
+
+        Examples:
+            >>> out = GradELLM(model, tokenizer).generate(**inputs, max_new_tokens=4)
+            >>> out.attributions.shape  # [R, N, S]
+            torch.Size([1, 4, 9])
+        """
         return explain_generate(self, inputs, explain_config=explain_config, **self._with_tokenizer(generate_kwargs))
 
     def explain(
@@ -118,22 +151,28 @@ class GradELLM(ModelWrapper):
         """Explains what the model writes, or why it would write a given text.
 
         Args:
-            text: A prompt; a chat, which is a list of messages `{"role": ..., "content": ...}` and goes through the tokenizer's
-                chat template; or a list of prompts or chats. A content is a text or a list of parts
-                `{"type": "text", "text": ...}`: images, videos and sounds are refused.
-            target: A text that the model shall write after the prompt, one for each prompt (teacher forcing); it follows
-                the prompt directly, so where a space belongs between them it begins with one. All of it is explained, also
-                what comes after an end-of-sequence token in it. None: the model writes.
-            explain_config: What to explain and how; this object's configuration where none is given.
+            text: A prompt; a chat; or a list of prompts or chats. A chat is a list of messages
+                `{"role": ..., "content": ...}` and goes through the tokenizer's chat template. A content is a text or a list
+                of parts `{"type": "text", "text": ...}`. Images, videos and sounds are refused.
+            target: The text to explain in place of what the model would write (teacher forcing), one per prompt. It follows
+                the prompt directly: begin it with a space if one belongs between them. All of it is explained, also what
+                comes after an end-of-sequence token in it. None: the model writes.
+            explain_config: What to explain and how. None: the configuration of this object.
             **generate_kwargs: For `model.generate`: `max_new_tokens`, `do_sample`, ... Not together with `target`.
 
         Returns:
-            An `Explanation`; a list of them for a list of prompts, or where `num_return_sequences` asks for several.
+            An `Explanation`. A list of them for a list of prompts, or if `num_return_sequences` asks for several.
 
         Raises:
             InvalidInputError: There is no tokenizer, no text, or no chat template; a chat holds something else than text; the
                 tokenizer is not the model's; or an argument is not usable.
             UnsupportedArchitectureError: The model cannot be explained exactly.
+
+        Examples:
+            >>> explainer = GradELLM(model, tokenizer)
+            >>> explanation = explainer.explain([{"role": "user", "content": "Name a colour."}], max_new_tokens=4)
+            >>> explanation.attributions.shape == (4, len(explanation.tokens))  # [N, S]
+            True
         """
         prompts, is_single = _prompts(text)
         tokenizer = text_tokenizer(self.tokenizer)
@@ -165,7 +204,7 @@ class GradELLM(ModelWrapper):
         return f"GradELLM({type(self.model).__name__}, explain_config={self.explain_config!r})"
 
     def _with_tokenizer(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of `generate` with the tokenizer, if it needs one to find `stop_strings`."""
+        """Arguments of `generate`, with the tokenizer among them if `generate` needs one to find `stop_strings`."""
         if self.tokenizer is None or "tokenizer" in generate_kwargs:
             return generate_kwargs
         configs = (generate_kwargs.get("generation_config"), unwrap(self.model).generation_config)
@@ -188,14 +227,14 @@ class GradELLM(ModelWrapper):
         )
 
     def _batch(self, tokenizer: Any, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask `[R, P]`, padded on the left, where the model reads them."""
-        model = unwrap(self.model)
-        highest, size = max(map(max, rows)), vocabulary_size(model)
+        """Ids and mask `[R, P]`, padded on the left, on the device on which the model reads them."""
+        facts = look_at(self.model)
+        highest, size = max(map(max, rows)), facts.vocabulary_size
         if highest >= size:
             raise InvalidInputError(
                 f"The tokenizer gave the token id {highest}, but the model knows {size} tokens. Use the model's own tokenizer."
             )
-        placeholders = placeholder_mask(model, torch.tensor([token_id for row in rows for token_id in row]))
+        placeholders = placeholder_mask(facts, torch.tensor([token_id for row in rows for token_id in row]))
         if placeholders is not None and bool(placeholders.any()):
             raise InvalidInputError(
                 "The text holds placeholders of images, videos or sounds, and there is nothing that they stand for. Give what "
@@ -204,12 +243,11 @@ class GradELLM(ModelWrapper):
         padding, width = tokenizer.pad_token_id or 0, max(map(len, rows))
         ids = torch.tensor([[padding] * (width - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        device = input_device(model)
-        return ids.to(device), mask.to(device)
+        return ids.to(facts.input_device), mask.to(facts.input_device)
 
 
 def _prompts(text: Any) -> tuple[list[str | Chat], bool]:
-    """The prompts, and whether only one was given, not in a list."""
+    """The prompts, and whether a single one was given rather than a list."""
     is_single = isinstance(text, str) or is_chat(text)
     prompts = [text] if is_single else list(text) if is_list(text) else []
     if not prompts or not all(isinstance(prompt, str) or is_chat(prompt) for prompt in prompts):

@@ -22,56 +22,58 @@ TASK = "explained-text-generation"
 class ExplainedTextGenerationPipeline(TextGenerationPipeline):
     """A `TextGenerationPipeline` that adds an `Explanation` to each result, under the name `"explanation"`.
 
-    It takes what that pipeline takes, and everything else in its results is the same. `explain_config=GradELLMConfig(...)`,
-    given when it is made or when it is called, says what to explain and how.
+    It takes what that pipeline takes, and everything else in its results is the same. `explain_config=GradELLMConfig(...)`
+    says what to explain and how; it may be given when the pipeline is made or when it is called.
 
     Raises:
         UnsupportedArchitectureError: The model cannot be explained exactly.
         InvalidInputError: An argument or the state of the model is not usable, or a chat holds something else than text.
 
-    Example:
+    Examples:
         >>> generator = ExplainedTextGenerationPipeline(model=model, tokenizer=tokenizer)
-        >>> result = generator("The capital of Italy is", max_new_tokens=8)[0]
-        >>> result["generated_text"], result["explanation"].attributions.shape
+        >>> result = generator("The capital of Italy is", max_new_tokens=4)[0]
+        >>> result["generated_text"]
+        'The capital of Italy is...'
+        >>> result["explanation"].attributions.shape  # [N, S]
+        torch.Size([4, 9])
     """
 
-    def _sanitize_parameters(  # type: ignore[override]
-        self, explain_config: GradELLMConfig | None = None, **kwargs: Any
-    ) -> tuple[dict, dict, dict]:
-        preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(**kwargs)
+    def _sanitize_parameters(
+        self, *args: Any, explain_config: GradELLMConfig | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(*args, **kwargs)
         if explain_config is not None:
             forward_params["explain_config"] = explain_config
         return preprocess_params, forward_params, postprocess_params
 
-    def preprocess(self, prompt_text: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def preprocess(self, prompt_text: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # as the class above it
         if isinstance(prompt_text, Chat):
             check_chat(prompt_text.messages)
         return super().preprocess(prompt_text, *args, **kwargs)
 
-    def _forward(  # type: ignore[override]
-        self, model_inputs: Any, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
+    def _forward(  # type: ignore[override]  # as the class above it
+        self, model_inputs: Any, *, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
     ) -> dict[str, Any]:
         model = _ExplainingModel(self.model, explain_config)
         explaining: Any = copy.copy(self)  # this pipeline keeps its model: other threads may be using it
         explaining.model = model
-        model_outputs = super(ExplainedTextGenerationPipeline, explaining)._forward(model_inputs, **generate_kwargs)
+        inherited: Any = super(ExplainedTextGenerationPipeline, explaining)
+        model_outputs: dict[str, Any] = inherited._forward(model_inputs, **generate_kwargs)
         prompts, returned = model_outputs["generated_sequence"].shape[:2]
         rows = model.output.explanations(self.tokenizer)
         model_outputs["explanations"] = [rows[i * returned : (i + 1) * returned] for i in range(prompts)]
         return model_outputs
 
-    def postprocess(  # type: ignore[override]
-        self, model_outputs: dict[str, Any], **postprocess_params: Any
-    ) -> list[dict[str, Any]]:
+    def postprocess(self, model_outputs: dict[str, Any], *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
         explanations = model_outputs.pop("explanations")
         if isinstance(explanations[0], list):  # not taken out of a batch
             explanations = explanations[0]
-        records = super().postprocess(model_outputs, **postprocess_params)
+        records = super().postprocess(model_outputs, *args, **kwargs)
         return [{**record, "explanation": explanation} for record, explanation in zip(records, explanations, strict=True)]
 
 
 class _ExplainingModel:
-    """A model whose `generate` returns what it returned before, and keeps the explained output."""
+    """A model whose `generate` returns what it always returned, and keeps the explained output."""
 
     def __init__(self, model: Any, explain_config: GradELLMConfig | None):
         self._model, self._explain_config = model, explain_config
@@ -81,7 +83,7 @@ class _ExplainingModel:
         return getattr(self._model, name)
 
     def generate(self, **kwargs: Any) -> Any:
-        out: Any = explain_generate(self._model, explain_config=self._explain_config, **kwargs)
+        out = explain_generate(self._model, explain_config=self._explain_config, **kwargs)
         self.output = out
         if not GenerateCall(look_at(self._model), None, kwargs).returns_dict:
             return out.sequences
@@ -90,7 +92,15 @@ class _ExplainingModel:
 
 
 def register_pipeline() -> None:
-    """Makes `transformers.pipeline("explained-text-generation", model=...)` known; calling it again changes nothing."""
+    """Makes `transformers.pipeline("explained-text-generation", model=...)` known; calling it again changes nothing.
+
+    Examples:
+        >>> import transformers
+        >>> register_pipeline()
+        >>> generator = transformers.pipeline("explained-text-generation", model=model, tokenizer=tokenizer)
+        >>> isinstance(generator, ExplainedTextGenerationPipeline)
+        True
+    """
     registered = PIPELINE_REGISTRY.supported_tasks.get(TASK)
     if registered is None or registered["impl"] is not ExplainedTextGenerationPipeline:
         PIPELINE_REGISTRY.register_pipeline(

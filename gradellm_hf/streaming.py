@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from .architecture.caches import prompt_cache
+from .architecture.compat import cache_of
 from .architecture.facts import ModelFacts, explained_layers, look_at
 from .architecture.hooks import thread_hook
 from .architecture.running import explainable
@@ -38,9 +39,14 @@ class ExplainedStep:
         attributions: `a[i]`, the contribution of each position before the new token, `[R, P + n]` float32; 0 for padding.
         token_probabilities: Softmax of the raw logits at the new token, `[R]` float32.
         target_scores: The explained scalar `f_n`, `[R]` float32.
-        step_mask: False where a row had ended before; everything above is 0 there but the token, which is padding. `[R]` bool.
+        step_mask: False if a row had ended before, `[R]` bool. Its token is padding then, and everything else above is 0.
         layer_attributions: The heatmap of each explained layer, `[R, layers, P + n]` float32, with
             `output_layer_attributions=True`.
+
+    Examples:
+        >>> step = next(explain_stream(model, **inputs, max_new_tokens=4))
+        >>> step.step, step.attributions.shape  # n, [R, P + n]
+        (0, torch.Size([1, 5]))
     """
 
     step: int
@@ -55,30 +61,38 @@ class ExplainedStep:
 def explain_stream(
     model: Any, inputs: Tensor | None = None, *, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
 ) -> Iterator[ExplainedStep]:
-    """Generates as `model.generate` does, and yields each new token with its heatmap as soon as it is chosen.
+    """Generates as `model.generate` does, and yields each new token with its heatmap as soon as the token is chosen.
 
     The stepwise engine explains, whatever `explain_config.engine` says. `generate` runs in a thread of its own, and only
-    while the next token is waited for. It has the CUDA device and stream that are current where the first token is asked for;
-    `torch.autocast` around the loop does not reach it. Closing the iterator, or leaving the loop over it and letting go of it,
-    ends the generation.
+    while the next token is waited for. Its CUDA device and stream are those that are current when the first token is asked
+    for. `torch.autocast` around the loop does not reach it. The generation ends when the iterator is closed, or when nothing
+    refers to it any more.
 
     Args:
         model: As for `explain_generate`.
         inputs: Prompt, `[batch, P]`, as for `model.generate`. Batches are padded on the left.
-        explain_config: What to explain and how. A foil of `target="contrast"` is one for all steps.
-        **generate_kwargs: Everything else that `model.generate` takes, but beams. A `streamer` gets the tokens too.
+        explain_config: What to explain and how. For `target="contrast"`, give one foil for all steps.
+        **generate_kwargs: Everything else that `model.generate` takes, except beams. A `streamer` gets the tokens too.
 
     Yields:
-        An `ExplainedStep` a token; together they hold what `explain_generate` returns for the same arguments.
+        One `ExplainedStep` per token. Together they hold what `explain_generate` returns for the same arguments.
 
     Raises:
         UnsupportedArchitectureError: The model cannot be explained exactly.
         InvalidInputError: An argument or the state of the model is not usable, or beam search is asked for.
+
+    Examples:
+        >>> for step in explain_stream(model, **inputs, max_new_tokens=3):
+        ...     print(step.step, step.attributions.shape)  # n, [R, P + n]
+        0 torch.Size([1, 5])
+        1 torch.Size([1, 6])
+        2 torch.Size([1, 7])
     """
     model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
     inner, layers = facts.model, explained_layers(facts, config)
-    if (beams := _num_beams(inner, generate_kwargs)) > 1:
+    beams = _num_beams(inner, generate_kwargs)
+    if beams > 1:
         raise InvalidInputError(
             f"Beam search (`num_beams={beams}`) settles its tokens only at the end, so there is nothing to stream. Use "
             "`num_beams=1`, or `explain_generate`."
@@ -105,7 +119,7 @@ def explain_stream(
 
 
 class _StepExplainer(BaseStreamer):
-    """Explains each token at the moment at which `generate` streams it, on a cache of its own."""
+    """Explains each token when `generate` streams it, on a cache of its own."""
 
     def __init__(
         self,
@@ -126,9 +140,9 @@ class _StepExplainer(BaseStreamer):
         self._explains = False
 
     def keep_cache(self, module: Any, args: Any, outputs: Any) -> None:
-        """A forward hook: after each explanation it has seen the cache that goes on."""
+        """A forward hook: keeps the cache that the explanation leaves, for the next step."""
         if self._explains:
-            self._last_cache = getattr(outputs, "cache", None)
+            self._last_cache = cache_of(outputs)
 
     @contextmanager
     def _explaining(self, explains: bool) -> Iterator[None]:
@@ -139,8 +153,9 @@ class _StepExplainer(BaseStreamer):
             self._explains = before
 
     def _apart(self, config: GradELLMConfig) -> GradELLMConfig:
-        """The same, where a `target` that runs the model itself does not take part in the explanation's calls of it."""
-        if not callable(target := config.target):
+        """The same configuration; a `target` that calls the model itself is kept apart from the calls of the explanation."""
+        target = config.target
+        if not callable(target):
             return config
 
         def apart(logits: Tensor, token_ids: Tensor) -> Tensor:
@@ -166,7 +181,7 @@ class _StepExplainer(BaseStreamer):
             self._streamer.end()
 
     def check_complete(self, returned: Tensor) -> None:
-        """Raises InvalidInputError where `generate` returned other tokens, `[R, S]`, than it streamed."""
+        """Raises InvalidInputError if `generate` returned other tokens, `[R, S]`, than it streamed."""
         if self._sequences is None or not torch.equal(returned.to(self._sequences.device), self._sequences):
             raise InvalidInputError(
                 "`generate` did not stream the tokens that it returned, so they could not be explained one by one. A "
@@ -179,13 +194,14 @@ class _StepExplainer(BaseStreamer):
             self._cache = prompt_cache(self._recording.cache, sequences.prompt_length - 1)
             if self._cache is None:
                 self._call.check_readable_again(self._recording)
+        written = sequences.written_logits
         step = replace(
             sequences,
             prompt_length=sequences.prompt_length + n,
             num_steps=1,
             step_mask=sequences.step_mask[:, -1:],
             prompt_embeds=sequences.prompt_embeds if n == 0 else None,
-            written_logits=sequences.written_logits and sequences.written_logits.after(n),
+            written_logits=None if written is None else written.after(n),
             first_step=n,
         )
         check_same_text(self._facts.model, step.token_ids, step.prompt_length, 1)
@@ -221,7 +237,7 @@ class _Closed(BaseException):
 def _pulled(produce: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
     """What `produce` gives to its argument, one item at a time.
 
-    `produce` runs in a thread of its own, which stands still until the next item is asked for. Its errors are raised here.
+    `produce` runs in a thread of its own, which waits until the next item is asked for. Its errors are raised here.
     The thread has the caller's context variables, and its current device and stream.
     """
     items: queue.SimpleQueue[tuple[Any, bool]] = queue.SimpleQueue()  # an item or, at the end, the error or None

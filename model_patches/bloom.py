@@ -1,4 +1,4 @@
-"""Bloom. Positions are in the scores (ALiBi), so queries and keys are used as they are projected."""
+"""Bloom. Positions are added to the scores (ALiBi), so queries and keys are used as they are projected."""
 
 from .adapter import ArchitectureAdapter
 from .fused import head_by_head

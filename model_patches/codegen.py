@@ -1,4 +1,4 @@
-"""CodeGen, whose projection is interleaved as it once was spread over four cores: each holds queries, values, keys."""
+"""CodeGen. Its projection was once spread over four cores, and is still interleaved: each core has queries, values, keys."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,4 @@
-"""DeepSeek V2 and V3. Keys and values are expanded from one latent vector a token: no projection puts them out as they are."""
+"""DeepSeek V2 and V3. Keys and values are expanded from one latent vector per token: no module puts them out as they are."""
 
 from .adapter import ArchitectureAdapter
 

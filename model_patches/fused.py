@@ -1,4 +1,4 @@
-"""How projections that compute query, key and value at once lay them out. Results are flattened over heads, `[R, N, C]`."""
+"""Projections that compute query, key and value at once: how to split their output. Results are flattened, `[R, N, C]`."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def side_by_side(output: Tensor, attention: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-    """All queries, then all keys, then all values, of one width."""
+    """All queries, then all keys, then all values, in equal widths."""
     query, key, value = output.chunk(3, dim=-1)
     return query, key, value
 

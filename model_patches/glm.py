@@ -1,4 +1,4 @@
-"""GLM-4 in its versions; the lite mixture of experts has latent attention as DeepSeek has."""
+"""GLM-4 in its versions. The lite mixture of experts has latent attention, like DeepSeek."""
 
 from dataclasses import replace
 

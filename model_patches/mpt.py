@@ -1,4 +1,4 @@
-"""MPT. Some checkpoints clip what the projection puts out; named here is what it puts out."""
+"""MPT. Some checkpoints clip the output of the projection. The adapter names the projection, so it gives the unclipped one."""
 
 from .adapter import ArchitectureAdapter
 from .fused import side_by_side

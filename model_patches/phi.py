@@ -1,4 +1,4 @@
-"""Phi 1 to 4: separate projections first, one for all from Phi-3 on, separate ones again in the mixture of experts."""
+"""Phi 1 to 4: separate projections at first, one fused projection from Phi-3 on, separate ones in the mixture of experts."""
 
 from .adapter import ArchitectureAdapter
 from .fused import side_by_side_grouped

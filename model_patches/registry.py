@@ -6,10 +6,13 @@ import importlib
 import pkgutil
 import warnings
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .adapter import ArchitectureAdapter
 from .generic import GENERIC
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ENTRY_POINT_GROUP = "gradellm_hf.adapters"
 
@@ -17,21 +20,40 @@ _by_hand: dict[str, ArchitectureAdapter] = {}
 
 
 def register_adapter(adapter: ArchitectureAdapter) -> None:
-    """Makes `adapter` the one for its `model_types`, in place of any other, built in, installed or registered before.
+    """Makes `adapter` the one for its `model_types`, in place of any other: built in, installed or registered before.
 
     Raises:
         TypeError: It is not an ArchitectureAdapter.
+
+    Examples:
+        >>> register_adapter(ArchitectureAdapter(model_types=("my_llama",), attention="attn"))
     """
     _by_hand.update(_by_type(adapter))
 
 
 def registered_adapters() -> dict[str, ArchitectureAdapter]:
-    """The adapters by `model_type`. Those registered by hand win over those of installed packages, which win over ours."""
+    """The adapters by `model_type`. Those registered by hand come before those of installed packages, and these before ours.
+
+    Examples:
+        >>> registered_adapters()["llama"].decoder_layers
+        'model.layers'
+    """
     return {**_built_in(), **_installed(), **_by_hand}
 
 
-def find_adapter(model: Any) -> ArchitectureAdapter:
-    """The adapter for a model; that of its text decoder where it reads more than text; else the generic one."""
+def find_adapter(model: "PreTrainedModel") -> ArchitectureAdapter:
+    """The adapter for a model: its own, or that of its text decoder if the model reads more than text, or the generic one.
+
+    Args:
+        model: A Transformers model.
+
+    Raises:
+        AttributeError: It has no config, or no text decoder.
+
+    Examples:
+        >>> find_adapter(model).model_types
+        ('llama',)
+    """
     adapters = registered_adapters()
     if model.config.model_type in adapters:
         return adapters[model.config.model_type]
@@ -39,11 +61,11 @@ def find_adapter(model: Any) -> ArchitectureAdapter:
     return _from_outside(adapters[text_type], model) if text_type in adapters else GENERIC
 
 
-def _from_outside(adapter: ArchitectureAdapter, model: Any) -> ArchitectureAdapter:
-    """The adapter of a text decoder with its path seen from the model that the decoder is a part of."""
+def _from_outside(adapter: ArchitectureAdapter, model: "PreTrainedModel") -> ArchitectureAdapter:
+    """The adapter of a text decoder, with the path to it in the model that it is a part of."""
     decoder = model.get_decoder()
     path = next(name for name, module in model.named_modules() if module is decoder)
-    _, _, layers = adapter.decoder_layers.partition(".")  # the first name is that of the decoder in its own model
+    _, _, layers = adapter.decoder_layers.partition(".")  # the first name is the decoder's in the text-only model
     return dataclasses.replace(adapter, decoder_layers=f"{path}.{layers}")
 
 
@@ -60,7 +82,7 @@ def _built_in() -> dict[str, ArchitectureAdapter]:
 
 @functools.cache
 def _installed() -> dict[str, ArchitectureAdapter]:
-    """The adapters that the entry points of installed packages name; one that fails is left out, with a warning."""
+    """The adapters that installed packages name in their entry points. One that fails is left out, with a warning."""
     found: dict[str, ArchitectureAdapter] = {}
     for entry_point in entry_points(group=ENTRY_POINT_GROUP):
         try:

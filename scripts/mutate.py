@@ -1,13 +1,13 @@
-"""Do the tests notice? Breaks one small thing at a time in a copy of the checkout, and runs the tests that should see it.
+"""Do the tests notice? Breaks one small thing at a time in a copy of the checkout, and runs the tests that should notice it.
 
-    python -m scripts.mutate gradellm_hf/caches.py gradellm_hf/engine.py --limit 4           # 4 lines of each file
-    python -m scripts.mutate gradellm_hf/caches.py --line 31 --tests tests/test_caches.py    # one line, in every way
+    python -m scripts.mutate gradellm_hf/engines/*.py --limit 4                                 # 4 lines of each file
+    python -m scripts.mutate gradellm_hf/checks/schema.py --line 31 --tests tests/checks        # one line, in every way
 
-Which lines, and which break of each, is drawn by `--seed`. Without `--tests`, the tests are those of `NOTICED_BY`, fast ones
-first: a break is done with at the first test that fails. What they let pass goes on to the rest of the suite with `--widen`
-(many minutes a break; without the files of `SLOW`). Prints a table as it goes.
+`--seed` draws the lines, and the break of each. Without `--tests`, the tests are those of `NOTICED_BY`, fast ones first, until
+one fails. With `--widen`, what they do not notice is tried with the rest of the suite too (many minutes per break; without the
+files of `SLOW`). Prints a table row by row.
 
-A break that survives is either a test that is missing, or no break at all (a shortcut that only saves time, say).
+If a break survives, either a test is missing, or it is no break (it may only undo a shortcut that saves time).
 """
 
 import argparse
@@ -20,45 +20,52 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _LEFT_OUT = shutil.ignore_patterns(".*", "__pycache__", "site", "*.egg-info")
 
-_ENGINES = ["attention", "explain_sequences", "self_check", "generation_repeated", "variants", "exactness"]
+_ENGINES = ["position_local", "explain_sequences", "self_check", "generation_repeated", "variants", "exactness"]
 _GENERATION = ["caches", "as_generated", "generation_repeated", "row_ends", "drop_in", "multimodal", "streaming"]
-_JOBS = ["dataset", "processes", "bad_input"]
-#: By file of the package: the tests that should notice a break in it, fast ones first.
+_JOBS = ["job", "processes", "bad_input"]
+#: By file of the package, or else by folder ("cli/"): the tests that should notice a break in it, fast ones first.
 NOTICED_BY = {
-    "attention": ["attention", "formula", *_ENGINES, "remote_code", "threads"],
-    "batches": _JOBS,
+    "adapters": ["shadowed_adapters", "adapters", "adapter_plugin"],
+    "architecture/": ["wrappers", "state_restored", "attention_implementations", *_ENGINES],
+    "attention_output": ["paper_preset", "variants", "adapters", "family_adapters"],
     "caches": _GENERATION,
-    "dataset": [*_JOBS, "cli_checks", "cli"],
-    "engine": [*_ENGINES, "as_generated", "memory", "leaks", "state_restored"],
-    "files": ["files", "explanation", "dataset"],
+    "checks/": ["arguments", "files", "bad_input", "attack"],
+    "cli/": ["checks", "command_line"],
+    "dataset/": [*_JOBS, "files", "checks", "command_line"],
+    "explained": ["explain_sequences", "self_check", "drop_in", "caches", "multimodal", "dtypes", "remote_code"],
+    "facts": ["explain_sequences", "bad_input", "paper_preset", "variants", "tensor_parallel"],
+    "files": ["files", "explanation", "job"],
     "formula": ["formula", *_ENGINES],
-    "heatmaps": ["explain_sequences", "bad_input", "variants", "exactness", "memory"],
+    "heatmap_sums": ["heatmap_sums", "explain_sequences", "bad_input", "variants", "exactness", "memory"],
     "identity": ["self_check", "as_generated", "leaks"],
-    "manifest": [*_JOBS, "files", "same_weights", "evaluation"],
-    "model_patches": ["adapters", "adapter_plugin", "family_adapters", "paper_preset", "exactness"],
-    "projection": ["self_check", "attention_implementations", "adapters", "family_adapters", "variants", "remote_code"],
-    "prompt": ["bad_input", "explain_sequences", "positions", *_GENERATION],
+    "interception": [*_ENGINES, "state_restored", "remote_code", "threads"],
+    "jobs/": [*_JOBS, "files", "same_weights", "runner"],
+    "layout": ["explain_sequences", "self_check", "wrappers", "remote_code", "leaks"],
+    "loop": [*_ENGINES, "as_generated", "memory", "leaks", "state_restored"],
+    "model_patches/": ["adapters", "adapter_plugin", "family_adapters", "paper_preset", "exactness"],
+    "offloading": ["state_restored", "leaks", "devices"],
+    "position_local": ["position_local", "formula", *_ENGINES, "remote_code", "threads"],
+    "projection_watch": ["self_check", "attention_implementations", "adapters", "family_adapters", "variants", "remote_code"],
     "recording": ["bad_input", *_GENERATION, "wrappers"],
+    "replay": [*_ENGINES, "memory"],
     "row_ends": ["row_ends", "as_generated", "positions", "drop_in", "streaming"],
     "self_check": ["self_check", "as_generated", "unusual_logits", "wrappers", "remote_code", "quantized"],
-    "sequences": ["explain_sequences", "self_check", "drop_in", "caches", "multimodal", "dtypes", "remote_code"],
-    "shards": [*_JOBS, "files"],
+    "sequences/": ["bad_input", "explain_sequences", "positions", *_GENERATION],
     "stepwise": ["self_check", "as_generated", *_ENGINES, "remote_code"],
-    "replay": [*_ENGINES, "memory"],
     "targets": ["targets", *_ENGINES],
     "written_logits": ["as_generated", "unusual_logits", *_GENERATION],
 }
-#: Left out of the rest of the suite: minutes each, or another process for each of their tests.
+#: Left out of the rest of the suite: each takes minutes, or starts a process per test.
 SLOW = {
-    *("architectures", "custom_generate", "dataset_killed", "docs", "examples", "methods_lxt", "packaging"),
-    *("planted_answers", "positive_control", "report_browser", "same_weights", "tensor_parallel"),
+    *("architectures", "custom_generate", "docs", "examples", "killed", "lxt", "packaging", "planted_answers"),
+    *("positive_control", "report_browser", "same_weights", "tensor_parallel"),
 }
 
 _OPPOSITE = {
@@ -175,7 +182,7 @@ def chosen(path: Path, limit: int | None, seed: int) -> list[Break]:
 
 
 def first_failure(copied: Path, tests: list[str], time_limit: float) -> str | None:
-    """The first of the tests that fails, or that the time ran out; None where all pass."""
+    """The first of the tests that fails, or that the time ran out; None if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copied), "PYTHONDONTWRITEBYTECODE": "1"}
     try:
@@ -189,15 +196,29 @@ def first_failure(copied: Path, tests: list[str], time_limit: float) -> str | No
 
 
 def tests_of(path: Path) -> list[str]:
-    """The tests of a file of the package, fast ones first."""
-    names = next((NOTICED_BY[name] for name in (path.stem, path.parts[0]) if name in NOTICED_BY), _ENGINES)
-    return [f"tests/test_{name}.py" for name in names]
+    """The tests of a file: those of `NOTICED_BY`, or of the same name, or of the same folder; else those of the engines."""
+    folder = path.parent.name
+    for names in (NOTICED_BY.get(path.stem), [path.stem], NOTICED_BY.get(f"{folder}/")):
+        if names and (tests := [test for name in names for test in _test_files(name)]):
+            return tests
+    return sorted(_relative(ROOT.glob(f"tests/{folder}/test_*.py"))) or [
+        test for name in _ENGINES for test in _test_files(name)
+    ]
 
 
 def rest_of_suite(tests: list[str]) -> list[str]:
     """The other test files, but for the slowest."""
-    left_out = {*tests, *(f"tests/test_{name}.py" for name in SLOW)}
-    return sorted({str(path.relative_to(ROOT)) for path in ROOT.glob("tests/test_*.py")} - left_out)
+    left_out = {*tests, *(test for name in SLOW for test in _test_files(name))}
+    return [test for test in _test_files("*") if test not in left_out]
+
+
+def _test_files(name: str) -> list[str]:
+    """The files `test_{name}.py`, in whichever folder of the tests."""
+    return sorted(_relative(ROOT.glob(f"tests/**/test_{name}.py")))
+
+
+def _relative(paths: Iterable[Path]) -> list[str]:
+    return [path.relative_to(ROOT).as_posix() for path in paths]
 
 
 def main() -> int:

@@ -1,18 +1,25 @@
 """Key/value caches: forking them, and taking the prompt's part of the one that `generate` filled."""
 
 import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from .compat import num_keys, quantized_layer_type
+
+_mutable_lock = threading.RLock()  # torch lets one thread at a time change saved tensors
+
 
 def prompt_cache(cache: Any, length: int, row_indices: torch.Tensor | None = None) -> Any | None:
-    """The first `length` positions of a cache that `generate` filled, as a cache of its own; None where that is not safe.
+    """The first `length` positions of a cache that `generate` filled, as a cache of its own; None if that is not safe.
 
     What `generate` did after the prompt does not matter: beams are only permuted among copies of one prompt, assisted
-    decoding only takes back what it wrote after the prompt, and a static cache has its prompt in front. Not safe are
-    sliding windows that have already dropped keys, caches that keep something else than a state a position (quantised,
-    recurrent), and offloaded ones.
+    decoding only takes back what it wrote after the prompt, and a static cache has its prompt in front. It is not safe for
+    sliding windows that have already dropped keys, for caches that keep something other than one state per position
+    (quantised, recurrent), and for offloaded ones.
 
     Args:
         cache: `cache` of a finished generation, left unchanged.
@@ -41,7 +48,7 @@ def prompt_cache(cache: Any, length: int, row_indices: torch.Tensor | None = Non
 
 
 def fork_cache(cache: Any, rows: int | None = None) -> Any:
-    """An independent cache with the same content (of the first `rows` rows); `cache` may go on being used.
+    """An independent cache with the same content (of the first `rows` rows). `cache` can still be used.
 
     Only caches of plain keys and values (`is_plain`) can be cut to fewer rows. None stays None.
     """
@@ -55,8 +62,29 @@ def fork_cache(cache: Any, rows: int | None = None) -> Any:
     return fork
 
 
+def fork_if_plain(cache: Any) -> Any:
+    """A fork of a cache of plain keys and values; any other cache itself, as copying it may cost as much as it holds."""
+    return fork_cache(cache) if is_plain(cache) else cache
+
+
+@contextmanager
+def written_to_before_backward(cache: Any, starts_from_nothing: bool) -> Iterator[None]:
+    """A context for a forward and a backward pass on a cache that the forward pass may write to in place.
+
+    Recurrent caches write into tensors that the backward pass still needs, also in a prompt; plain ones never do.
+
+    Args:
+        starts_from_nothing: Whether the forward pass makes the cache, if `cache` is None.
+    """
+    if is_plain(cache) or (cache is None and not starts_from_nothing):
+        yield
+        return
+    with _mutable_lock, torch.autograd.graph.allow_mutation_on_saved_tensors():
+        yield
+
+
 def is_plain(cache: Any) -> bool:
-    """Whether the cache is nothing but keys and values by row and position."""
+    """Whether the cache has keys and values by row and position, and nothing else."""
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
     plain_layers = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -65,21 +93,20 @@ def is_plain(cache: Any) -> bool:
 
 def is_quantized_cache(cache: Any) -> bool:
     """Whether keys and values are only close to those that the model computed."""
-    from transformers.cache_utils import BaseQuantizedLayer
-
-    return any(isinstance(layer, BaseQuantizedLayer) for layer in getattr(cache, "layers", ()))
+    quantized = quantized_layer_type()
+    return any(isinstance(layer, quantized) for layer in getattr(cache, "layers", ()))
 
 
 def key_lengths(cache: Any, num_positions: int) -> dict[int, int]:
-    """How many keys the layers of a cache will have for a call with `num_positions` more positions, where they keep keys."""
+    """How many keys each layer that keeps keys will have in a call with `num_positions` more positions."""
     from transformers.cache_utils import CacheLayerMixin
 
     layers = getattr(cache, "layers", ())
-    return {i: x.get_mask_sizes(num_positions)[0] for i, x in enumerate(layers) if isinstance(x, CacheLayerMixin)}
+    return {i: num_keys(x, num_positions) for i, x in enumerate(layers) if isinstance(x, CacheLayerMixin)}
 
 
 def detach_cache(cache: Any) -> None:
-    """Makes everything in the cache a constant for what follows."""
+    """Detaches all tensors of the cache from the graph."""
     for layer in getattr(cache, "layers", ()):
         for name, value in vars(layer).items():
             if isinstance(value, torch.Tensor) and value.requires_grad:

@@ -1,4 +1,4 @@
-"""One look at the model per call: `ModelFacts`, made first and handed down to whoever needs to know something of it."""
+"""What is known of a model during a call: `ModelFacts`, made once at its beginning and handed down."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,9 +9,11 @@ from torch import nn
 
 from ..configuration import GradELLMConfig
 from ..errors import UnsupportedArchitectureError
-from .identity import look_again
-from .layout import Layout, find_layout
-from .reading import forward_parameters, input_device, vocabulary_size
+from .compat import cache_argument, check_version
+from .identity import Findings, Layout, look_again
+from .layout import find_layout
+from .quantization import is_quantized
+from .reading import forward_parameters, input_device, placeholder_ids, position_limit, vocabulary_size
 from .support import check_model, unwrap
 from .tensor_parallel import sharing_groups
 
@@ -27,10 +29,12 @@ class ModelFacts:
 
     Attributes:
         model: The Transformers model, without wrappers.
+        findings: What earlier calls have found out about the model as it is now.
         parameters: The names of what its `forward` takes.
     """
 
     model: "PreTrainedModel"
+    findings: Findings
     parameters: frozenset[str]
 
     @property
@@ -44,7 +48,7 @@ class ModelFacts:
 
     @cached_property
     def attention(self) -> list[nn.Module]:
-        """The attention modules in the order in which a forward pass runs them; one that runs twice is there twice.
+        """The attention modules in the order in which a forward pass runs them. One that runs twice is in it twice.
 
         Raises:
             UnsupportedArchitectureError: None are found, or they cannot be explained.
@@ -53,7 +57,7 @@ class ModelFacts:
 
     @cached_property
     def layer_names(self) -> list[str]:
-        """Of each attention module, its name in the model."""
+        """The name of each attention module in the model."""
         names = {id(module): name for name, module in self.model.named_modules()}
         return [names[id(module)] for module in self.attention]
 
@@ -68,14 +72,34 @@ class ModelFacts:
         return self._layout.keeps_cache
 
     @cached_property
+    def cache_argument(self) -> str:
+        """The name under which the model takes its cache."""
+        return cache_argument(self.parameters)
+
+    @cached_property
     def vocabulary_size(self) -> int:
         """Number of token ids that the model can read."""
         return vocabulary_size(self.model)
 
     @cached_property
     def input_device(self) -> torch.device:
-        """Where the model reads token ids."""
+        """The device on which the model reads token ids."""
         return input_device(self.model)
+
+    @cached_property
+    def position_limit(self) -> int | None:
+        """Number of positions in the model's table of them, learned or fixed; None if it computes any position."""
+        return position_limit(self.model)
+
+    @cached_property
+    def placeholder_ids(self) -> dict[str, list[int]]:
+        """By modality, the tokens that stand for a part of an image, a video or a sound; those that the model reads."""
+        return placeholder_ids(self.model)
+
+    @cached_property
+    def is_quantized(self) -> bool:
+        """Whether the model's logits may depend, by more than rounding, on how many tokens are run at once."""
+        return is_quantized(self.model)
 
     @cached_property
     def sharing_groups(self) -> list[Any]:
@@ -84,23 +108,24 @@ class ModelFacts:
 
 
 def look_at(model: Any) -> ModelFacts:
-    """The first look at a model in a call, which also finds what has changed about it since the last one.
+    """The facts of a model, at the beginning of a call. What was found out before is forgotten if the model has changed.
 
     Args:
         model: As for `explain_generate`; wrappers are taken off.
 
     Raises:
+        UnsupportedVersionError: Transformers is too old.
         InvalidInputError: It is no model, in training mode, or its weights were created in inference mode.
         UnsupportedArchitectureError: It cannot be explained exactly.
     """
+    check_version()
     inner = unwrap(model)
     check_model(inner)
-    look_again(inner)
-    return ModelFacts(inner, forward_parameters(inner))
+    return ModelFacts(inner, look_again(inner), forward_parameters(inner))
 
 
 def explained_layers(facts: ModelFacts, config: GradELLMConfig) -> list[int]:
-    """The explained layers, ascending, once the model and the configuration are known to go together.
+    """The explained layers, ascending. Checks first that the model can be explained with this configuration.
 
     Raises:
         InvalidInputError: There are no such layers.
@@ -117,7 +142,7 @@ def explained_layers(facts: ModelFacts, config: GradELLMConfig) -> list[int]:
 
 
 def _check_flattened_width(model: "PreTrainedModel") -> None:
-    """What the config tells before any text is written; the projections themselves are checked when they run."""
+    """Checks the widths in the config, before any text is written. Those of the projections are checked when they run."""
     text_config = model.config.get_text_config(decoder=True)
     heads, width = text_config.num_attention_heads, text_config.hidden_size
     try:

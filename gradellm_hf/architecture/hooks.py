@@ -1,23 +1,23 @@
-"""Module hooks that only see the thread that made them: other threads may use the model meanwhile."""
+"""Module hooks that see only calls of the thread that made them: other threads may use the model meanwhile."""
 
-import functools
 import threading
 from collections.abc import Callable
 from typing import Any
 
 
-def thread_hook(hook: Callable) -> Callable:
+class _ThreadHook:
+    def __init__(self, hook: Callable[..., Any]):
+        self._hook, self._thread = hook, threading.get_ident()
+
+    def __call__(self, *args: Any) -> Any:
+        return self._hook(*args) if threading.get_ident() == self._thread else None
+
+
+def thread_hook(hook: Callable[..., Any]) -> Callable[..., Any]:
     """`hook`, for the current thread only."""
-    thread = threading.get_ident()
-
-    @functools.wraps(hook)
-    def guarded(*args: Any) -> Any:
-        return hook(*args) if threading.get_ident() == thread else None
-
-    guarded.is_thread_hook = True  # type: ignore[attr-defined]
-    return guarded
+    return _ThreadHook(hook)
 
 
 def is_thread_hook(hook: Any) -> bool:
-    """Whether a hook is one of an explanation, made by `thread_hook`, and not the user's."""
-    return getattr(hook, "is_thread_hook", False)
+    """Whether a hook was made by `thread_hook` for an explanation, and is not the user's."""
+    return isinstance(hook, _ThreadHook)

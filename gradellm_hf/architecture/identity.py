@@ -1,4 +1,4 @@
-"""What a model is while it is looked at: what has been found out about it holds for as long as this stays the same."""
+"""What identifies a model as it is now. What has been found out about a model holds as long as its identity is the same."""
 
 import weakref
 from dataclasses import dataclass, field
@@ -8,6 +8,21 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 
 from .hooks import is_thread_hook
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a forward pass has shown of a model. It is kept between calls, so it refers to the modules weakly.
+
+    Attributes:
+        modules: The attention modules in the order in which a forward pass runs them. One that runs twice is in it twice.
+        calls_interface: Whether they look up their attention function in Transformers' AttentionInterface.
+        keeps_cache: Whether the model hands a cache of keys and values from call to call.
+    """
+
+    modules: list["weakref.ref[nn.Module]"]
+    calls_interface: bool
+    keeps_cache: bool
 
 
 @dataclass
@@ -22,7 +37,7 @@ class Findings:
     """
 
     identity: Any
-    layout: Any = None
+    layout: Layout | None = None
     verdicts: dict[Any, str | None] = field(default_factory=dict)
     differences: dict[Any, float] = field(default_factory=dict)
 
@@ -31,13 +46,13 @@ _findings: "weakref.WeakKeyDictionary[nn.Module, Findings]" = weakref.WeakKeyDic
 
 
 def findings(model: nn.Module) -> Findings:
-    """What is known about a model, by whoever found it out."""
+    """What is known about a model."""
     known = _findings.get(model)
     return look_again(model) if known is None else known
 
 
 def look_again(model: nn.Module) -> Findings:
-    """The same, after a look at whether the model is still what it was: where it is not, nothing is known about it."""
+    """The same, after a check that the model has not changed. If it has, nothing is known about it any more."""
     identity, known = _identity(model), _findings.get(model)
     if known is None or known.identity != identity:
         known = _findings[model] = Findings(identity)
@@ -47,8 +62,8 @@ def look_again(model: nn.Module) -> Findings:
 def _identity(model: nn.Module) -> list[Any]:
     """Every module with what runs when it is called: its class's `forward` or its own, and its hooks.
 
-    Hooks are known by their numbers, which torch gives out only once. Objects are held weakly: a new one at the place of an
-    old one in memory is not taken for it. Hooks of explanations that are running do not count.
+    Hooks are identified by their numbers, which torch gives out only once. Objects are identified by weak references: a new
+    object at an old one's place in memory is not mistaken for it. Hooks of running explanations do not count.
     """
     identity: list[Any] = [_hooks(torch_module._global_forward_hooks), _hooks(torch_module._global_forward_pre_hooks)]
     for module in model.modules():

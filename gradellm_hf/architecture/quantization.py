@@ -1,4 +1,4 @@
-"""Quantised models: gradients with respect to activations need weights in a form that has a backward pass."""
+"""Quantised models: gradients of activations need the weights in a form that has a backward pass."""
 
 import copy
 import threading
@@ -22,10 +22,11 @@ def is_quantized(model: nn.Module) -> bool:
 
 @contextmanager
 def differentiable_weights(model: nn.Module) -> Iterator[None]:
-    """A context in which this thread multiplies with the ordinary form of bitsandbytes' 4-bit weights on a CPU.
+    """A context in which this thread multiplies with bitsandbytes' 4-bit weights in their ordinary form. For CPUs.
 
-    In inference they are packed for a kernel without a backward pass. Here they are unpacked by bitsandbytes' own inverse,
-    which rounds their scales once more. The model keeps the packed ones, with which other threads may generate meanwhile.
+    For inference on a CPU they are packed for a kernel that has no backward pass. Here they are unpacked by the inverse that
+    bitsandbytes has for it, which rounds their scales once more. The model keeps the packed weights, so other threads may
+    generate meanwhile.
     """
     layers = [module for module in model.modules() if hasattr(module, "support_avx512bf16_for_cpu")]
     if not layers:
@@ -42,7 +43,7 @@ def differentiable_weights(model: nn.Module) -> Iterator[None]:
 @shared
 @contextmanager
 def _not_packed(layer: Any) -> Iterator[None]:
-    """Weights that are not packed yet stay so."""
+    """A context in which weights that are not packed yet stay as they are."""
     before, layer.support_avx512bf16_for_cpu = layer.support_avx512bf16_for_cpu, False
     try:
         yield
@@ -53,7 +54,10 @@ def _not_packed(layer: Any) -> Iterator[None]:
 @shared
 @contextmanager
 def _ordinary_products() -> Iterator[None]:
-    """Packed weights are unpacked where a thread that differentiates multiplies with them, once for all such threads."""
+    """A context in which packed weights are unpacked when a thread that differentiates multiplies with them.
+
+    They are unpacked once for all such threads.
+    """
     import bitsandbytes
 
     library: Any = bitsandbytes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .identity import findings
-from .plain_attention import attention_implementation, check_plain_attention, needs_plain_attention, plain_attention
+from .plain_attention import attention_implementation, needs_plain_attention, plain_attention
 from .quantization import differentiable_weights
 from .switches import shared
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def explainable(model: "PreTrainedModel", padded: bool = False) -> Iterator[None]:
-    """The context in which engines run a model: no inference mode, no compiled modules, an attention that can be watched.
+    """The context in which engines run a model: no inference mode, no compiled modules, and an attention that can be watched.
 
     Args:
         padded: Whether some rows of what is to be explained are padded.
@@ -27,10 +27,10 @@ def explainable(model: "PreTrainedModel", padded: bool = False) -> Iterator[None
         stack.enter_context(differentiable_weights(model))
         if any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
             stack.enter_context(_uncompiled())
+        layout = findings(model).layout
         if needs_plain_attention(model):
-            check_plain_attention(model, padded)
-            stack.enter_context(attention_implementation(model, plain_attention(model)))
-        elif (layout := findings(model).layout) is not None and not layout.calls_interface:
+            stack.enter_context(attention_implementation(model, plain_attention(model, padded)))
+        elif layout is not None and not layout.calls_interface:
             stack.enter_context(attention_implementation(model, "eager"))  # which returns its attention weights
         yield
 

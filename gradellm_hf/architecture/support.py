@@ -1,4 +1,4 @@
-"""The model that a user passes: taken out of its wrappers, and refused where it cannot be explained exactly."""
+"""The model that a user passes: taken out of its wrappers, and refused if it cannot be explained exactly."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,11 @@ ATTENTION_FREE_TYPES = frozenset({"mamba", "mamba2", "falcon_mamba", "rwkv", "xl
 
 
 class ModelWrapper:
-    """What wraps a model with a configuration of its own, and is taken wherever a model is.
+    """A base class for what wraps a model and has a configuration. It can be passed in place of a model everywhere.
 
     Attributes:
         model: The wrapped model.
-        explain_config: What a call takes that gives none.
+        explain_config: The configuration for calls that give none.
     """
 
     model: Any
@@ -65,26 +65,30 @@ def unwrap(model: Any) -> "PreTrainedModel":
                     "`generate` runs, which the explanation cannot repeat. Use an ordinary LoRA."
                 )
             inner = inner.get_base_model()
-        elif (inside := _inside(inner)) is not inner:
-            inner = inside
         else:
-            break
-    if not isinstance(inner, nn.Module) or not hasattr(inner, "generate") or not hasattr(inner, "config"):
+            inside = _inside(inner)
+            if inside is inner:
+                break
+            inner = inside
+    is_model = isinstance(inner, nn.Module) and hasattr(inner, "generate") and hasattr(inner, "config")
+    if not is_model:
         raise InvalidInputError(
             f"Expected a Transformers model with `generate`, such as AutoModelForCausalLM.from_pretrained returns, got "
             f"{type(model).__name__}."
         )
-    if not {"input_ids", "position_ids"} & (parameters := forward_parameters(inner)):
+    parameters = forward_parameters(inner)
+    if not parameters & {"input_ids", "position_ids"}:
         raise InvalidInputError(
             f"`{type(inner).__name__}.forward` has neither `input_ids` nor `position_ids` among its parameters "
             f"{sorted(parameters)}, so what it understands cannot be told, and no Transformers model was found inside. Give it "
             "the signature of the model that it calls, or explain that model itself."
         )
-    return inner  # type: ignore[return-value]
+    unwrapped: PreTrainedModel = inner
+    return unwrapped
 
 
 def _inside(model: Any) -> Any:
-    """The model that the `generate` of a module which wraps it (with a value head, say) runs; else `model` itself."""
+    """The model inside a module that wraps it and has its `generate` (a model with a value head, say); else `model` itself."""
     from transformers import PreTrainedModel
 
     if isinstance(model, PreTrainedModel) or not isinstance(model, nn.Module):
@@ -134,7 +138,7 @@ def check_model(model: "PreTrainedModel") -> None:
 
 
 def _drops_out(module: nn.Module) -> bool:
-    """Whether a part of a model in evaluation mode was left in training mode and is random there."""
+    """Whether a module is in training mode and random there, while the model is in evaluation mode."""
     rate = getattr(module, "p", 0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0
     return module.training and bool(rate or getattr(module, "attention_dropout", 0))
 

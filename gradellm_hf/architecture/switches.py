@@ -1,4 +1,4 @@
-"""Contexts that change what several threads share: changed by the first who enters, changed back by the last who leaves."""
+"""Contexts that change what several threads share. The first thread to enter changes it, the last to leave changes it back."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,16 +9,16 @@ from typing import Any, TypeVar, TypeVarTuple
 Value = TypeVar("Value")
 Args = TypeVarTuple("Args")
 
-#: By context and identity of what it is a context of: how many are in it, the open context, and what it gave.
+#: The open contexts, by function and identity of its arguments: how many are in it, the context manager, what it returned.
 _open: dict[tuple[Any, ...], tuple[int, AbstractContextManager[Any], Any]] = {}
 _lock = threading.RLock()
 
 
 def shared(context: Callable[[*Args], AbstractContextManager[Value]]) -> Callable[[*Args], AbstractContextManager[Value]]:
-    """A decorator of context managers: all who are in it with the same objects at a time are in one context.
+    """A decorator of context managers: all who enter it with the same objects, at the same time, share one context.
 
-    They may be nested, in several threads, and leave in another order than they came. Who comes while another one enters
-    waits until the change is made.
+    Uses may be nested and in several threads, and may end in any order. A thread that comes while another one enters waits
+    until the change is made.
     """
 
     @contextmanager

@@ -1,21 +1,23 @@
 """Models that are spread over processes, by heads (Transformers' `DistributedConfig(tp_plan=...)`) or by weights.
 
-Every process runs the same explanation. A layer's heatmap is a sum over heads, of which each process of a tensor-parallel
-group has its own: the sums are added up over the processes before the relu. Some plans split weights and put the heads
-together again before the attention; then every process has the whole sum. What tells the two apart is the width of the head
-outputs. FSDP2, DeepSpeed's ZeRO-3 and expert parallelism split weights only, and put them together where a module runs.
+Every process runs the same explanation. A layer's heatmap is a sum over heads, and each process of a tensor-parallel group has
+some of the heads: their sums are added up over the processes, before the relu. Some plans split weights and put the heads
+together again before the attention. Then every process has the whole sum. The width of the head outputs tells the two cases
+apart. FSDP2, DeepSpeed's ZeRO-3 and expert parallelism split weights only, and put them together when a module runs.
 
-All processes must do the same, or they wait for each other forever: what depends on one process, they agree on. Models that
-are spread in a way in which that cannot be done are refused in every process, before any of them waits.
+All processes must do the same, or they wait for each other forever. So they agree on everything that depends on one process.
+Models that are spread in a way in which this is not possible are refused in every process, before any of them waits.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import GradELLMError, InvalidInputError, UnsupportedArchitectureError
+
+Value = TypeVar("Value")
 
 _OTHERWISE = (
     'Spread its layers over devices in one process (`device_map="auto"`), its heads over processes '
@@ -24,7 +26,7 @@ _OTHERWISE = (
 
 
 def check_distribution(model: Any) -> None:
-    """Refuses models that are spread over processes in a way in which they cannot be explained; asks no other process.
+    """Refuses models that are spread over processes in a way that cannot be explained. Asks no other process.
 
     Raises:
         UnsupportedArchitectureError: Its layers are in different processes (a pipeline), its weights are flattened (FSDP1),
@@ -53,23 +55,24 @@ def check_same_text(model: nn.Module, token_ids: Tensor, prompt_length: int, num
     """Compares what the processes that share a model are about to explain.
 
     Raises:
-        InvalidInputError: In every process, where they would not run the model alike: other numbers of tokens, or, where
-            they share its heads, other tokens.
+        InvalidInputError: They would not run the model alike: they have different numbers of tokens, or different tokens and
+            share its heads. It is raised in every process.
     """
-    if not (groups := sharing_groups(model)):
+    groups = sharing_groups(model)
+    if not groups:
         return
     group = tensor_parallel_group(model)
-    same_tokens = group is None or _agreed(_common, token_ids.tolist(), [group]) is not None
-    if _agreed(_common, (prompt_length, num_steps, same_tokens), groups) is None or not same_tokens:
+    same_tokens = group is None or _is_common(token_ids.tolist(), [group])
+    if not _is_common((prompt_length, num_steps, same_tokens), groups) or not same_tokens:
         raise InvalidInputError(
             "The processes that share the model have different texts to explain, so they would not run it alike. Make the "
-            "same call in all of them, and before sampling seed all alike (`torch.manual_seed(0)`); where they share only "
+            "same call in all of them, and before sampling seed all alike (`torch.manual_seed(0)`). If they share only "
             "weights (FSDP2, ZeRO-3), the prompts may differ, but not their lengths and not the numbers of new tokens."
         )
 
 
 def sharing_groups(model: nn.Module) -> list[Any]:
-    """The process groups over which weights of a model are split, by whatever means: their processes run it together."""
+    """The process groups over which weights of a model are split, by any means: their processes run it together."""
     groups: dict[tuple[int, ...], Any] = {}
     for weight in model.parameters():
         for group in _splitting_groups(weight):
@@ -78,7 +81,7 @@ def sharing_groups(model: nn.Module) -> list[Any]:
 
 
 def tensor_parallel_group(module: nn.Module) -> Any | None:
-    """The process group over which weights of a module, or model, are split by tensor parallelism; None where they are not."""
+    """The process group over which tensor parallelism splits weights of a module, or model; None if it splits none."""
     for mesh in filter(None, (getattr(weight, "device_mesh", None) for weight in module.parameters())):
         if "tp" in (mesh.mesh_dim_names or ()):
             return mesh.get_group("tp")
@@ -88,7 +91,7 @@ def tensor_parallel_group(module: nn.Module) -> Any | None:
 
 
 def head_group(attention: nn.Module, width: int) -> Any | None:
-    """The process group over which the heads of an attention module are spread; None where each process has all of them.
+    """The process group over which the heads of an attention module are spread; None if each process has all of them.
 
     Args:
         attention: The attention module.
@@ -108,7 +111,7 @@ def sum_over_heads(heatmap: Tensor, group: Any | None) -> Tensor:
 
 
 def gather_heads(output: Tensor, projection: nn.Module) -> Tensor:
-    """What a projection puts out in all processes, `[R, N, C]`, side by side, as one process would put it out."""
+    """The whole output of a projection, `[R, N, C]`, from the parts of it that the processes have."""
     width = output.shape[-1]
     group = _group_of_parts(projection, width, getattr(projection, "out_features", width))
     if group is None:
@@ -124,29 +127,34 @@ def smallest(value: int, groups: list[Any]) -> int:
 
 
 def first_reason(reason: str | None, groups: list[Any]) -> str | None:
-    """What the first process that has a reason gives; None where none has."""
+    """The reason of the first process that has one; None if none has."""
     return _agreed(lambda reasons: next((given for given in reasons if given is not None), None), reason, groups)
 
 
 def out_of_memory_in_group(num_steps: int) -> GradELLMError:
-    """The error where one of several processes runs out of memory, while the others wait for it."""
+    """The error if one of several processes runs out of memory while the others wait for it."""
     return GradELLMError(
         f"Out of memory while explaining {num_steps} steps at once, in one of the processes that share the model. They cannot "
         f"start over with fewer: set a smaller `GradELLMConfig(step_chunk_size=...)`, below {num_steps}."
     )
 
 
-def _agreed(choose: Callable[[list[Any]], Any], value: Any, groups: list[Any]) -> Any:
-    """One of the processes' values, the same in all of them; group by group, as the groups are the lines of a grid."""
+def _agreed(choose: Callable[[list[Value]], Value], value: Value, groups: list[Any]) -> Value:
+    """One value that all processes take, chosen from theirs. The groups are the lines of a grid, so one after the other."""
     for group in groups:
-        values = [None] * torch.distributed.get_world_size(group)
+        values = [value] * torch.distributed.get_world_size(group)
         torch.distributed.all_gather_object(values, value, group=group)
         value = choose(values)
     return value
 
 
+def _is_common(value: Any, groups: list[Any]) -> bool:
+    """Whether all processes have the same value, which is not None."""
+    return _agreed(_common, value, groups) is not None
+
+
 def _common(values: list[Any]) -> Any | None:
-    """The value, where all are the same; else None."""
+    """The value if all are the same; else None."""
     return values[0] if all(value == values[0] for value in values) else None
 
 
@@ -161,7 +169,8 @@ def _check_heads_divide(model: Any) -> None:
     """Transformers splits projections by rows, whether or not a head ends there."""
     plan = getattr(model, "tp_plan", None) or {}
     splits_heads = any(style == "colwise" and "att" in name.rpartition(".")[0] for name, style in plan.items())
-    if not splits_heads or (group := tensor_parallel_group(model)) is None:
+    group = tensor_parallel_group(model) if splits_heads else None
+    if group is None:
         return
     config, processes = model.config.get_text_config(decoder=True), torch.distributed.get_world_size(group)
     for name in ("num_attention_heads", "num_key_value_heads"):

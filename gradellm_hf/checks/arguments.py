@@ -28,14 +28,16 @@ def whole_number(name: str, value: Any, low: int | None = None, high: int | None
 
     Args:
         low, high: The least and the largest number that it may be.
-        none: What None means, where the caller takes that; for the error.
+        none: What None means, if the caller takes None; for the error.
 
     Raises:
         InvalidInputError: It is no integer (a bool is none, nor is 2.0), or out of range.
     """
     if is_index(value) and (low is None or value >= low) and (high is None or value <= high):
         return operator.index(value)
-    limits = "" if low is None else f" of at least {low}" if high is None else f" from {low} to {high}"
+    limits = ""
+    if low is not None:
+        limits = f" of at least {low}" if high is None else f" from {low} to {high}"
     otherwise = f"None ({none}) or " if none else ""
     raise InvalidInputError(f"`{name}` must be {otherwise}an int{limits}, got {value!r}.")
 
@@ -45,8 +47,8 @@ def real_number(name: str, value: Any, expected: str, low: float, high: float = 
 
     Args:
         expected: What it must be, for the error.
-        low, high: Between which it lies.
-        open_ends: Whether it may be neither of these.
+        low, high: The least and the largest number that it may be.
+        open_ends: Whether it must lie between these, and be neither.
 
     Raises:
         InvalidInputError: It is no finite number (a bool is none), or out of range.
@@ -82,7 +84,7 @@ def choice(name: str, value: Any, choices: Sequence[str], alternative: str | Non
 
 
 def string(name: str, value: Any, *, none: str = "") -> Any:
-    """Raises InvalidInputError unless it is a text; or None, where `none` says what that means."""
+    """Raises InvalidInputError unless it is a text; or None, if `none` says what None means."""
     if not isinstance(value, str) and not (none and value is None):
         otherwise = f"None ({none}) or " if none else ""
         raise InvalidInputError(f"`{name}` must be {otherwise}a text (str), got {value!r}.")

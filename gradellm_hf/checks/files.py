@@ -1,4 +1,4 @@
-"""Files: written as a whole or not at all; tensors with JSON metadata in safetensors, with checksums, read without pickle."""
+"""Files that are written as a whole or not at all; tensors in safetensors, with JSON metadata, checksums and no pickle."""
 
 import contextlib
 import errno
@@ -30,11 +30,10 @@ _CHECKSUM, _CHECKSUMS = "checksum", "checksums"
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file that is either there as a whole or not at all, whenever the process or the machine stops.
+    """Writes a file that is there as a whole or not at all, whenever the process or the machine stops.
 
-    Whoever reads the file meanwhile, and other threads and processes that write it, see one whole content. A file that was
-    there keeps its mode, and its content where anything fails; a symbolic link keeps pointing to it. What is no file, such as
-    a pipe or a device, is written to.
+    Readers, and other threads and processes that write it, always see one whole content. A file that was there keeps its mode,
+    and also its content if anything fails. A symbolic link keeps pointing to it. A pipe or a device is simply written to.
 
     Raises:
         OSError: It cannot be written.
@@ -69,13 +68,13 @@ def _replace(path: Path, content: bytes, found: os.stat_result | None) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            if fcntl is None:  # where open files cannot be renamed
+            if fcntl is None:  # on Windows, where an open file cannot be renamed
                 file.close()
             os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the new name is on the disk, too, where the file system can say so
+    if os.name == "posix":  # so that the new name is on the disk too, if the file system can do that
         with contextlib.suppress(OSError):
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -85,7 +84,7 @@ def _replace(path: Path, content: bytes, found: os.stat_result | None) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Removes what processes that were killed while they wrote have left behind; not what others are writing now."""
+    """Removes files that killed processes have left half written; not those that others are writing now."""
     for partial in folder.glob(f".*{PARTIAL}"):
         with contextlib.suppress(OSError), open(partial, "rb") as file:
             if _lock(file.fileno()):
@@ -93,7 +92,7 @@ def remove_partial_files(folder: Path) -> None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Locks a file until it is closed; False where another has locked it."""
+    """Locks a file until it is closed; False if another process has locked it."""
     if fcntl is not None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,10 +109,10 @@ def sealed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def unsealed(values: dict[str, Any]) -> dict[str, Any]:
-    """The values that `sealed` was given. Values without a checksum, of an earlier version, are taken as they are.
+    """The values that `sealed` was given. Values of an earlier version have no checksum, and are taken as they are.
 
     Raises:
-        InvalidInputError: They are others.
+        InvalidInputError: They have been changed.
     """
     values = dict(values)
     checksum = values.pop(_CHECKSUM, None)
@@ -128,7 +127,7 @@ def unsealed(values: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike[str], advice: str = "") -> Iterator[None]:
-    """A context in which what is wrong with the content of a file is an error that names the file.
+    """A context in which errors about the content of a file get the name of the file.
 
     Args:
         advice: What to do.
@@ -136,11 +135,12 @@ def reading(path: str | os.PathLike[str], advice: str = "") -> Iterator[None]:
     try:
         yield
     except InvalidInputError as error:
-        raise InvalidInputError(f"{str(path)!r} cannot be read: {error}{advice and ' '}{advice}") from error
+        hint = f" {advice}" if advice else ""
+        raise InvalidInputError(f"{str(path)!r} cannot be read: {error}{hint}") from error
 
 
 def check_version(path: str | os.PathLike[str], metadata: dict[str, Any], format_version: int) -> None:
-    """Raises InvalidInputError where a file is of a later version than this release reads."""
+    """Raises InvalidInputError if a file is of a later version than this release reads."""
     with reading(path):
         check(metadata.get("format_version"), int, "`format_version`")
     if metadata["format_version"] > format_version:
@@ -165,7 +165,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
 
 
 class TensorFile:
-    """A file that `write_tensors` wrote, opened once: what it holds is of one piece, also where it is replaced meanwhile.
+    """A file that `write_tensors` wrote. It is opened once: all that is read is of one file, even if it is replaced meanwhile.
 
     Attributes:
         metadata: Its values by name; empty for a safetensors file of another origin.
@@ -184,7 +184,7 @@ class TensorFile:
             raise FileNotFoundError(f"There is no file {str(path)!r}.")
         descriptor = os.open(path, os.O_RDONLY)
         weakref.finalize(self, os.close, descriptor)
-        same = f"/dev/fd/{descriptor}"  # `safe_open` opens a path twice, and there may be another file there the second time
+        same = f"/dev/fd/{descriptor}"  # `safe_open` opens a path twice, and the second time it may be another file
         try:
             self._file = safe_open(same if os.path.exists(same) else path, "pt")  # mapped, not read
             header = self._file.metadata() or {}
@@ -206,13 +206,13 @@ class TensorFile:
                     raise InvalidInputError("the metadata do not have the checksum that was written with them.")
 
     def check_format(self, name: str, version: int) -> None:
-        """Raises InvalidInputError where it is not a file of this format, or of a later version than this."""
+        """Raises InvalidInputError if it is not a file of this format, or is of a later version than this."""
         if self.metadata.get("format") != name:
             raise InvalidInputError(f"{str(self._path)!r} is a safetensors file, but not one that `{self._writer}` wrote.")
         check_version(self._path, self.metadata, version)
 
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Those of these tensors that are there. To be called in a context of `reading`, which names the file.
+        """The tensors of these names, without those that the file does not have. To be called in a context of `reading`.
 
         Raises:
             InvalidInputError: One is damaged.

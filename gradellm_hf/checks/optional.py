@@ -8,7 +8,7 @@ from ..errors import MissingDependencyError
 
 @contextmanager
 def needed_for(what: str, package: str, extra: str) -> Iterator[None]:
-    """A context in which a package is imported that may be missing.
+    """A context for importing a package that may be missing.
 
     Args:
         what: What needs it, as the error names it, with its verb: "Plots need".

@@ -1,4 +1,4 @@
-"""What a file must hold: types as schemas for JSON values, letters as schemas for the shapes of tensors."""
+"""Checks of what a file holds: types are the schemas of JSON values, letters those of the shapes of tensors."""
 
 import contextlib
 import dataclasses
@@ -23,7 +23,7 @@ _LONGEST = 60  # characters of a value in a message
 
 
 def parse_json(text: str | bytes, name: str) -> Any:
-    """The value of a JSON text, however damaged it is.
+    """The value of a JSON text. Whatever is wrong with it, the error is an InvalidInputError.
 
     Raises:
         InvalidInputError: It is not JSON (or no text at all), or nested too deeply.
@@ -40,12 +40,13 @@ def check(value: Any, kind: Any, name: str) -> None:
     Args:
         value: The value.
         kind: A type: None, `bool`, `int`, `float` (finite), `str`, `Any`, `list[...]`, `tuple[..., ...]`, `dict[str, ...]`,
-            `Literal`, a union; `Annotated[int, range(...)]`; a `TypedDict`, or a dataclass given as a dict of some of its
-            fields. Further keys, which a later version may write, are not looked at. Or any other class.
+            `Literal`, a union, `Annotated[int, range(...)]`, a `TypedDict`, a dataclass (given as a dict of some of its
+            fields), or any other class. Keys that a `TypedDict` or dataclass does not have are ignored: a later version may
+            write them.
         name: What it is called in messages.
 
     Raises:
-        InvalidInputError: It is something else, and where.
+        InvalidInputError: It is something else; the message says which part of it.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
@@ -87,7 +88,7 @@ def check(value: Any, kind: Any, name: str) -> None:
 
 
 def known_fields(values: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """Those of these values that a `TypedDict` or dataclass names; the others are of a later version."""
+    """The values that a `TypedDict` or dataclass has a name for; the others are of a later version."""
     return {name: values[name] for name in field_types(kind) if name in values}
 
 
@@ -95,7 +96,7 @@ class TensorKind(NamedTuple):
     """What a tensor must be.
 
     Attributes:
-        shape: A letter a dimension. The same letter is the same number everywhere in a file.
+        shape: One letter per dimension. A letter stands for the same number everywhere in a file.
         dtypes: One of these.
         values: The lowest and the highest value that it may hold; all must be finite.
         optional: Whether it may be missing.
@@ -116,8 +117,8 @@ def check_tensors(
     """Checks tensors that came from a file.
 
     Args:
-        sizes: What is known of the letters.
-        sources: What says so, for messages.
+        sizes: The numbers of some letters, if known.
+        sources: What these numbers come from, for messages.
 
     Raises:
         InvalidInputError: One is missing, of another dtype, of a shape that does not fit, or holds a value that cannot be.
@@ -155,7 +156,7 @@ def _check_values(x: Tensor, name: str, lowest: float, highest: float) -> None:
 
 
 def _all_plain(values: list[Any] | tuple[Any, ...], kind: Any) -> bool:
-    """Whether all are of such a type, in one look at the long lists of texts and numbers; False where that does not tell."""
+    """Whether all values are of such a type: a quick check of long lists of texts and numbers. False if it cannot tell."""
     plain, *bounds = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind,)
     if plain not in (str, int, bool) or set(map(type, values)) - {plain}:
         return False
@@ -163,7 +164,7 @@ def _all_plain(values: list[Any] | tuple[Any, ...], kind: Any) -> bool:
 
 
 def _check_union(value: Any, kinds: tuple[Any, ...], name: str) -> None:
-    """Where it is none of them, the last one says what is wrong."""
+    """Checks against each type of a union. If the value fits none, the error is that of the last one."""
     *others, last = (kind for kind in kinds if kind is not type(None))
     if value is None and type(None) in kinds:
         return

@@ -1,4 +1,4 @@
-"""What is known of a call before a model is loaded: its numbers, its prompts, and the files and folders that it will write."""
+"""Checks that are made before a model is loaded: of numbers, of prompts, and of the files and folders that will be written."""
 
 import argparse
 import math
@@ -61,7 +61,7 @@ def seed(text: str) -> int:
 
 
 def check_files(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
-    """Raises InvalidInputError where a file could not be written, or writing it would destroy another one of the call.
+    """Raises InvalidInputError if a file could not be written, or writing it would destroy another file of the call.
 
     Args:
         outputs, inputs: Files by the options that name them.
@@ -81,7 +81,7 @@ def check_files(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | 
 
 
 def check_folder(option: str, folder: Path) -> None:
-    """Raises InvalidInputError where a folder is not there and cannot be made, or nothing can be written to it."""
+    """Raises InvalidInputError if a folder is missing and cannot be made, or cannot be written to."""
     there = Path(os.path.realpath(folder))
     while not os.path.lexists(there):
         there = there.parent
@@ -92,7 +92,7 @@ def check_folder(option: str, folder: Path) -> None:
 
 
 def check_picture(option: str, path: Path | None) -> None:
-    """Raises InvalidInputError where no picture can be drawn, or none of the kind that the name of a file asks for."""
+    """Raises an error if matplotlib is missing, or cannot draw the kind of picture that the name of the file asks for."""
     if path is None:
         return
     check_matplotlib(f"{option} needs")
@@ -112,7 +112,7 @@ def check_matplotlib(who_needs: str) -> None:
 
 
 def check_prompts(source: str, column: str | None) -> None:
-    """Raises as `PromptReader` does, and InvalidInputError where not a single record holds a prompt."""
+    """Raises as `PromptReader` does, and InvalidInputError if not a single record holds a prompt."""
     from ..jobs.prompts import PromptReader
 
     reader = PromptReader(source, column)
@@ -127,7 +127,7 @@ def check_prompts(source: str, column: str | None) -> None:
 
 
 def check_text(option: str, text: str) -> str:
-    """A text as it was given. Raises InvalidInputError where it is empty, or holds what was no text before it was read."""
+    """The text. Raises InvalidInputError if it is empty, or was read from bytes that are no text."""
     if not text:
         raise InvalidInputError(f"{option} is empty. Give at least one character.")
     if not is_unicode(text):
@@ -154,7 +154,7 @@ def _check_file(option: str, path: Path) -> None:
 
 
 def _identities(path: Path) -> list[Any]:
-    """What two names of one file have in common: where they lead to, and the file itself where it is there."""
+    """What all names of one file have in common: the path that they lead to and, if the file is there, its number."""
     identities: list[Any] = [os.path.realpath(path)]
     try:
         found = path.stat()

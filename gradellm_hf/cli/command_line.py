@@ -1,7 +1,7 @@
 """The command line: `gradellm COMMAND ...`, or `python -m gradellm_hf COMMAND ...`.
 
-Results go to standard output, progress and messages to standard error. Exit codes: 0 all is well; 1 some of it failed: a prompt
-of a job, a file that could not be written, engines that differ; 2 an error; 130 interrupted; 141 whoever read the output has
+Results go to standard output, progress and messages to standard error. Exit codes: 0 all is well; 1 a part failed (a prompt of
+a job, a file that could not be written, engines that differ); 2 an error; 130 interrupted; 141 the reader of the output has
 stopped reading.
 """
 
@@ -11,12 +11,12 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from .renamed import with_new_names
 
-# A command's module, of the same name, has `add_arguments(parser)` and `run(options) -> exit code`, and may have `RENAMED`, new
-# names of its options by old ones. Only that of the command given is imported.
+# The module of a command has the same name, and has `add_arguments(parser)` and `run(options) -> exit code`. It may have
+# `RENAMED`, the new names of its options by their old ones. Only the module of the given command is imported.
 COMMANDS = {
     "explain": "explain what a model writes, or why it would write a given text",
     "show": "show an explanation that was saved, or write it as a page or a picture",
@@ -25,7 +25,7 @@ COMMANDS = {
     "verify": "check that explanations are exact for a model",
     "demo": "ask a small real model a question and explain its answer",
 }
-_JOBS = ("dataset", "evaluate")  # the same command again goes on where it was stopped
+_JOBS = ("dataset", "evaluate")  # the same command, given again, continues these
 _EXAMPLES = """
 examples:
   gradellm explain HuggingFaceTB/SmolLM2-135M-Instruct --chat --prompt "Name a colour." --html colour.html
@@ -65,8 +65,8 @@ def _run(arguments: Sequence[str], chosen: str | None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    debug = {"action": "store_true", "help": "show the traceback of an error"}
-    parser.add_argument("--debug", **debug)  # type: ignore[arg-type]
+    debug: dict[str, Any] = {"action": "store_true", "help": "show the traceback of an error"}
+    parser.add_argument("--debug", **debug)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         command = subparsers.add_parser(
@@ -76,7 +76,7 @@ def _run(arguments: Sequence[str], chosen: str | None) -> int:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.add_argument("--debug", default=argparse.SUPPRESS, **debug)  # type: ignore[arg-type]
+        command.add_argument("--debug", default=argparse.SUPPRESS, **debug)
         if name == chosen:
             implementation = importlib.import_module(f".{name}", __package__)
             implementation.add_arguments(command)
@@ -92,9 +92,9 @@ def _run(arguments: Sequence[str], chosen: str | None) -> int:
 
 @contextlib.contextmanager
 def _writable_output() -> Iterator[None]:
-    """A context in which standard output and error take any text; at its end standard output is written out.
+    """A context in which standard output and error take any text. At its end, standard output is flushed.
 
-    A stream that the caller has closed takes it and loses it, and a character that the encoding lacks becomes a question mark.
+    Text for a stream that the caller has closed is lost. A character that the encoding lacks becomes a question mark.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
@@ -119,7 +119,7 @@ def _set_errors(stream: TextIO, errors: str | None) -> None:
 
 
 def _discard(stream: TextIO) -> None:
-    """What a stream still holds goes nowhere: at its end, Python would try once more to write it, and complain."""
+    """Drops what a stream still holds: otherwise Python would try to write it once more when it ends, and complain."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

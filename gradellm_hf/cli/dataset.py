@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     json_object: dict[str, Any] = {"type": _json_object, "default": {}, "metavar": "JSON"}
     group.add_argument("--explain-config", help="options of GradELLMConfig, e.g. '{\"layers\": 4}'", **json_object)
     group = parser.add_argument_group("generation")
-    group.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to write a prompt (default: 64)")
+    group.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to write per prompt (default: 64)")
     group.add_argument("--generate", help="more options of generate, e.g. '{\"do_sample\": true}'", **json_object)
     group.add_argument("--seed", type=seed, default=0, metavar="N", help="of sampling (default: %(default)s)")
     group = parser.add_argument_group("the job")
@@ -41,16 +41,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=at_least(1), default=8, metavar="N", help="prompts explained together (default: %(default)s)"
     )
     group.add_argument(
-        "--shard-size", type=at_least(1), metavar="N", help="prompts a file (default: a 64th of them, at most 32 batches)"
+        "--shard-size", type=at_least(1), metavar="N", help="prompts per file (default: a 64th of them, at most 32 batches)"
     )
     group.add_argument("--scores", choices=("float16", "float32"), default="float32", help="how the heatmaps are stored")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code, 1 where a prompt could not be explained.
+    """Runs the command; returns its exit code, 1 if a prompt could not be explained.
 
     Raises:
-        As `explain_dataset`; and OSError, where the model or the input cannot be read.
+        As `explain_dataset`; and OSError if the model or the input cannot be read.
     """
     from ..configuration import GradELLMConfig
     from ..dataset import explain_dataset
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         done = len(explanations) - len(explanations.errors)
         print(f"{done} of {len(explanations)} prompts explained in {options.output}", file=sys.stderr)
         if explanations.errors:
-            print("Run the same command again to try those again that lacked memory or the like.", file=sys.stderr)
+            print("Run the same command again to retry those that failed for lack of memory, or the like.", file=sys.stderr)
     state.destroy_process_group()
     return int(bool(explanations.errors))
 

@@ -5,7 +5,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from .checks import check_folder
 
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("demo-output"), help="folder for the results (default: %(default)s)"
     )
-    parser.add_argument("--color", action="store_true", help="colour the list even where the output is not a terminal")
+    parser.add_argument("--color", action="store_true", help="colour the list even if the output is not a terminal")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -49,7 +48,7 @@ def _ask_and_explain(folder: Path, color: bool) -> None:
     generated = model.generate(**generate_kwargs)
     generation_time = time.perf_counter() - start
     start = time.perf_counter()
-    out: Any = explain_generate(model, **generate_kwargs, explain_config=config)
+    out = explain_generate(model, **generate_kwargs, explain_config=config)
     both_time = time.perf_counter() - start
 
     explanation = out.explanations(tokenizer)[0]

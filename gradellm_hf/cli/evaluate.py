@@ -1,4 +1,4 @@
-"""`gradellm evaluate`, or `python -m gradellm_hf.evaluate`: how faithful are the explanations of a model, method by method?"""
+"""`gradellm evaluate`, or `python -m gradellm_hf.evaluate`: measures how faithful each method's explanations of a model are."""
 
 import argparse
 import json
@@ -11,12 +11,12 @@ from .model_options import add_model_arguments, load_model, use_own_device
 from .result_options import print_errors
 
 _EXAMPLES = """
-PROMPTS is a .jsonl or .parquet file or a folder of Dataset.save_to_disk. A record has a `prompt`, or a chat in `messages`, and
-where known: `id`; `task`, the group it is reported in; `target`, the continuation to explain; `rationale`, a list of
-[start, end], the characters that a person marked. Run the same command again to continue one that was stopped; in several
-processes with `torchrun --nproc_per_node N -m gradellm_hf.evaluate ...`.
+PROMPTS is a .jsonl or .parquet file or a folder of Dataset.save_to_disk. A record has a `prompt`, or a chat in `messages`. It
+may have: `id`; `task`, the group it is reported in; `target`, the continuation to explain; `rationale`, a list of [start, end],
+the characters that a person marked. Run the same command again to continue one that was stopped. For several processes:
+`torchrun --nproc_per_node N -m gradellm_hf.evaluate ...`.
 
-FOLDER gets manifest.json and records-*.jsonl while it runs; then results.json, results.md, and pictures.
+FOLDER gets manifest.json and records-*.jsonl during the run, and results.json, results.md and pictures at its end.
 
 examples:
   gradellm evaluate ./my-model --prompts prompts.jsonl --output evaluation
@@ -56,11 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--perturb-special-tokens", action="store_true", help="perturb template markers and the like, too")
     group.add_argument(
-        "--batch-size", type=at_least(1), default=32, metavar="N", help="texts a forward pass (default: %(default)s)"
+        "--batch-size", type=at_least(1), default=32, metavar="N", help="texts per forward pass (default: %(default)s)"
     )
     group.add_argument("--seed", type=seed, default=0, metavar="N", help="of all random draws (default: %(default)s)")
     group = parser.add_argument_group("how it is reported")
-    group.add_argument("--reference", metavar="METHOD", help="to compare with (default: grad_ellm, where it is among them)")
+    group.add_argument("--reference", metavar="METHOD", help="to compare with (default: grad_ellm, if it is among them)")
     group.add_argument(
         "--confidence", type=between(0, 1), default=0.95, metavar="X", help="of the intervals (default: %(default)s)"
     )
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code, 1 where a prompt could not be evaluated, or a method or metric failed on one.
+    """Runs the command; returns its exit code, 1 if a prompt could not be evaluated, or a method or metric failed on one.
 
     Raises:
         As `gradellm_hf.evaluation.evaluate`.
@@ -139,7 +139,7 @@ def report(evaluation: Any, folder: Path, options: argparse.Namespace) -> None:
     print(data if options.json else tables, end="")
     names: set[str] = set()
     for task in () if options.no_plots else summary.tasks:
-        rows = [row for row in summary.rows if row.task == task]  # none where, say, agreement is all that is measured
+        rows = [row for row in summary.rows if row.task == task]  # none if no metric is defined for this task
         name = "".join(c if c.isalnum() or c in "-_" else "_" for c in f"_{task[:100]}" if task)
         while name.lower() in names:  # of another task, whose name differs in other characters
             name += "_"

@@ -118,7 +118,7 @@ def _messages(name: str, text: str) -> list[dict[str, Any]]:
     from ..text.chats import check_chat
 
     try:
-        messages = json.loads(text)
+        messages: list[dict[str, Any]] = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise wrong(f"--chat with {name}: not a JSON list of messages: {error}") from error
     try:

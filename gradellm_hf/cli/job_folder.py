@@ -13,7 +13,7 @@ _LONGEST = 70  # characters of a text in a list
 
 
 def print_list(folder: Path, as_json: bool) -> None:
-    """Prints a line for each explanation, and each prompt that failed: its row, its id, its text or what went wrong."""
+    """Prints one line per explanation and per failed prompt: its row, its id, and its text or what went wrong."""
     from ..dataset.explanations import load_dataset_explanations
 
     for entry in _entries(load_dataset_explanations(folder)):
@@ -47,7 +47,7 @@ def load_one(folder: Path, row: int | None, name: str | None, sequence: int | No
     if row in explanations.errors:
         raise InvalidInputError(f"The prompt of row {row} failed: {explanations.errors[row]}")
     found = explanations[row]
-    several = found if isinstance(found, list) else [found]
+    several: list[Explanation] = found if isinstance(found, list) else [found]
     if sequence is None and len(several) > 1:
         raise InvalidInputError(f"Row {row} has {len(several)} sequences: give one with --sequence 0 to {len(several) - 1}.")
     if not 0 <= (sequence or 0) < len(several):

@@ -77,7 +77,7 @@ def load_model(options: argparse.Namespace, explain_config: "GradELLMConfig | No
 
 
 def check_model(options: argparse.Namespace) -> None:
-    """Raises InvalidInputError where it is plain without loading that there is no such model, or no such device."""
+    """Raises InvalidInputError if there is no such model, or no such device, as far as this is known without loading."""
     from ..errors import InvalidInputError
 
     path = Path(options.model)

@@ -1,4 +1,4 @@
-"""Options that say what becomes of an explanation, and doing it."""
+"""Options that say what to do with an explanation, and doing it."""
 
 import argparse
 import json
@@ -28,7 +28,7 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_results(options: argparse.Namespace, **inputs: Path | None) -> None:
-    """Raises InvalidInputError where a file that is asked for could not be written, or would replace another one of the call.
+    """Raises InvalidInputError if a file that is asked for could not be written, or would replace another file of the call.
 
     Args:
         inputs: Files that the call reads, by the options that name them.
@@ -65,7 +65,7 @@ def write_results(explanation: "Explanation", options: argparse.Namespace) -> in
 
 
 def print_json(value: Any) -> None:
-    """Prints a JSON value; with escapes where standard output has no characters for it, so that nothing of it is lost."""
+    """Prints a JSON value; with escapes if standard output cannot encode it, so that nothing is lost."""
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -75,7 +75,7 @@ def print_json(value: Any) -> None:
 
 
 def print_errors(errors: Mapping[int, str], verb: str, ids: Sequence[Any] | Mapping[int, Any]) -> None:
-    """Says which prompts of a job failed, and why; of many, the first. `ids`: what their records call them, or None."""
+    """Says which prompts of a job failed, and why; if they are many, only the first ones. `ids`: of their records, or None."""
     for index, error in list(errors.items())[:_SHOWN_ERRORS]:
         name = "" if ids[index] is None else f" ({ids[index]})"
         print(f"Prompt {index}{name} was not {verb}: {error}", file=sys.stderr)

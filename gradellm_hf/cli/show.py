@@ -69,7 +69,7 @@ def _load(path: Path, row: int) -> "Explanation":
             output = ExplainGenerateOutput.load(path)
         except InvalidInputError:
             raise error from None
-        return Explanation.from_output(output, row, None)
+        return output.explanation(row)
     if row != 0:
         raise InvalidInputError(f"There is no row {row}: {str(path)!r} holds one sequence, which is row 0.")
     return explanation

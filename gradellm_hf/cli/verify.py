@@ -7,7 +7,7 @@ from .model_options import add_model_arguments, load_model
 from .result_options import print_json
 
 _EXAMPLES = """
-Both engines explain a short random text, all layers of it. Exit code 1 where they differ by more than the tolerance.
+Both engines explain a short random text, with all layers. Exit code 1 if they differ by more than the tolerance.
 
 example:
   gradellm verify ./my-model --dtype float32

@@ -1,4 +1,4 @@
-"""Many prompts explained into a folder, in one process or several. May import all but `cli` and `evaluation`."""
+"""Many prompts explained into a folder, in one process or several. May import everything below it."""
 
 from .explanations import DatasetExplanations, load_dataset_explanations
 from .job import explain_dataset

@@ -1,4 +1,4 @@
-"""The prompts of a job in the order of their lengths, and how a range of them is explained, whatever goes wrong with some."""
+"""The prompts of a job in the order of their lengths, and the explanation of a range of them, of which some may fail."""
 
 import hashlib
 from array import array
@@ -81,18 +81,18 @@ class SortedPrompts:
             progress.update(len(batch))
 
     def _explain_or_split(self, batch: range) -> list[Result]:
-        """One batch. Where it fails, its prompts are explained one by one; where it does not fit in memory, its halves are."""
+        """One batch. If it does not fit into memory, its halves are explained; if it fails otherwise, each prompt alone."""
         try:
             return self._explain_batch(batch)
         except (UnsupportedArchitectureError, torch.AcceleratorError):
-            raise  # nothing else will work either: the model is not supported, or the device is lost until a new start
+            raise  # no other prompt will work: the model is not supported, or the device is lost until a new start
         except Exception as error:
             if len(batch) == 1:
                 self._check_others(batch.start, error)
                 index = self._order[batch.start]
                 return [Result(index, self._prompts.id(index), [], f"{type(error).__name__}: {error}")]
             size = -(-len(batch) // 2) if is_out_of_memory(error) else 1
-        release_memory()  # here the error, and what its traceback held on to, is gone
+        release_memory()  # only here: the error, and the tensors that its traceback refers to, are gone now
         parts = [batch[i : i + size] for i in range(0, len(batch), size)]
         return [result for part in parts for result in self._explain_or_split(part)]
 
@@ -113,7 +113,7 @@ class SortedPrompts:
         ]
 
     def _check_others(self, place: int, error: Exception) -> None:
-        """Before the first error is put down to its prompt: can the shortest of the other prompts be explained?"""
+        """Raises InvalidInputError if the first prompt that fails is not to blame: the shortest of the others fails too."""
         if self._has_explained:
             return
         others = (other for other in reversed(range(len(self))) if other != place and self._lengths[self._order[other]])
@@ -128,7 +128,7 @@ class SortedPrompts:
 
 @contextmanager
 def _seeded(text: str, model: Any) -> Iterator[None]:
-    """A context with a random state that follows from a text; afterwards the state is what it was."""
+    """A context with a random state that follows from a text; afterwards the state is as before."""
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with torch.random.fork_rng(devices):
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))

@@ -15,7 +15,7 @@ from ..results.explanation import Explanation
 from .shards import Shard, shard_paths
 
 FORMAT = "gradellm_hf.dataset"
-_OPEN_SHARDS = 16
+_OPEN_SHARDS = 16  # chosen by hand: far below the 256 files that systems let a process have open, enough to read in order
 
 
 class _Manifest(Manifest):
@@ -24,7 +24,7 @@ class _Manifest(Manifest):
 
 @dataclass(frozen=True)
 class FailedPrompt:
-    """What stands in the place of a prompt's explanations where it failed: nothing, so it is false, and says why.
+    """Takes the place of the explanations of a prompt that failed. It is empty, and so false, and says why.
 
     Attributes:
         index: Position of the prompt in the input.
@@ -51,19 +51,27 @@ class FailedPrompt:
 
 
 class DatasetExplanations(Sequence[Any]):
-    """The explanations of many prompts, in their order. They stay in their files until they are asked for.
+    """The explanations of many prompts, in the order of the prompts. They stay in their files until they are asked for.
 
-    `explanations[i]` is the `Explanation` of prompt `i`; a list of them, where several sequences were returned for each prompt;
-    a `FailedPrompt`, which is false, where the prompt failed. So there is one for each prompt, also when iterating.
+    `explanations[i]` is the `Explanation` of prompt `i`, or a list of them if several sequences were returned per prompt. If
+    the prompt failed, it is a `FailedPrompt`, which is false. So there is one entry per prompt, also when iterating.
 
     Attributes:
         manifest: How they were made.
-        ids: The `id` of each prompt's record; None where it has none.
-        errors: By the position of the prompt, class and message of what went wrong with those that failed.
+        ids: The `id` of each prompt's record; None if it has none.
+        errors: Class and message of what went wrong, by the position of the prompts that failed.
 
     Raises:
         FileNotFoundError: There is no such folder, or no job was started in it.
         InvalidInputError: The folder is damaged, or the job is not finished.
+
+    Examples:
+        >>> prompts = [{"id": "a", "prompt": "The capital of Italy is"}, {"id": "b", "prompt": ""}]
+        >>> explanations = explain_dataset(GradELLM(model, tokenizer), prompts, "explained", max_new_tokens=2)
+        >>> explanations.ids, bool(explanations[0]), bool(explanations[1])  # an empty prompt fails
+        (['a', 'b'], True, False)
+        >>> print(explanations.errors[1])
+        InvalidInputError: The prompt is empty: ...
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -100,7 +108,7 @@ class DatasetExplanations(Sequence[Any]):
         self.ids: list[Any] = [ids[index] for index in range(len(self))]
 
     def __len__(self) -> int:
-        return self.manifest["num_prompts"]
+        return int(self.manifest["num_prompts"])
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -121,9 +129,15 @@ class DatasetExplanations(Sequence[Any]):
 def load_dataset_explanations(output_dir: str | os.PathLike[str]) -> DatasetExplanations:
     """What `explain_dataset` wrote to a folder. Needs neither the model nor its tokenizer.
 
-    Example:
-        >>> for explanation in load_dataset_explanations("out"):
+    Raises:
+        FileNotFoundError: There is no such folder, or no job was started in it.
+        InvalidInputError: The folder is damaged, or the job is not finished.
+
+    Examples:
+        >>> _ = explain_dataset(model, ["The capital of Italy is"], "explained", tokenizer=tokenizer, max_new_tokens=2)
+        >>> for explanation in load_dataset_explanations("explained"):
         ...     if explanation:  # else the prompt failed, and `explanation.error` says why
         ...         print(explanation)
+        Explanation(2 generated tokens from 5, ...)
     """
     return DatasetExplanations(output_dir)

@@ -1,9 +1,9 @@
 """Many prompts: `explain_dataset`, in one process or in several.
 
-The prompts are sorted by their number of tokens and cut into batches; some batches make a shard. All of that follows from
-the input alone, so a shard holds the same whoever computes it and when. Each process computes its share of the shards that are
-not there yet and writes each to a file of its own, which appears as a whole or not at all: a job that is stopped, however
-hard, loses at most the shard that each process was working on, and goes on with that one when it is started again.
+The prompts are sorted by their number of tokens and cut into batches; several batches make a shard. All of this follows from
+the input alone. So a shard holds the same whichever process computes it, and when. Each process computes its share of the
+missing shards and writes each to a file of its own, which appears as a whole or not at all. If a job is stopped, even killed,
+each process loses at most the shard that it was working on. The job continues there when it is started again.
 """
 
 import os
@@ -29,6 +29,8 @@ from .explanations import FORMAT, DatasetExplanations, load_dataset_explanations
 from .shards import SHARDS, Result, Shard, shard_path, write_shard
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
+# Chosen by hand. A job of any size has about 64 shards, so that several processes have like shares, and a stopped one loses
+# little; but a shard has at most 32 batches, whose explanations are in memory until it is written.
 _MOST_SHARDS, _BATCHES_PER_SHARD = 64, 32
 
 
@@ -47,26 +49,26 @@ def explain_dataset(
     score_dtype: str = "float32",
     **generate_kwargs: Any,
 ) -> DatasetExplanations:
-    """Explains what a model writes after each of many prompts, into a folder; continues where it was stopped.
+    """Explains what a model writes after each of many prompts, into a folder. The same call continues a job that was stopped.
 
-    In a process that `accelerate launch` or `torchrun` started, each process explains its share, with the model on its own
-    device. The results depend neither on the number of processes nor on interruptions. With another batch size, or where a
-    batch did not fit in memory and was halved, they may differ in the last bits, and samples are others.
+    If `accelerate launch` or `torchrun` started several processes, each explains its share, with the model on its own device.
+    The results do not depend on the number of processes or on interruptions. With another batch size, or if a batch did not
+    fit into memory and was halved, scores may differ in their last bits, and sampled texts are different.
 
-    A prompt that cannot be explained is recorded with its error (see `DatasetExplanations.errors`), and the others go on. The
-    same call tries those again that failed for something else than what they are: a lack of memory, say.
+    A prompt that cannot be explained is recorded with its error (see `DatasetExplanations.errors`), and the job goes on. The
+    same call tries prompts again whose error may pass, such as a lack of memory.
 
     Args:
-        model: As for `explain_generate`; or a `GradELLM`, which brings its tokenizer and configuration.
+        model: As for `explain_generate`; or a `GradELLM`, which has its tokenizer and configuration.
         prompts: A `.jsonl` or `.parquet` file, a folder of `Dataset.save_to_disk`, a `datasets.Dataset`, or any iterable.
             A record is a text, a chat (a list of messages), or a mapping with one of these under `prompt`, `messages` or
             `chat`, and possibly an `id`.
-        output_dir: The folder to write to, or to continue. It is made where it is missing.
+        output_dir: The folder to write to, or to continue. It is made if it is missing.
         tokenizer: The model's.
         explain_config: What to explain and how.
         column: The field of a record with the prompt.
         batch_size: Number of prompts that are explained together, of similar length.
-        shard_size: Number of prompts a file; rounded up to whole batches. None: a 64th of the prompts, 32 batches at most.
+        shard_size: Prompts per file, rounded up to whole batches. None: a 64th of the prompts, 32 batches at most.
         seed: Of sampling. A batch is sampled from this seed and its place in the job.
         score_dtype: `"float32"` or `"float16"`: how the heatmaps are stored.
         **generate_kwargs: For `model.generate`: `max_new_tokens`, `do_sample`, ...
@@ -75,9 +77,15 @@ def explain_dataset(
         The explanations, in the order of the prompts; as `load_dataset_explanations(output_dir)`.
 
     Raises:
-        InvalidInputError: An argument is not usable; the folder holds another job, with what differs, or is being written to;
-            or no prompt can be explained with these arguments.
+        InvalidInputError: An argument is not usable; the folder holds another job (the message says what differs), or another
+            job is writing to it; or no prompt can be explained with these arguments.
         UnsupportedArchitectureError: The model cannot be explained exactly.
+
+    Examples:
+        >>> prompts = ["The capital of Italy is", "The capital of France is"]
+        >>> explanations = explain_dataset(model, prompts, "explained", tokenizer=tokenizer, max_new_tokens=4)
+        >>> explanations[1].attributions.shape  # [N, S]
+        torch.Size([4, 9])
     """
     if not isinstance(model, GradELLM):
         model = GradELLM(model)
@@ -115,7 +123,7 @@ def _write_missing_shards(prompts: SortedPrompts, job: dict[str, Any], folder: P
 
 
 def _to_do(prompts: SortedPrompts, places: range, folder: Path, number: int) -> int:
-    """How many of these prompts are to be explained, also once more."""
+    """How many of these prompts are to be explained, for the first time or again."""
     path = shard_path(folder, number)
     if not path.exists():
         return len(places)
@@ -126,7 +134,7 @@ def _to_do(prompts: SortedPrompts, places: range, folder: Path, number: int) -> 
 
 
 def _results(prompts: SortedPrompts, places: range, path: Path, progress: Any) -> Iterator[Result]:
-    """What becomes of these prompts: what the file holds, where there is one, but for failures that may pass."""
+    """The results of these prompts: those in the file, if there is one; failures that may pass are tried again."""
     if not path.exists():
         yield from prompts.explain(places, progress)
         return

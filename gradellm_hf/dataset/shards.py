@@ -44,7 +44,7 @@ class Record(TypedDict):
 
 
 class _Common(TypedDict, total=False):
-    """What the explanations of a shard have in common; nothing where there are none."""
+    """What the explanations of a shard have in common; empty if there are none."""
 
     layers: list[Natural] | None
     layer_names: list[str] | None
@@ -63,7 +63,7 @@ class Result:
     Attributes:
         index: Position of the prompt in the input.
         id: The name that its record gives it.
-        explanations: Empty where it failed.
+        explanations: Empty if it failed.
         error: Class and message of what went wrong.
     """
 
@@ -82,10 +82,10 @@ def shard_paths(folder: Path) -> list[Path]:
 
 
 def write_shard(path: Path, results: Iterable[Result], dtype: torch.dtype) -> None:
-    """Writes what became of some prompts to one safetensors file.
+    """Writes the results of some prompts to one safetensors file.
 
-    Of each heatmap `[N, S]` the scores of what a step can see are kept, one step after the other: `N * P + N * (N - 1) / 2`
-    of them. Texts are UTF-8 bytes.
+    Of each heatmap `[N, S]` only the scores of positions before the step are kept, one step after the other:
+    `N * P + N * (N - 1) / 2` of them. Texts are UTF-8 bytes.
 
     Args:
         dtype: Of the scores.
@@ -128,7 +128,7 @@ class Shard:
         self._common = known_fields(metadata["common"], _Common)
 
     def explanations(self, index: int, **attributes: Any) -> list[Explanation]:
-        """The explanations of a prompt; none where it failed.
+        """The explanations of a prompt; none if it failed.
 
         Args:
             attributes: Further attributes of the explanations, which the file does not hold.
@@ -143,7 +143,7 @@ class Shard:
         return explanations
 
     def is_worth_another_try(self, index: int) -> bool:
-        """Whether a prompt failed, but not for what it is."""
+        """Whether a prompt failed with an error that may pass."""
         error = self.prompts[index]["error"]
         return error is not None and may_pass(error)
 
@@ -154,7 +154,7 @@ class Shard:
 
 
 def check_storable(explanation: Explanation, dtype: torch.dtype) -> None:
-    """Raises InvalidInputError where scores are too large for `dtype`."""
+    """Raises InvalidInputError if scores are too large for `dtype`."""
     for scores in (explanation.attributions, explanation.layer_attributions):
         if scores is not None and not scores.to(dtype).isfinite().all():
             raise InvalidInputError(f"The largest scores do not fit into {dtype}. Store them as float32.")
@@ -165,7 +165,7 @@ def _prefix(index: int, row: int) -> str:
 
 
 def _visible(num_steps: int, length: int) -> Tensor:
-    """Which positions each step can see, `[N, S]`."""
+    """Which positions are before each step, `[N, S]`."""
     return earlier_positions(length - num_steps, num_steps, length)
 
 

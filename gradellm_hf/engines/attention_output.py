@@ -1,8 +1,8 @@
 """`channel="attention_output"`: gradients at the attention modules' outputs, and the raw queries, keys and values.
 
-This is where the published implementation looks (`GradELLMConfig.paper()`). Keys and values before RoPE are in no cache,
-so the prompt runs once more with hooks on the projections; the heatmap of a layer is computed when the backward pass
-reaches the output of its attention module.
+The published implementation (`GradELLMConfig.paper()`) looks there. No cache has the keys and values before RoPE, so the prompt
+runs once more, with hooks on the projections. The heatmap of a layer is computed when the backward pass reaches the output of
+its attention module.
 """
 
 import contextlib
@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from model_patches import find_adapter
-
+from ..architecture.adapters import find_adapter
 from ..architecture.hooks import thread_hook
 from ..architecture.tensor_parallel import gather_heads
 from ..errors import UnsupportedArchitectureError
@@ -24,12 +23,15 @@ if TYPE_CHECKING:
 
 
 class AttentionOutputChannel:
-    """A context in which the explained layers' projections and attention outputs are watched, in this thread only.
+    """Computes heatmaps from what the projections and the attention modules of the explained layers put out.
+
+    A context manager: its hooks are on the modules while it is open, and see calls of this thread only. Queries, keys and
+    values are kept when a forward pass computes them; a chunk's keys and values are added to those of the chunks before.
 
     Args:
-        model: The model, for its adapter.
+        model: The model; its adapter names the projections.
         modules: Attention modules of the explained layers, by layer.
-        spatial: `"attention"` or `"loosened"`.
+        spatial: `"attention"` or `"loosened"`; see `GradELLMConfig`.
     """
 
     def __init__(self, model: "PreTrainedModel", modules: dict[int, nn.Module], spatial: str):
@@ -45,13 +47,13 @@ class AttentionOutputChannel:
     def open_chunk(
         self, num_steps: int, mask: Callable[[], Tensor], record: Callable[[int, Tensor], None], *, whole_prefix: bool
     ) -> None:
-        """From here on, backward passes call `record(layer, heatmap [R, N, T])` for the last queries of the last forward.
+        """To be called before the forward pass of a chunk. The backward pass then calls `record` once per layer.
 
         Args:
-            num_steps: `N`.
-            mask: Gives the attention mask of the layer that is running, `[R or 1, H or 1, queries, T]`.
-            record: Takes the heatmaps.
-            whole_prefix: Whether the forward pass starts at the first position again.
+            num_steps: Number of steps in the chunk, `N`. Its last `N` queries predict them.
+            mask: Returns the attention mask of the layer that is running, `[R or 1, H or 1, queries, T]`.
+            record: Is called with a layer and its heatmap, `[R, N, T]`.
+            whole_prefix: Whether the forward pass begins at the first position again, so that nothing is kept from before.
         """
         self._num_steps, self._mask, self._record = num_steps, mask, record
         if whole_prefix:
@@ -59,12 +61,12 @@ class AttentionOutputChannel:
         self._before = {layer: dict(states) for layer, states in self._states.items()}
 
     def close_chunk(self) -> None:
-        """Forgets what has been seen since `open_chunk`."""
+        """Forgets what was kept since `open_chunk`, so that the chunk can be run again."""
         self._states = self._before
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[None]:
-        """Only what runs in here is looked at: a target function may run the model too."""
+        """A context for the model calls that count. Other calls, such as those of a target function, are not looked at."""
         self._watching = True
         try:
             yield
@@ -96,7 +98,9 @@ class AttentionOutputChannel:
                 f'`channel="attention_output"` looks at the query, key and value projections. {error}'
             ) from error
 
-    def _projection_hook(self, layer: int, by_name: Callable[[Tensor], dict[str, Tensor]]) -> Callable:
+    def _projection_hook(
+        self, layer: int, by_name: Callable[[Tensor], dict[str, Tensor]]
+    ) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             if not self._watching:
                 return
@@ -108,7 +112,7 @@ class AttentionOutputChannel:
 
         return hook
 
-    def _output_hook(self, layer: int) -> Callable:
+    def _output_hook(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             if not self._watching or self._mask is None:
                 return
@@ -122,7 +126,8 @@ class AttentionOutputChannel:
 
             def differentiate(gradient: Tensor) -> None:
                 heatmap = flattened_layer_heatmap(gradient[:, last].to(precision), query, key, value, visible, self._spatial)
-                self._record(layer, heatmap)  # type: ignore[misc]
+                if self._record is not None:
+                    self._record(layer, heatmap)
 
             attention_output.register_hook(differentiate)
 

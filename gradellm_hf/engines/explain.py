@@ -1,4 +1,4 @@
-"""Which engine explains: replaying where that is exact, else step by step."""
+"""Which engine explains: the replay engine if it is exact for the model, else the stepwise engine."""
 
 import warnings
 from typing import Any
@@ -21,11 +21,11 @@ from .stepwise import stepwise_as_written
 def explain(
     facts: ModelFacts, sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
 ) -> Heatmaps:
-    """Explains sequences with the engine that the configuration names, or with the stepwise one where replaying is not exact.
+    """Explains sequences with the engine that the configuration names, or with the stepwise one if replaying is not exact.
 
     Args:
         layers: Explained layers, ascending.
-        cache: Keys and values of the first `P - 1` positions, taken over; None: they are computed where needed.
+        cache: Keys and values of the first `P - 1` positions, which this call may change. None: they are computed if needed.
 
     Raises:
         InvalidInputError: The model produces NaN, or the processes that share it have different texts.
@@ -45,7 +45,7 @@ def explain(
             except LogitsDifferError as error:
                 difference = f"the logits of new token {error.step} by {error.difference:.1e} of their size"
                 reason = f"replaying several tokens at once changes {difference}, against those in `generate`"
-                cache = cache if is_plain(cache) else None  # what is not plain has been written to
+                cache = cache if is_plain(cache) else None  # any other cache has been written to
         if reason is not None:
             warnings.warn(
                 f"`{model.config.model_type}` is explained with the stepwise engine, which is exact but slow: {reason}.",

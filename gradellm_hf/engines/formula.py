@@ -15,7 +15,7 @@ from ..architecture.tolerances import HEAD_OUTPUTS
 
 
 def group_heads(x_RHND: torch.Tensor, num_groups: int) -> torch.Tensor:
-    """Query heads by the key/value head they share: `[R, H, N, D] -> [R, G, M, N, D]`."""
+    """Query heads grouped by the key/value head that they share: `[R, H, N, D] -> [R, G, M, N, D]`."""
     rows, heads, queries, dim = x_RHND.shape
     return x_RHND.reshape(rows, num_groups, heads // num_groups, queries, dim)
 
@@ -50,7 +50,7 @@ def attention_weights(scores_RGMNT: torch.Tensor, mask: torch.Tensor, sinks_GM: 
 
     Args:
         scores_RGMNT: Scaled (and possibly soft-capped) products of queries and keys.
-        mask: Bool (True where visible) or additive, broadcastable to the scores.
+        mask: Bool (True for visible keys) or additive, broadcastable to the scores.
         sinks_GM: Score of each head's attention sink: one more term of the normaliser, with value 0.
     """
     if mask.dtype == torch.bool:
@@ -92,7 +92,7 @@ def head_heatmap(
 
 
 def explains_head_outputs(weights_RHNT: torch.Tensor, value_RGTD: torch.Tensor, output_RHND: torch.Tensor) -> bool:
-    """Whether attention weights times values are the head outputs, up to rounding (NaN is not judged here)."""
+    """Whether attention weights times values are the head outputs, up to rounding. True for NaN, which others report."""
     groups = value_RGTD.shape[1]
     expected = group_heads(weights_RHNT.to(value_RGTD.dtype), groups).flatten(2, 3) @ value_RGTD
     if expected.numel() != output_RHND.numel():
@@ -112,7 +112,8 @@ def loosened_weights(products: torch.Tensor, query: torch.Tensor, key: torch.Ten
         mask: Bool or additive, broadcastable to `products`.
     """
     visible = visible_keys(mask)
-    norms = torch.linalg.vector_norm(query, dim=-1)[..., None] * torch.linalg.vector_norm(key, dim=-1)[..., None, :]
+    query_norms, key_norms = (torch.linalg.vector_norm(x, dim=-1) for x in (query, key))
+    norms: torch.Tensor = query_norms[..., None] * key_norms[..., None, :]
     cosines = products / norms.clamp_min(torch.finfo(norms.dtype).tiny)
     lowest = cosines.masked_fill(~visible, torch.inf).amin(-1, keepdim=True)
     highest = cosines.masked_fill(~visible, -torch.inf).amax(-1, keepdim=True)

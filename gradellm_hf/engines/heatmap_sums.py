@@ -1,4 +1,4 @@
-"""Where the engines add up the heatmaps of the layers."""
+"""The sums of the layers' heatmaps, to which the engines add."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class Heatmaps:
 
     Attributes:
         attributions: `a[n, i]`, `[R, N, S]`.
-        layer_attributions: `[R, len(layers), N, S]`, or None where not asked for.
+        layer_attributions: `[R, len(layers), N, S]`, or None if not asked for.
         target_scores, token_probabilities: `[R, N]`.
     """
 
@@ -46,6 +46,13 @@ class Heatmaps:
         )
 
     @property
+    def kept_layer_attributions(self) -> Tensor:
+        """`layer_attributions`, if they were asked for."""
+        if self.layer_attributions is None:
+            raise ValueError("The heatmaps of the layers were not asked for: `output_layer_attributions=True` keeps them.")
+        return self.layer_attributions
+
+    @property
     def are_finite(self) -> bool:
         """Whether scores, targets and probabilities are numbers."""
         parts = (self.attributions, self.target_scores, self.token_probabilities)
@@ -56,31 +63,32 @@ class Heatmaps:
         self.token_probabilities[:, first:last] = targets.probabilities.to(self.token_probabilities)
 
     def chunk(self, first: int, last: int) -> "ChunkHeatmaps":
-        """A collection of those of the steps `first:last`. Step `n` is predicted at position `P + n - 1`."""
+        """An empty collection for the steps `first:last`. Step `n` is predicted at position `P + n - 1`."""
         return ChunkHeatmaps(slice(first, last), self.prompt_length - 1 + last, self)
 
     def put(self, chunk: "ChunkHeatmaps", scale: Tensor) -> None:
-        """Fills in what a chunk has collected, times the scale of each step's gradient, `[R, N]`."""
+        """Adds what a chunk has collected, times the scale of each step's gradient, `[R, N]`."""
         scale = scale.to(self.attributions)[..., None]
         for total in chunk.totals.values():
             self.attributions[:, chunk.steps, : chunk.end] += scale * total.to(self.attributions)
         for layer, heatmap in chunk.by_layer.items():
             where = (slice(None), self.layers.index(layer), chunk.steps, slice(chunk.end - heatmap.shape[-1], chunk.end))
-            self.layer_attributions[where] = scale * heatmap.to(self.attributions)  # type: ignore[index]
+            self.kept_layer_attributions[where] = scale * heatmap.to(self.attributions)
 
 
 class ChunkHeatmaps:
-    """What the backward pass of a chunk of steps finds, in the unit of the scaled gradient, each on the device of its layer.
+    """The heatmaps that the backward pass of a chunk of steps finds, per unit of the scaled gradient.
 
-    Autograd runs a thread a device, and there each node on the stream on which the caller ran its forward pass. Of other
-    devices the thread does not know the caller's streams: what it copied there would be on their default streams, and
-    nobody would wait for it. So it adds up on its own device, and the caller puts the devices' sums together.
+    Each stays on the device of its layer until the backward pass is over. Autograd runs one thread per device. A thread runs
+    its nodes on the stream on which the caller ran their forward pass, but it does not know the caller's streams on other
+    devices. A copy to another device would be made on that device's default stream, and nobody would wait for it. So each
+    thread adds up on its own device, and the caller adds the sums of the devices afterwards.
 
     Attributes:
         steps: The steps of the chunk.
         end: The number of positions that its last step sees.
-        totals: By device, the sum of its layers' heatmaps, `[R, N, end]`.
-        by_layer: By layer, its heatmap, `[R, N, T]`, of the last `T` of these positions; empty where not asked for.
+        totals: By device, the sum of the heatmaps of its layers, `[R, N, end]`.
+        by_layer: By layer, its heatmap over the last `T` of these positions, `[R, N, T]`; empty if not asked for.
     """
 
     def __init__(self, steps: slice, end: int, heatmaps: Heatmaps):

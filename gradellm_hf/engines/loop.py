@@ -1,7 +1,6 @@
-"""The loop that all engines share: run a chunk of steps, evaluate the target, go backward, add up the heatmaps."""
+"""The loop that all engines share: run a chunk of steps, evaluate the target, run the backward pass, add up the heatmaps."""
 
 import contextlib
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -10,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..architecture.caches import detach_cache, fork_cache, is_plain, key_lengths
+from ..architecture.caches import detach_cache, fork_if_plain, key_lengths, written_to_before_backward
+from ..architecture.compat import cache_of, heeded_keywords
 from ..architecture.facts import ModelFacts
 from ..architecture.interception import attention_handler
 from ..architecture.offloading import reload_offloaded_weights
@@ -26,34 +26,39 @@ from .position_local import AttentionOptions
 from .targets import check_contrast, contrast_ids, evaluate_target
 
 Record = Callable[[int, Tensor], None]
-
-_mutable_lock = threading.RLock()  # torch lets one thread at a time change saved tensors
+AttentionResult = tuple[Tensor, Tensor | None]  # the head outputs `[R, N, H, Dv]`, and attention weights
 
 
 class AttentionWatch(ABC):
     """How an engine looks at the attention layers during one forward pass and its backward pass.
 
-    The forward pass starts without gradients; they are switched on when it reaches the lowest explained layer, so that
-    nothing is kept of the layers below.
+    The forward pass starts without gradients. They are switched on when it reaches the lowest explained layer, so that nothing
+    of the layers below is kept.
 
     Attributes:
         forward_kwargs: What the forward pass is asked for in addition.
         whole_prefix: Whether the forward pass runs from the first position on, without a cache.
-        head_widths: Channels of the head outputs of each explained layer, `H * D` of the heads in this process.
 
     Args:
         facts: The model.
         layers: Explained layers, ascending, as numbers of calls.
-        formula: How the heads make a heatmap; None where `channel="attention_output"` computes the heatmaps.
+        formula: How the heads make a heatmap; None if `channel="attention_output"` computes the heatmaps.
         record: Takes a layer and its heatmap, `[R, N, T]`; called in the backward pass.
+        head_widths: Takes the channels of the head outputs of each explained layer, `H * D` of the heads in this process.
     """
 
     forward_kwargs: ClassVar[dict[str, Any]] = {}
     whole_prefix: ClassVar[bool] = False
 
-    def __init__(self, facts: ModelFacts, layers: list[int], formula: HeadFormula | None, record: Record):
-        self.facts, self.layers, self.formula, self.record = facts, layers, formula, record
-        self.head_widths: dict[int, int] = {}
+    def __init__(
+        self,
+        facts: ModelFacts,
+        layers: list[int],
+        formula: HeadFormula | None,
+        record: Record,
+        head_widths: dict[int, int],
+    ):
+        self.facts, self.layers, self.formula, self.record, self.head_widths = facts, layers, formula, record, head_widths
 
     @abstractmethod
     def open(self, cache: Any, num_positions: int) -> AbstractContextManager[Any]:
@@ -74,30 +79,31 @@ class InterfaceWatch(AttentionWatch):
     def __init__(self, *args: Any):
         super().__init__(*args)
         self._num_calls = 0
-        self._mask: Callable[[], Tensor] | None = None
+        self._mask: Callable[[], Tensor] = _no_mask
         self._num_keys: dict[int, int] = {}
 
     @contextlib.contextmanager
-    def open(self, cache: Any, num_positions: int) -> Any:
+    def open(self, cache: Any, num_positions: int) -> Iterator[None]:
         self._num_keys = key_lengths(cache, num_positions)
         try:
-            with attention_handler(self._handle):
+            with attention_handler(self.facts.model, self._handle):
                 yield
         finally:
-            self._mask = None  # it reaches the graph, whose backward functions reach this watch: nobody could collect that
-        if self._num_calls != (expected := len(self.facts.attention)):
+            # The last one refers to the graph, whose backward functions refer to this watch: a cycle that nobody collects.
+            self._mask = _no_mask
+        expected = len(self.facts.attention)
+        if self._num_calls != expected:
             raise UnsupportedArchitectureError(
                 f"`{self.facts.model_type}` called its attention function {self._num_calls} times in a forward pass and "
                 f"{expected} times in another one, so its layers cannot be told apart."
             )
 
     def visible(self) -> Tensor:
-        assert self._mask is not None  # asked for while a layer runs
         return self._mask()
 
     def _handle(
         self,
-        function: Callable,
+        function: Callable[..., AttentionResult],
         module: nn.Module,
         query: Tensor,
         key: Tensor,
@@ -105,21 +111,21 @@ class InterfaceWatch(AttentionWatch):
         attention_mask: Tensor | None,
         scaling: float | None = None,
         **keywords: Any,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> AttentionResult:
         layer = self._num_calls
         self._num_calls += 1
         expected = self._num_keys.get(getattr(module, "layer_idx", -1), key.shape[2])
         if key.shape[2] != expected:
             raise UnsupportedArchitectureError(
-                f"{type(module).__name__} of `{self.facts.model_type}` attends to {key.shape[2]} keys where its cache "
+                f"{type(module).__name__} of `{self.facts.model_type}` attends to {key.shape[2]} keys, but its cache "
                 f"has {expected} positions: some of its keys do not stand for one token each."
             )
 
-        def own() -> tuple[Tensor, Tensor | None]:
+        def own() -> AttentionResult:
             return function(module, query, key, value, attention_mask, scaling=scaling, **keywords)
 
         def options() -> AttentionOptions:
-            return AttentionOptions.from_call(module, query, key, attention_mask, scaling, keywords)
+            return AttentionOptions.from_call(module, query, key, attention_mask, scaling, heeded_keywords(function, keywords))
 
         self._mask = lambda: options().mask
         self.head_widths[layer] = query.shape[1] * value.shape[-1]
@@ -131,16 +137,20 @@ class InterfaceWatch(AttentionWatch):
     def attend(
         self,
         layer: int,
-        own: Callable[[], tuple[Tensor, Tensor | None]],
+        own: Callable[[], AttentionResult],
         query: Tensor,
         key: Tensor,
         value: Tensor,
         options: Callable[[], AttentionOptions],
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> AttentionResult:
         """The head outputs `[R, N, H, Dv]` and attention weights, as an attention function returns them.
 
-        `own()` is the model's own attention on the same arguments, `options()` what else it puts into the softmax.
+        `own()` runs the model's own attention on the same arguments. `options()` is what else goes into the softmax.
         """
+
+
+def _no_mask() -> Tensor:
+    raise RuntimeError("No layer is running.")
 
 
 def explain_steps(
@@ -159,10 +169,10 @@ def explain_steps(
 
     Args:
         layers: Explained layers, ascending.
-        cache: Keys and values of the first `P - 1` positions, taken over; None: they are computed.
+        cache: Keys and values of the first `P - 1` positions, which this call may change. None: they are computed.
         chunk_size: Number of steps to explain together.
-        prompt_at_once: Explain the first step in the call that reads the whole prompt, as `generate` does, without a cache.
-            For models in which it matters how many tokens a call has; the gradients of a whole prompt take memory.
+        prompt_at_once: Explain the first step in one call that reads the whole prompt, as `generate` does. It is for models
+            whose result depends on how many tokens a call has; the gradients of a whole prompt take memory.
 
     Raises:
         GradELLMError: Not even a single step fits in memory.
@@ -196,7 +206,7 @@ def explain_steps(
                 progress.update(last - first)
                 first = last
                 continue
-            release_memory()  # here the error, and what its traceback held on to, is gone
+            release_memory()  # only here: the error, and the tensors that its traceback refers to, are gone now
     return run.heatmaps
 
 
@@ -232,21 +242,20 @@ class _Run:
         begin = 0 if from_start else begin
         prompt_kwargs = sequences.prefill_kwargs if from_start else {}
         missing, heatmaps = set(self.layers), self.heatmaps.chunk(first, last)
+        head_widths: dict[int, int] = {}
 
         def record(layer: int, heatmap: Tensor) -> None:
             missing.discard(layer)
-            if channel is None:  # which has gathered all heads
+            if channel is None:  # a channel has gathered all heads already
                 heatmap = sum_over_heads(heatmap, head_group(self.facts.attention[layer], head_widths[layer]))
             heatmaps.add(layer, heatmap)
 
         formula = None if channel else HeadFormula(self.config.spatial, self.config.positive_part == "head")
-        watch = self.watch_type(self.facts, self.layers, formula, record)
-        head_widths = watch.head_widths
+        watch = self.watch_type(self.facts, self.layers, formula, record, head_widths)
         if channel:
             channel.open_chunk(last - first, watch.visible, record, whole_prefix=from_start)
-        if is_plain(cache):
-            cache = fork_cache(cache)  # the one before stays what it is, should this fail
-        with reload_offloaded_weights(self.facts.model), _mutable(cache, self.prompt_at_once):
+        cache = fork_if_plain(cache)  # if this fails, the cache from before is still there
+        with reload_offloaded_weights(self.facts.model), written_to_before_backward(cache, self.prompt_at_once):
             with torch.no_grad(), self.watched(), watch.open(cache, end - begin):
                 outputs = sequences.forward(self.facts, begin, end, cache, **prompt_kwargs, **watch.forward_kwargs)
             logits = outputs.logits[:, first - last :]
@@ -265,20 +274,10 @@ class _Run:
         self.heatmaps.put(heatmaps, targets.scale)
         if watch.whole_prefix:
             return cache
-        detach_cache(outputs.cache)
-        return outputs.cache
+        detach_cache(cache := cache_of(outputs))
+        return cache
 
     def undo(self) -> None:
-        """Takes back what a failed attempt has left."""
+        """Forgets what a failed attempt has left."""
         if self.channel:
             self.channel.close_chunk()
-
-
-@contextlib.contextmanager
-def _mutable(cache: Any, prompt_at_once: bool) -> Iterator[None]:
-    """Recurrent caches write into tensors that the backward pass still needs, also in a prompt; plain ones never do."""
-    if is_plain(cache) or (cache is None and not prompt_at_once):
-        yield
-        return
-    with _mutable_lock, torch.autograd.graph.allow_mutation_on_saved_tensors():
-        yield

@@ -1,7 +1,7 @@
 """Stepwise explanation of models that do not look up their attention function in Transformers' AttentionInterface.
 
-Their head outputs are what goes into the output projection of an attention module; their attention weights are asked for
-with `output_attentions`. That the one is the other times the values is checked at every step.
+The input of an attention module's output projection has the head outputs. `output_attentions` gives the attention weights. At
+every step it is checked that the head outputs are the weights times the values.
 """
 
 import contextlib
@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from model_patches import find_adapter
-
+from ..architecture.adapters import find_adapter
+from ..architecture.compat import cache_of
 from ..architecture.hooks import thread_hook
 from ..errors import UnsupportedArchitectureError
 from .formula import explains_head_outputs, head_heatmap
@@ -42,8 +42,10 @@ class ProjectionWatch(AttentionWatch):
         raise NotImplementedError  # `channel="attention_output"` is refused for models without the interface
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:
-        assert self.formula is not None  # `channel="attention_output"` is refused for models without the interface
-        if any(x is None for x in getattr(outputs, "attentions", None) or [None]):
+        if self.formula is None:
+            raise NotImplementedError  # `channel="attention_output"` is refused for models without the interface
+        attentions = getattr(outputs, "attentions", None)
+        if not attentions or any(weights is None for weights in attentions):
             raise UnsupportedArchitectureError(
                 f"`{self.facts.model_type}` returns no attention weights with `output_attentions=True`, and does not "
                 "call Transformers' AttentionInterface, so its attention cannot be seen."
@@ -65,9 +67,10 @@ class ProjectionWatch(AttentionWatch):
 
     def _values(self, layer: int, outputs: Any) -> Tensor:
         """`[R, G, T, Dv]`."""
-        return outputs.cache.layers[layer].values.detach()
+        values: Tensor = cache_of(outputs).layers[layer].values
+        return values.detach()
 
-    def _keep(self, layer: int) -> Callable:
+    def _keep(self, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             head_output = args[0]
             if layer == self.layers[0]:
@@ -80,7 +83,7 @@ class ProjectionWatch(AttentionWatch):
 
 
 class PrefixProjectionWatch(ProjectionWatch):
-    """The same for models without a cache: the whole prefix runs at every step, values come from the value projections."""
+    """The same for models without a cache: the whole prefix runs at every step, and values come from the value projections."""
 
     whole_prefix: ClassVar[bool] = True
 
@@ -99,10 +102,13 @@ class PrefixProjectionWatch(ProjectionWatch):
             stack.enter_context(super().open(cache, num_positions))
             yield
 
-    def _keep_values(self, layer: int, by_name: Callable[[Tensor], dict[str, Tensor]]) -> Callable:
+    def _keep_values(
+        self, layer: int, by_name: Callable[[Tensor], dict[str, Tensor]]
+    ) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            if (value := by_name(output.detach()).get("value")) is not None:
-                self._value_states[layer] = value
+            states = by_name(output.detach())
+            if "value" in states:
+                self._value_states[layer] = states["value"]
 
         return hook
 
@@ -113,4 +119,5 @@ class PrefixProjectionWatch(ProjectionWatch):
 
 def _by_head(x: Tensor, heads: int) -> Tensor:
     """`[R, N, H * D] -> [R, H, N, D]`."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    by_head: Tensor = x.unflatten(-1, (heads, -1))
+    return by_head.transpose(1, 2)

@@ -12,27 +12,32 @@ from ..architecture.tensor_parallel import smallest
 from ..configuration import GradELLMConfig
 from ..sequences.explained import ExplainedSequences
 from .heatmap_sums import Heatmaps
-from .loop import InterfaceWatch, explain_steps
+from .loop import AttentionResult, InterfaceWatch, explain_steps
 from .memory import chunk_size
-from .position_local import AttentionOptions, PositionLocalAttention, attention_output
+from .position_local import AttentionOptions, attention_output, position_local_attention
 
 
 class ReplayWatch(InterfaceWatch):
-    """Position-local attention in place of the model's own; the heatmaps fall out of its backward pass."""
+    """Position-local attention in place of the model's own; its backward pass gives the heatmaps."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.anchor = torch.zeros((), requires_grad=True)
 
     def attend(
-        self, layer: int, own: Callable, query: Tensor, key: Tensor, value: Tensor, options: Callable[[], AttentionOptions]
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        layer: int,
+        own: Callable[[], AttentionResult],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Callable[[], AttentionOptions],
+    ) -> AttentionResult:
         if layer < self.layers[0]:
             output = attention_output(query, key, value, options())
         else:
             record = functools.partial(self.record, layer) if self.formula and layer in self.layers else None
-            settings = options()
-            output = PositionLocalAttention.apply(self.anchor, query, key, value, settings.mask, settings, self.formula, record)
+            output = position_local_attention(self.anchor, query, key, value, options(), self.formula, record)
         return output.transpose(1, 2).contiguous(), None
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:
@@ -44,7 +49,7 @@ def replay(
 ) -> Heatmaps:
     """Explains every step at once: the query positions of all steps run as one chunk on a cache of the prompt.
 
-    Several chunks, where one would take too much memory. Arguments and errors as for `explain_steps`.
+    There are several chunks if one would take too much memory. Arguments and errors as for `explain_steps`.
     """
     size = config.step_chunk_size
     if size is None:

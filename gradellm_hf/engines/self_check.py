@@ -1,4 +1,4 @@
-"""Before the replay engine is trusted with a model, it proves itself on it once."""
+"""The check that the replay engine is exact for a model, made once before it is used."""
 
 from typing import Any
 
@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ..architecture.caches import fork_cache, is_plain
+from ..architecture.compat import cache_of
 from ..architecture.facts import ModelFacts
-from ..architecture.identity import findings
-from ..architecture.quantization import is_quantized
 from ..architecture.support import not_finite
 from ..architecture.tensor_parallel import first_reason
 from ..architecture.tolerances import REPLAYED_LOGITS, logits_difference
@@ -17,20 +16,20 @@ from ..errors import UnsupportedArchitectureError
 from ..sequences.explained import ExplainedSequences
 from .replay import replay
 
-_STEPS = 3
+_STEPS = 3  # the fewest in which a leak of information shows that skips a token; with one step there is nothing to see
 
 
 def why_not_replay(facts: ModelFacts, sequences: ExplainedSequences, cache: Any) -> str | None:
-    """Why replaying this model is not exact, or None where it is. Found once per model, and remembered while its modules and
+    """Why replaying this model is not exact; None if it is exact. Found once per model, and remembered while its modules and
     hooks stay the same.
 
-    Replays the first steps (of the first row, where the cache can be cut) and checks two things. The logits must be
-    those of the model when it runs one token at a time. And the last step's logits must have exactly zero gradient at
-    earlier positions: where they do not, something other than attention carries information from token to token, and
-    position-local gradients are not the truth.
+    Replays the first steps (of the first row, if the cache can be cut) and checks two things. The logits must be those that
+    the model gives one token at a time. And the last step's logits must have a gradient of exactly zero at earlier positions.
+    If they have not, something other than attention carries information from token to token, and position-local gradients
+    are wrong.
 
     Args:
-        cache: Keys and values of the first `P - 1` positions, left unchanged; None: they are computed where needed.
+        cache: Keys and values of the first `P - 1` positions, left unchanged. None: they are computed if needed.
     """
     model = facts.model
     if not facts.calls_interface:
@@ -39,7 +38,7 @@ def why_not_replay(facts: ModelFacts, sequences: ExplainedSequences, cache: Any)
         return "it keeps no cache of keys and values from call to call"
     if _rope_depends_on_length(model, sequences.length):
         return "its rotary position embedding depends on the length of a call, so several tokens at once are not what it wrote"
-    verdicts = findings(model).verdicts
+    verdicts = facts.findings.verdicts
     key = (model.config._attn_implementation, model.dtype)
     if key not in verdicts:
         steps = min(_STEPS, sequences.num_steps)
@@ -60,9 +59,10 @@ def _rope_depends_on_length(model: Any, length: int) -> bool:
     """Whether a sequence is long enough for a dynamic rotary embedding to change its frequencies."""
     config = model.config.get_text_config(decoder=True)
     parameters = getattr(config, "rope_parameters", None) or {}
-    for rope in (parameters, *parameters.values()):  # one for all layers, or one a kind of layer
+    for rope in (parameters, *parameters.values()):  # one for all layers, or one per kind of layer
         if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):
-            return length > (rope.get("original_max_position_embeddings") or config.max_position_embeddings)
+            limit: int = rope.get("original_max_position_embeddings") or config.max_position_embeddings
+            return length > limit
     return False
 
 
@@ -73,15 +73,15 @@ def _check(facts: ModelFacts, sequences: ExplainedSequences, cache: Any) -> str 
     with torch.no_grad():
         for position in range(start, start + steps):
             outputs = sequences.forward(facts, position, position + 1, step_cache)
-            step_cache = outputs.cache
+            step_cache = cache_of(outputs)
             reference.append(outputs.logits)
     expected = torch.cat(reference, dim=1)
     replayed: list[Tensor] = []
 
     def last_logit(logits: Tensor, token_ids: Tensor) -> Tensor:
         if sum(chunk.shape[1] for chunk in replayed) == steps:
-            replayed.pop()  # it did not fit in memory, and comes again in halves
-        first = sum(chunk.shape[1] for chunk in replayed)  # more than one chunk where the prompt ends in an embedding
+            replayed.pop()  # it did not fit into memory, and comes again in halves
+        first = sum(chunk.shape[1] for chunk in replayed)  # above 0 in a second chunk: a prompt of embeddings ends in one
         replayed.append(logits.detach())
         chosen = logits.gather(-1, token_ids[..., None])[..., 0]
         return chosen * (torch.arange(first, first + logits.shape[1], device=logits.device) == steps - 1)
@@ -93,13 +93,12 @@ def _check(facts: ModelFacts, sequences: ExplainedSequences, cache: Any) -> str 
     if not (expected < torch.inf).all():  # minus infinity is a token that the model never writes
         raise not_finite(model, GradELLMConfig())
     difference = logits_difference(torch.cat(replayed, dim=1), expected)
-    if not difference <= REPLAYED_LOGITS.of(model.dtype, quantized=is_quantized(model)):
+    if not difference <= REPLAYED_LOGITS.of(model.dtype, quantized=facts.is_quantized):
         return (
             f"replaying several tokens at once changes its logits by {difference:.1e} of their size, against running one at "
             "a time"
         )
-    assert heatmaps.layer_attributions is not None
-    leaking = heatmaps.layer_attributions[:, :, :-1].transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
+    leaking = heatmaps.kept_layer_attributions[:, :, :-1].transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist()
     if leaking:
         return f"something besides attention carries information between tokens at or above its layers {leaking}"
     return None

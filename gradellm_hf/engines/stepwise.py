@@ -1,7 +1,7 @@
 """The stepwise engine: one token at a time through the model's own attention, with ordinary autograd.
 
-With a single query everything in the cache is a constant, so plain autograd gives the exact gradient. Slow, and the
-reference that the replay engine is tested against.
+With a single query, everything in the cache is a constant, so plain autograd gives the exact gradient. This is slow. It is the
+reference with which the replay engine is tested.
 """
 
 import functools
@@ -18,13 +18,13 @@ from ..sequences.explained import ExplainedSequences
 from ..sequences.written_logits import LogitsDifferError
 from .formula import explains_head_outputs, group_heads, grouped_products, head_heatmap, loosened_weights
 from .heatmap_sums import Heatmaps
-from .loop import AttentionWatch, InterfaceWatch, explain_steps
+from .loop import AttentionResult, AttentionWatch, InterfaceWatch, explain_steps
 from .position_local import AttentionOptions
 from .projection_watch import PrefixProjectionWatch, ProjectionWatch
 
 
 class StepWatch(InterfaceWatch):
-    """The model's own attention function, whose outputs are kept until their gradients are known."""
+    """Runs the model's own attention function, and keeps its outputs until their gradients are known."""
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -32,8 +32,14 @@ class StepWatch(InterfaceWatch):
         self._heatmaps: list[Callable[[Tensor], Tensor]] = []
 
     def attend(
-        self, layer: int, own: Callable, query: Tensor, key: Tensor, value: Tensor, options: Callable[[], AttentionOptions]
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        layer: int,
+        own: Callable[[], AttentionResult],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Callable[[], AttentionOptions],
+    ) -> AttentionResult:
         output, weights = own()
         if layer >= self.layers[0] and not output.requires_grad:
             output = output.detach().requires_grad_()
@@ -52,12 +58,19 @@ class StepWatch(InterfaceWatch):
 
     @torch.no_grad()
     def _weights(
-        self, spatial: str, query: Tensor, key: Tensor, value: Tensor, options: Callable, own: Tensor | None, output: Tensor
+        self,
+        spatial: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        options: Callable[[], AttentionOptions],
+        own: Tensor | None,
+        output: Tensor,
     ) -> Tensor:
         """Spatial importance of the last query, `[R, H, 1, T]`.
 
-        The model's own attention weights where they are what it multiplies the values with (a sink may be left out of
-        them), else those of the formula, which must be.
+        These are the model's own attention weights, if times the values they give the head outputs (some models leave a sink
+        out of them). If not, they are those of the formula, which must give them.
         """
         last, output = slice(-1, None), output[:, -1:].transpose(1, 2)
         if spatial == "attention" and own is not None and explains_head_outputs(own[:, :, last], value, output):
@@ -78,7 +91,7 @@ class StepWatch(InterfaceWatch):
 
 
 class PrefixStepWatch(StepWatch):
-    """The same for models that hand no cache from call to call: the whole prefix runs at every step."""
+    """The same for models that keep no cache from call to call: the whole prefix runs at every step."""
 
     whole_prefix: ClassVar[bool] = True
 
@@ -103,9 +116,10 @@ def stepwise(
 def stepwise_as_written(
     facts: ModelFacts, sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
 ) -> Heatmaps:
-    """The same, with the whole prompt in one call, as `generate` read it, if that makes a difference.
+    """The same as `stepwise`; with the whole prompt in one call, as `generate` read it, if that makes a difference.
 
-    It does in models that compute something else with several tokens than with one (steered while they decode, say).
+    It does in models that compute something else with several tokens than with one, such as a model that is steered while it
+    decodes.
     """
     try:
         return stepwise(facts, sequences, config, layers, cache)

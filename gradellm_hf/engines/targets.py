@@ -15,9 +15,9 @@ class TargetValues:
     Attributes:
         scores: `f_n`, `[R, N]`.
         probabilities: Softmax of the raw logits at the chosen token, `[R, N]`.
-        gradient: `d f_n / d logits`, scaled to a largest magnitude of 1 a step, `[R, N, V]`: small gradients (those of
-            a probability, say) then survive a half-precision backward pass.
-        scale: What the scaled gradient must be multiplied by, `[R, N]`; 0 for steps that are not explained.
+        gradient: `d f_n / d logits`, `[R, N, V]`, scaled to a largest magnitude of 1 per step: so small gradients, such as
+            those of a probability, survive a backward pass in half precision.
+        scale: The factor by which the gradient must be multiplied, `[R, N]`; 0 for steps that are not explained.
     """
 
     scores: torch.Tensor
@@ -94,7 +94,7 @@ def check_contrast(foils: torch.Tensor, token_ids: torch.Tensor, step_mask: torc
         raise InvalidInputError(
             f"The foil of step {first_step + step} in row {row} is the chosen token itself (id {int(foils[row, step])}), so "
             "there is nothing to contrast: the difference of their logits is 0. Give each step a foil that differs from its "
-            "token, `contrast_token_ids` of shape [R, N]. Where `generate` chose the foil, what it wrote is the exception's "
+            "token, `contrast_token_ids` of shape [R, N]. If `generate` wrote the foil, the text is in the exception's "
             "`generated`: explain that by `explain_sequences` with such foils, or ask for fewer tokens."
         )
 

@@ -1,1 +1,1 @@
-"""The way in for `python -m gradellm_hf.evaluate`, and nothing else: `evaluation` has the work, `cli` the command."""
+"""Only for `python -m gradellm_hf.evaluate`; the work is in `evaluation`. May import `cli` only."""

@@ -1,4 +1,7 @@
-"""Methods on prompts, measured by metrics: `evaluate` runs it, `load_evaluation` reads what it wrote."""
+"""Methods run on prompts and measured by metrics: `evaluate` does it, `load_evaluation` reads what it wrote.
+
+May import everything below it.
+"""
 
 from .measures import METRICS, Metric, Settings
 from .results import Evaluation, load_evaluation, merge

@@ -29,11 +29,15 @@ class Settings:
         pis: Shares of the pi-Soft curves.
         calibration: See `gradellm_hf.metrics.calibrate`.
         perturb_special_tokens: Whether special tokens (template markers, say) are perturbed and compared like others.
-        batch_size: Perturbed texts a forward pass.
+        batch_size: Perturbed texts per forward pass.
         seed: Of all random draws. Each prompt has draws of its own, which are the same for every method.
 
     Raises:
         InvalidInputError: An option is unknown or out of range.
+
+    Examples:
+        >>> Settings(level="sequence", seed=1).pis
+        (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     """
 
     level: Scope = "step"
@@ -71,11 +75,15 @@ class Metric:
     """A metric as an evaluation runs it.
 
     Args:
-        measure: From the model, a text, heatmaps `[M, 1, N, S]`, settings and a source of randomness to values `[M]`, or
-            `[M, K]` of a curve.
-        higher_is_better: False where a low value speaks for a method.
+        measure: A function of the model, a text, heatmaps `[M, 1, N, S]` of `M` methods, settings and a source of randomness.
+            It returns values `[M]`, or `[M, K]` for a curve.
+        higher_is_better: False if a low value speaks for a method.
         is_curve: Whether it has one value for each of `Settings.pis`.
-        needs_rationale: Whether only texts with a human rationale have it.
+        needs_rationale: Whether it is defined only for texts with a human rationale.
+
+    Examples:
+        >>> METRICS["deletion"].higher_is_better, METRICS["pi_soft_ns"].is_curve
+        (False, True)
     """
 
     measure: Measure

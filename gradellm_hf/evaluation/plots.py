@@ -59,7 +59,7 @@ def plot_costs(summary: Summary, task: str, metrics: Sequence[str] | None = None
 
 
 def _panels(summary: Summary, task: str, metrics: Sequence[str], draw: Callable[[Any, Row], None], xlabel: str) -> "Figure":
-    """A panel for each metric that was measured in a task, in which every method is drawn."""
+    """One panel per metric that was measured in a task. Every method is drawn in each."""
     rows = {metric: [row for row in summary.rows if (row.task, row.metric) == (task, metric)] for metric in metrics}
     metrics = [metric for metric in metrics if rows[metric]]
     if not metrics:

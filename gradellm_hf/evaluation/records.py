@@ -37,7 +37,7 @@ class Done(TypedDict):
 
 
 def read_records(folder: Path) -> dict[int, dict[str, Any]]:
-    """All whole records of a folder, by the position of their prompt. The last one counts, but for a failure that was mended.
+    """All whole records of a folder, by the position of their prompt. The last one counts, but a failure replaces no success.
 
     Raises:
         InvalidInputError: A line is not a record.
@@ -64,7 +64,7 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def drop_partial_records(folder: Path) -> None:
-    """Cuts off what a process was writing when it was stopped."""
+    """Cuts off the record that a process was writing when it was stopped."""
     for path in folder.glob(RECORDS):
         size = sum(map(len, _whole_lines(path)))
         if size < path.stat().st_size:
@@ -80,7 +80,7 @@ def append_record(folder: Path, process: int, record: dict[str, Any]) -> None:
 
 
 def jsonable(value: Any) -> Any:
-    """The same value with None for numbers that are not finite, which JSON does not know."""
+    """The same value with None for numbers that are not finite: JSON does not have them."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -26,7 +26,7 @@ class _Manifest(Manifest):
 
 
 class Evaluation:
-    """The results of a job, as far as it has got.
+    """The results of a job that is finished or still running.
 
     Attributes:
         manifest: How they were made.
@@ -38,6 +38,14 @@ class Evaluation:
     Raises:
         FileNotFoundError: There is no such folder, or no job was started in it.
         InvalidInputError: The folder holds something else, or is damaged.
+
+    Examples:
+        >>> prompts, options = ["The capital of Italy is"], {"methods": ["grad_ellm"], "metrics": ["deletion"]}
+        >>> evaluation = evaluate(GradELLM(model, tokenizer), prompts, "evaluated", **options)
+        >>> evaluation
+        Evaluation(1 of 1 prompts, 1 methods, 1 metrics)
+        >>> evaluation.values("deletion").shape  # [M, R]
+        torch.Size([1, 1])
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -63,7 +71,7 @@ class Evaluation:
         self.tasks = list(dict.fromkeys(record["task"] for record in self.records.values()))
 
     def _check_values(self, index: int, record: dict[str, Any]) -> None:
-        """Raises InvalidInputError where a record is not of this job."""
+        """Raises InvalidInputError if a record is not of this job."""
         if index >= self.num_prompts:
             raise InvalidInputError(f"a record is of prompt {index}, but there are {self.num_prompts}.")
         for metric, by_method in record.get("values", {}).items():
@@ -78,7 +86,7 @@ class Evaluation:
 
     @property
     def num_prompts(self) -> int:
-        """How many there are to do."""
+        """Number of prompts of the job."""
         return int(self.manifest["num_prompts"])
 
     @property
@@ -92,10 +100,11 @@ class Evaluation:
 
     def metric_errors(self, metric: str) -> list[str]:
         """Messages of the prompts on which a metric failed."""
-        return [errors[metric] for r in self.records.values() if metric in (errors := r.get("metric_errors", {}))]
+        by_prompt = [record.get("metric_errors", {}) for record in self.records.values()]
+        return [errors[metric] for errors in by_prompt if metric in errors]
 
     def values(self, metric: str, task: str | None = None) -> Tensor:
-        """A metric of all methods on the prompts of a task (None: all), `[M, R]`; a curve, `[M, R, K]`; NaN where undefined.
+        """A metric of all methods on the prompts of a task (None: all): `[M, R]`, or `[M, R, K]` of a curve; NaN if undefined.
 
         Raises:
             InvalidInputError: The metric was not measured.
@@ -121,7 +130,7 @@ class Evaluation:
 
     def done(self, task: str | None = None) -> list[dict[str, Any]]:
         """Records of the prompts of a task (None: all) that did not fail."""
-        return [r for r in self.records.values() if "error" not in r and task in (None, r["task"])]
+        return [r for r in self.records.values() if "error" not in r and (task is None or r["task"] == task)]
 
     def __repr__(self) -> str:
         return (
@@ -130,15 +139,36 @@ class Evaluation:
 
 
 def load_evaluation(folder: str | os.PathLike[str]) -> Evaluation:
-    """The results in a folder that `evaluate` wrote to, finished or not. Errors as for `Evaluation`."""
+    """The results in a folder that `evaluate` wrote to, finished or not.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or no job was started in it.
+        InvalidInputError: The folder holds something else, or is damaged.
+
+    Examples:
+        >>> prompts = ["The capital of Italy is"]
+        >>> _ = evaluate(GradELLM(model, tokenizer), prompts, "evaluated", methods=["grad_ellm"], metrics=["deletion"])
+        >>> load_evaluation("evaluated")
+        Evaluation(1 of 1 prompts, 1 methods, 1 metrics)
+    """
     return Evaluation(folder)
 
 
 def merge(evaluations: Mapping[str, Evaluation]) -> Evaluation:
-    """Several evaluations as one, each with the prompts of the task that names it.
+    """Several evaluations as one. Each becomes the task by whose name it is given.
+
+    Args:
+        evaluations: Evaluations by the names of their tasks.
 
     Raises:
-        InvalidInputError: There is none, or they have not the same methods, metrics and shares.
+        InvalidInputError: There is none, or they do not have the same methods, metrics and shares.
+
+    Examples:
+        >>> options = {"methods": ["grad_ellm"], "metrics": ["deletion"]}
+        >>> italy = evaluate(GradELLM(model, tokenizer), ["The capital of Italy is"], "italy", **options)
+        >>> france = evaluate(GradELLM(model, tokenizer), ["The capital of France is"], "france", **options)
+        >>> merge({"italy": italy, "france": france}).tasks
+        ['italy', 'france']
     """
     if not isinstance(evaluations, Mapping) or not evaluations:
         raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""Runs methods and metrics on prompts, into a folder; continues where it was stopped."""
+"""Runs methods and metrics on prompts, into a folder. The same call continues a job that was stopped."""
 
 import inspect
 import os
@@ -44,16 +44,16 @@ def evaluate(
     max_prompts: int | None = None,
     **generate_kwargs: Any,
 ) -> Evaluation:
-    """Explains each prompt's continuation by every method, and measures every explanation by every metric.
+    """Explains each prompt's continuation with every method, and measures every explanation with every metric.
 
-    Results are written prompt by prompt; the same call continues where it was stopped. In processes that `accelerate launch`
-    or `torchrun` started, each takes a share of the prompts. A prompt or a method that fails is recorded with its error, and
-    the others go on; a prompt that lacked memory, or the like, is tried again when the job is continued. How long each method
-    takes is recorded, too, after a first run that does not count.
+    Results are written prompt by prompt, and the same call continues a job that was stopped. If `accelerate launch` or
+    `torchrun` started several processes, each takes a share of the prompts. A prompt or a method that fails is recorded with
+    its error, and the job goes on. A prompt whose error may pass, such as a lack of memory, is tried again when the job is
+    continued. How long each method takes is recorded too, after a first run that does not count.
 
     Args:
-        model: As for `explain_sequences`; or a `GradELLM`, which brings its tokenizer.
-        prompts: As for `explain_dataset`. Beside its prompt and `id` a record may have `task`, the group it is reported in;
+        model: As for `explain_sequences`; or a `GradELLM`, which has its tokenizer.
+        prompts: As for `explain_dataset`. Besides its prompt and `id`, a record may have `task`, the group it is reported in;
             `target`, the continuation to explain instead of what the model writes; and `rationale`, a list of
             `[start, end]`, the characters that a person marked in the prompt or in a chat's last message.
         output_dir: The folder to write to, or to continue.
@@ -64,10 +64,21 @@ def evaluate(
         column: The field of a record with the prompt.
         where: Only records whose fields have these values, such as `{"split": "report"}`.
         max_prompts: Only the first so many.
-        **generate_kwargs: For `model.generate`. By default one token, the most likely one.
+        **generate_kwargs: For `model.generate`. By default it writes one token, the most likely one.
 
     Raises:
-        InvalidInputError: An argument is not usable; or the folder holds another job, or is being written to.
+        InvalidInputError: An argument is not usable; or the folder holds another job, or another job is writing to it.
+
+    Examples:
+        >>> evaluation = evaluate(
+        ...     GradELLM(model, tokenizer),
+        ...     ["The capital of Italy is", "The capital of France is"],
+        ...     "evaluated",
+        ...     methods=["grad_ellm", "random"],
+        ...     metrics=["deletion", "rank_correlation"],
+        ... )
+        >>> evaluation.values("deletion").shape  # methods, prompts
+        torch.Size([2, 2])
     """
     if not isinstance(model, GradELLM):
         model = GradELLM(model)
@@ -104,7 +115,7 @@ def plan(
     where: Mapping[str, Any],
     max_prompts: int | None,
 ) -> tuple[Mapping[str, Method], list[str], list[Prompt]]:
-    """Methods by name, names of metrics, and the prompts: what is known without the model. Arguments and errors: `evaluate`."""
+    """Methods by name, names of metrics, and the prompts: all that needs no model. Arguments and errors as for `evaluate`."""
     by_name = _methods(methods)
     metrics = _known("metrics", METRICS if metrics is None else metrics, METRICS)
     reader = PromptReader(prompts, column, (*FIELDS, *where))
@@ -207,14 +218,14 @@ class _Run:
 
 
 def _checked(heatmap: Any, shape: tuple[int, ...]) -> Tensor:
-    """What a method gave, on the CPU, which waits for the device; InvalidInputError where it is no heatmap of this text."""
+    """What a method returned, on the CPU: so the device has finished. InvalidInputError if it is no heatmap of this text."""
     if not isinstance(heatmap, Tensor) or heatmap.is_complex() or heatmap.shape != shape:
         found = list(heatmap.shape) if isinstance(heatmap, Tensor) else type(heatmap).__name__
         raise InvalidInputError(f"A method must give a tensor of scores of shape {list(shape)}, [1, N, S]; got {found}.")
-    heatmap = heatmap.detach().to("cpu", torch.float32)
-    if not heatmap.isfinite().all():
+    scores: Tensor = heatmap.detach().to("cpu", torch.float32)
+    if not scores.isfinite().all():
         raise InvalidInputError("The scores are not all finite.")
-    return heatmap
+    return scores
 
 
 def _described(error: Exception) -> str:
@@ -235,12 +246,13 @@ def _methods(methods: Sequence[str] | Mapping[str, Method] | None) -> Mapping[st
     return {name: get_method(name) for name in _known("methods", known if methods is None else methods, known)}
 
 
-def _known(what: str, names: Iterable[str], known: Iterable[str]) -> list[str]:
+def _known(what: str, names: Any, known: Iterable[str]) -> list[str]:
     known = list(known)
-    names = [names] if isinstance(names, str) else list(names) if isinstance(names, Iterable) else [names]
-    if not names or any(name not in known for name in names) or len(set(names)) < len(names):
-        raise InvalidInputError(f"`{what}` must be different names out of {known}, at least one; got {names}.")
-    return names
+    is_list = isinstance(names, Iterable) and not isinstance(names, str)
+    chosen = list(names) if is_list else [names]
+    if not chosen or any(name not in known for name in chosen) or len(set(chosen)) < len(chosen):
+        raise InvalidInputError(f"`{what}` must be different names out of {known}, at least one; got {chosen}.")
+    return chosen
 
 
 def _chosen(reader: PromptReader, where: Mapping[str, Any], max_prompts: int | None) -> list[Prompt]:

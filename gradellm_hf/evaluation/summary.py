@@ -17,7 +17,8 @@ from .records import jsonable
 from .results import Evaluation
 
 ALL = "all"  # the name of all tasks together
-_FEWEST = 10  # prompts from which on an interval says something
+_FEWEST = 10  # by hand: with fewer prompts, resampling makes intervals that are far too narrow
+_MARKS = {1: " +", -1: " -", 0: ""}  # by `Row.against_reference`
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ class Row:
     """A metric of a method on the prompts of a task.
 
     Attributes:
-        value: Its mean; of a curve, of the normalised area under it.
-        difference: Of the value to the reference method's, prompt by prompt; None for the reference itself, or without one.
+        value: Its mean; for a curve, the mean of the normalised area under it.
+        difference: Its difference to the reference method, prompt by prompt; None for the reference itself, or without one.
         curve: The mean at each of the evaluation's shares; None for metrics without a curve.
-        num_prompts: On how many prompts it is defined.
+        num_prompts: For how many prompts it is defined.
     """
 
     task: str
@@ -50,9 +51,9 @@ class Row:
 
     @property
     def against_reference(self) -> int:
-        """1 where the method is better than the reference by more than the interval, -1 where it is worse, else 0.
+        """1 if the method is better than the reference by more than the interval, -1 if it is worse, else 0.
 
-        Always 0 for fewer than ten prompts, of which resampling makes too narrow an interval.
+        It is always 0 for fewer than ten prompts: resampling so few makes an interval that is too narrow.
         """
         if self.num_prompts < _FEWEST or self.difference is None or self.difference.low <= 0 <= self.difference.high:
             return 0
@@ -65,7 +66,7 @@ class Cost:
 
     Attributes:
         seconds: Per explained token.
-        relative: The time of explaining over that of `generate`; None where the model wrote nothing itself.
+        relative: The time of explaining over the time of `generate`; None if the model did not write the text.
     """
 
     task: str
@@ -79,10 +80,19 @@ class Summary:
     """An evaluation in numbers.
 
     Attributes:
-        reference: The method with which the others are compared; None where it is not among them.
+        reference: The method with which the others are compared; None if it is not among them.
         pis: Shares of the curves.
-        tasks: Names; where there are several, the last is `"all"`: the prompts of all together.
+        tasks: Names. If there are several, the last is `"all"`: the prompts of all tasks together.
         num_prompts: Of each task.
+
+    Examples:
+        >>> prompts, options = ["The capital of Italy is"], {"methods": ["grad_ellm", "random"], "metrics": ["deletion"]}
+        >>> summary = summarise(evaluate(GradELLM(model, tokenizer), prompts, "evaluated", **options))
+        >>> summary.reference, summary.row("", "random", "deletion").num_prompts
+        ('grad_ellm', 1)
+        >>> print(summary.to_markdown(""))
+        | method | s / token | x generate | deletion ↓ |
+        ...
     """
 
     reference: str | None
@@ -96,21 +106,26 @@ class Summary:
     costs: tuple[Cost, ...]
 
     def row(self, task: str, method: str, metric: str) -> Row | None:
-        """None where the metric is not defined there."""
+        """A metric of a method on a task; None if it is not defined there."""
         return self._by_key.get((task, method, metric))
 
     def cost(self, task: str, method: str) -> Cost | None:
-        """None where the method failed on every prompt."""
+        """What a method costs on a task; None if it failed on every prompt."""
         return next((cost for cost in self.costs if (cost.task, cost.method) == (task, method)), None)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
-        return jsonable(asdict(self))
+        values: dict[str, Any] = jsonable(asdict(self))
+        return values
 
     def to_markdown(self, task: str, metrics: Sequence[str] | None = None) -> str:
-        """A table of a task: a row a method; cost, then mean and half the width of the interval of metrics (None: all).
+        """A table of a task, with one row per method: its cost, then the mean and half the width of the interval per metric.
 
-        The best of a column is bold; `+` and `-` mark what is better, or worse, than the reference by more than the interval.
+        The best of a column is bold. `+` and `-` mark what is better, or worse, than the reference by more than the interval.
+
+        Args:
+            task: Its name.
+            metrics: Names of metrics; None: all.
         """
         wanted = self.metrics if metrics is None else metrics
         metrics = [m for m in wanted if any(self.row(task, method, m) for method in self.methods)]
@@ -140,11 +155,17 @@ def summarise(evaluation: Evaluation, *, reference: str | None = "grad_ellm", co
     """Means over the prompts of each task, with bootstrap intervals; see `gradellm_hf.metrics.bootstrap`.
 
     Args:
-        reference: The method with which the others are compared, prompt by prompt; left out where it is not among them.
+        reference: The method with which the others are compared, prompt by prompt. It is ignored if it is not among them.
         confidence: Coverage of the intervals.
 
     Raises:
         InvalidInputError: No prompt is done, `confidence` is not between 0 and 1, or `reference` is no text.
+
+    Examples:
+        >>> prompts, options = ["The capital of Italy is"], {"methods": ["grad_ellm", "random"], "metrics": ["deletion"]}
+        >>> summary = summarise(evaluate(GradELLM(model, tokenizer), prompts, "evaluated", **options), confidence=0.9)
+        >>> [(row.method, row.metric) for row in summary.rows]
+        [('grad_ellm', 'deletion'), ('random', 'deletion')]
     """
     string("reference", reference, none="no comparison")
     confidence = checked_confidence(confidence)
@@ -199,7 +220,7 @@ def _rows(
 
 
 def _means(values: Tensor, confidence: float) -> list[Mean]:
-    """Of each row of `values [M, R]`."""
+    """The mean of each row of `values [M, R]`, with its interval."""
     return [Mean(*numbers) for numbers in torch.stack(bootstrap(values, confidence=confidence)).T.tolist()]
 
 
@@ -207,5 +228,5 @@ def _cell(row: Row | None, is_best: bool) -> str:
     if row is None:
         return ""
     text = f"{row.value.mean:.3f}"
-    mark = {1: " +", -1: " -", 0: ""}[row.against_reference]
-    return (f"**{text}**" if is_best else text) + f" ± {(row.value.high - row.value.low) / 2:.3f}{mark}"
+    text = f"**{text}**" if is_best else text
+    return f"{text} ± {(row.value.high - row.value.low) / 2:.3f}{_MARKS[row.against_reference]}"

@@ -1,4 +1,4 @@
-"""From a record with a prompt to text that is evaluated: tokens, what stays, what people marked."""
+"""From a record with a prompt to the text to evaluate: its tokens, which of them are fixed, and what people marked."""
 
 import time
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from ..model import GradELLM
 from ..text.encoding import encode_prompt, encode_target, text_tokenizer
 from ..text.token_text import special_tokens, token_texts
 
-FIELDS = ("task", "target", "rationale")  # that a record may have beside its prompt and `id`
+FIELDS = ("task", "target", "rationale")  # that a record may have besides its prompt and `id`
 
 
 class EvaluatedText(NamedTuple):
@@ -26,9 +26,9 @@ class EvaluatedText(NamedTuple):
         sequences: Token ids, `[1, S]`.
         prompt_length: `P`.
         fixed: True for prompt positions that are never perturbed, `[P]`.
-        rationale: True for prompt tokens that people marked, `[P]`; None where nothing was marked.
+        rationale: True for prompt tokens that people marked, `[P]`; None if the record has no marks.
         continuation: The text after the prompt.
-        seconds: That writing it took; None where the record gave it.
+        seconds: How long writing it took; None if the record has it.
     """
 
     sequences: Tensor

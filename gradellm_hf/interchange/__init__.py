@@ -1,4 +1,7 @@
-"""Explanations in other forms: files of either kind, tables, and Inseq's files. May import `results` and what is below."""
+"""Explanations in other forms: saved files, tables, and Inseq's files.
+
+May import `results`, `visualization`, `text`, `checks`, `configuration` and `errors` only.
+"""
 
 from .files import load_explanations
 from .inseq import load_inseq, save_inseq

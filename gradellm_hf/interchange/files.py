@@ -1,4 +1,4 @@
-"""Files of either kind read back."""
+"""Reads saved explanations, of both kinds of files."""
 
 import os
 from typing import Any
@@ -13,12 +13,17 @@ def load_explanations(path: str | os.PathLike[str], tokenizer: Any = None) -> li
 
     Args:
         path: The file.
-        tokenizer: For files of the latter kind: the tokenizer of the model. Without it the tokens are shown as the file
-            holds them, as they are written in the vocabulary.
+        tokenizer: The tokenizer of the model, for files that `ExplainGenerateOutput.save` wrote. Without it, tokens are shown
+            as they are written in the vocabulary, if the file holds them.
 
     Raises:
         FileNotFoundError: There is no such file.
         InvalidInputError: It is of neither kind, of a later version, or holds token ids only and no tokenizer was given.
+
+    Examples:
+        >>> explanation.save("answer.safetensors")
+        >>> load_explanations("answer.safetensors")
+        [Explanation(4 generated tokens from 5, ...)]
     """
     if read_metadata(path, "Explanation.save` or `ExplainGenerateOutput.save").get("format") == FORMAT:
         return [Explanation.load(path)]

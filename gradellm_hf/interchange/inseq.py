@@ -70,15 +70,24 @@ class _Content(TypedDict):
 
 
 def save_inseq(explanations: Explanation | Sequence[Explanation], path: str | os.PathLike[str]) -> None:
-    """Writes a file that `inseq.FeatureAttributionOutput.load` reads and its `show` displays; needs no Inseq.
+    """Writes a file that `inseq.FeatureAttributionOutput.load` reads and its `show` displays. Inseq is not needed.
 
     It holds pieces of text and ids, scores, probabilities and target scores (as the step scores `probability` and
-    `target_score`), and which tokens are special; not the scores of single layers. Positions that a step had not seen are
-    NaN, as Inseq writes them.
+    `target_score`), and which tokens are special. It does not hold the scores of single layers. Scores `[N, S]` are NaN for
+    positions that come after a step, as Inseq writes them.
 
     Args:
         explanations: One sequence or several, of one model.
         path: The file, JSON.
+
+    Raises:
+        InvalidInputError: They are no explanations.
+        OSError: The file cannot be written.
+
+    Examples:
+        >>> save_inseq(explanation, "answer.json")
+        >>> load_inseq("answer.json")[0].text == explanation.text
+        True
     """
     explanations = listed(explanations)
     first = explanations[0]
@@ -112,20 +121,25 @@ def save_inseq(explanations: Explanation | Sequence[Explanation], path: str | os
 
 
 def load_inseq(path: str | os.PathLike[str], tokenizer: Any = None) -> list[Explanation]:
-    """Reads attributions of a decoder-only model that Inseq (or `save_inseq`) saved; needs no Inseq.
+    """Reads attributions of a decoder-only model that Inseq (or `save_inseq`) saved. Inseq is not needed.
 
-    Scores with a dimension for the embedding are reduced by its L2 norm, as Inseq does before it shows them (it also
-    normalises them, which is not done here). NaN becomes 0.
+    If scores have a dimension for the elements of the embedding, its L2 norm is taken, as Inseq does before it shows them.
+    (Inseq then normalises the scores, which is not done here.) NaN becomes 0.
 
     Args:
         path: A JSON file, not compressed.
-        tokenizer: The tokenizer of the model. Without it the tokens are shown as Inseq wrote them, and in files that
-            Inseq wrote none counts as special.
+        tokenizer: The tokenizer of the model. Without it, tokens are shown as the file has them. In a file of Inseq no token
+            counts as special then.
 
     Raises:
         FileNotFoundError: There is no such file.
         InvalidInputError: It is not such a file, was made with an encoder-decoder model or without the step score
             `probability`, or holds scores for every layer or head.
+
+    Examples:
+        >>> save_inseq([explanation], "answer.json")
+        >>> load_inseq("answer.json", tokenizer)
+        [Explanation(4 generated tokens from 5, ...)]
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r}.")

@@ -15,14 +15,25 @@ if TYPE_CHECKING:
 
 
 def to_dataframe(explanations: Explanation | Sequence[Explanation]) -> "DataFrame":
-    """A long table: one row for each sequence, each step, and each position before that step.
+    """A long table: one row per sequence, step, and position before that step.
 
     Columns: `sequence`, `step` (`n`), `generated_position` (`P + n`), `generated_token`, `probability` (of that token),
-    `target_score` (where known), `position`, `token`, `score`, `in_prompt`, `special`. Larger units (after
-    `aggregate`) contribute to themselves too and have a row for that.
+    `target_score` (if known), `position`, `token`, `score`, `in_prompt`, `special`. Larger units (after `aggregate`) also
+    contribute to themselves, and have a row for that.
+
+    Args:
+        explanations: One sequence or several.
 
     Raises:
+        InvalidInputError: They are no explanations.
         MissingDependencyError: pandas is not installed.
+
+    Examples:
+        >>> table = to_dataframe(explanation)
+        >>> table[["step", "position", "token"]].head(2)
+           step  position     token
+        0     0         0       The
+        1     0         1   capital
     """
     return table(listed(explanations))
 
@@ -30,8 +41,17 @@ def to_dataframe(explanations: Explanation | Sequence[Explanation]) -> "DataFram
 def save_parquet(explanations: Explanation | Sequence[Explanation], path: str | os.PathLike[str]) -> None:
     """Writes the table of `to_dataframe` to a Parquet file.
 
+    Args:
+        explanations: One sequence or several.
+        path: The file.
+
     Raises:
+        InvalidInputError: They are no explanations.
         MissingDependencyError: pandas or pyarrow is not installed.
+        OSError: The file cannot be written.
+
+    Examples:
+        >>> save_parquet([explanation, explanation], "answers.parquet")
     """
     frame = to_dataframe(explanations)
     with needed_for("Parquet needs", "pyarrow", "tables"):

@@ -1,1 +1,4 @@
-"""What jobs over many prompts share: their prompts, manifest, folder and processes. May import `checks` and `architecture`."""
+"""What jobs over many prompts share: their prompts, manifest, folder and processes.
+
+May import `architecture`, `checks` and `errors` only.
+"""

@@ -1,4 +1,4 @@
-"""What a job over many prompts is, written down, so that it goes on as the same job or not at all."""
+"""The manifest of a job over many prompts: all that its results depend on. A job continues with the same manifest only."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from ..errors import InvalidInputError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-_SAMPLE = 64  # values of each weight that its fingerprint looks at
+_SAMPLE = 64  # values of each weight in the fingerprint; chosen by hand: training changes all, and reading few is quick
 _VOLATILE = ("_name_or_path", "transformers_version", "_commit_hash", "_attn_implementation")
 
 
@@ -69,7 +69,7 @@ def describe_job(
 
 
 def read_manifest(folder: Path, format_name: str, schema: Any = Manifest) -> dict[str, Any] | None:
-    """The manifest of a job; None where the folder has none.
+    """The manifest of a job; None if the folder has none.
 
     Args:
         format_name: The kind of job.
@@ -98,9 +98,9 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def check_same_job(folder: Path, found: dict[str, Any], job: dict[str, Any]) -> None:
-    """Raises InvalidInputError where a folder holds the results of another job, and says in what it differs.
+    """Raises InvalidInputError if a folder holds the results of another job. The message says what differs.
 
-    A model that has moved, and other versions of the libraries, do not count.
+    The name of the model and the versions of the libraries do not count.
     """
     found, job = _flat(json.loads(json.dumps(found))), _flat(json.loads(json.dumps(job)))
     ignored = ("model.name", "versions.")
@@ -117,7 +117,7 @@ def check_same_job(folder: Path, found: dict[str, Any], job: dict[str, Any]) -> 
 
 
 def fingerprint(value: Any) -> str:
-    """A hash of values, the same in every process; of what JSON does not know, its text counts, or what `described` says."""
+    """A hash of values, the same in every process. What JSON does not know counts with its text, or as `described` has it."""
     try:
         text = json.dumps(value, sort_keys=True, default=_as_text)
     except (TypeError, ValueError):  # keys of several types, or a list that holds itself
@@ -125,24 +125,24 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _as_text(value: Any) -> Any:
+def _as_text(value: object) -> Any:
     plain = type(value).__repr__ is object.__repr__ and type(value).__str__ is object.__str__  # a text with an address
     return described(value) if plain else str(value)
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """A hash of the names, shapes and dtypes of all weights, and of some values of each, wherever accelerate keeps them."""
+    """A hash of the names, shapes and dtypes of all weights and of some values of each, also of offloaded ones."""
     weights = []
     for module_name, module in model.named_modules():
         for name, weight in module.named_parameters(recurse=False):
-            hook: Any = offload_hook(module)
+            hook = offload_hook(module)
             value: Tensor = hook.weights_map[name] if weight.device.type == "meta" and hook is not None else weight
             weights.append([f"{module_name}.{name}", list(value.shape), str(value.dtype), _sample(value.detach())])
     return fingerprint(sorted(weights, key=lambda weight: weight[0]))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """A hash of all that a tokenizer does to a text or a chat; padding and truncation do not count."""
+    """A hash of all that a tokenizer does to a text or a chat, except padding and truncation."""
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
     backend = getattr(tokenizer, "backend_tokenizer", None)
     state = sorted(tokenizer.get_vocab().items()) if backend is None else json.loads(backend.to_str())
@@ -153,7 +153,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def described(value: Any) -> Any:
-    """A value as JSON shows it: equal for equal arguments, also in another process; an object by its class and numbers."""
+    """A value in JSON's terms, the same for equal arguments in every process. An object counts with its class and numbers."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, dict):

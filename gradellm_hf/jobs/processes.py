@@ -1,4 +1,4 @@
-"""The processes among which a job is shared out."""
+"""The processes that share a job."""
 
 import contextlib
 import datetime
@@ -18,7 +18,7 @@ except ImportError:  # not on Windows
 
 
 def processes() -> Any:
-    """The processes of a job that `accelerate launch` or `torchrun` started; they may come to their ends far apart."""
+    """The processes of a job that `accelerate launch` or `torchrun` started. One may wait a year for the slowest."""
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=datetime.timedelta(days=365))
@@ -26,9 +26,9 @@ def processes() -> Any:
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """A context in which no other job writes to a folder. It ends with the process, however that ends.
+    """A context in which no other job writes to a folder. The lock ends with the process, even if it is killed.
 
-    Where the system or the file system has no such locks, there is none.
+    There is no lock if the system or the file system has none.
 
     Raises:
         InvalidInputError: Another job writes to it.

@@ -37,7 +37,7 @@ class PromptReader:
             iterable. Its records are texts, chats (lists of messages), or mappings that hold one of these.
         column: The field of a record with the prompt. None: `prompt`, `messages` or `chat`, the first that it has. A field
             `id` names the record.
-        fields: Further fields that are read, where a record has them.
+        fields: Further fields to read, if a record has them.
 
     Raises:
         InvalidInputError: The source cannot be read, or is empty; or `column` is no text.
@@ -73,7 +73,7 @@ class PromptReader:
         )
 
     def id(self, index: int) -> Any:
-        """The `id` of the record at a position, also where it holds no prompt; None where there is none to store."""
+        """The `id` of the record at a position, also if it holds no prompt; None if it has none that can be stored."""
         try:
             record = self._records[index]
             return _storable_id(record.get(_ID)) if isinstance(record, Mapping) else None
@@ -82,7 +82,7 @@ class PromptReader:
 
 
 class JsonLines(Sequence[Any]):
-    """The records of a JSONL file, of which only the positions of the lines are kept in memory."""
+    """The records of a JSONL file. Only the positions of its lines are kept in memory."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -103,7 +103,7 @@ class JsonLines(Sequence[Any]):
 
 
 class ParquetRows(Sequence[Any]):
-    """The rows of a Parquet file, of which only these columns are read."""
+    """The rows of a Parquet file. Only the given columns are read."""
 
     def __init__(self, path: Path, columns: Sequence[str]):
         with needed_for("Parquet files need", "pyarrow", "datasets"):
@@ -116,7 +116,7 @@ class ParquetRows(Sequence[Any]):
             raise InvalidInputError(f"{str(path)!r} cannot be read as a Parquet file: {error}") from error
 
     def __len__(self) -> int:
-        return self._table.num_rows
+        return int(self._table.num_rows)
 
     def __getitem__(self, index: Any) -> Any:
         return self._table.slice(index, 1).to_pylist()[0]
@@ -128,7 +128,8 @@ def _records(source: Any, columns: Sequence[str]) -> Sequence[Any]:
     if isinstance(source, Mapping):
         raise InvalidInputError(f"Prompts must be a list, a dataset or a file, got a mapping of {list(source)}. Choose one.")
     if hasattr(source, "__len__") and hasattr(source, "__getitem__"):
-        return source
+        records: Sequence[Any] = source
+        return records
     if isinstance(source, Iterable):
         return list(source)
     raise InvalidInputError(f"Prompts must be an iterable or the path of a file, got {type(source).__name__}.")
@@ -153,7 +154,7 @@ def _from_path(path: Path, columns: Sequence[str]) -> Sequence[Any]:
 
 
 def _storable_id(value: Any) -> Any:
-    """The `id` of a record as JSON holds it: numbers of NumPy and torch as Python's, a UUID, date, decimal or path as its text.
+    """The `id` of a record as JSON has it. Numbers of NumPy and torch become Python's; a UUID, date, decimal or path its text.
 
     Raises:
         InvalidInputError: JSON cannot hold it.

@@ -1,4 +1,7 @@
-"""What Grad-ELLM is compared with, and Grad-ELLM itself, under one protocol: see `Method`."""
+"""Grad-ELLM and the methods that it is compared with, all called in the same way: see `Method`.
+
+May import `generation`, `metrics`, `architecture`, `text`, `checks`, `configuration` and `errors` only.
+"""
 
 from functools import partial
 

@@ -16,25 +16,50 @@ from .registry import heatmaps
 def attention_last(model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None) -> Tensor:
     """Attention weights of the position that predicts a token, in the last layer, mean over the heads.
 
-    Arguments, return value and errors as for `Method`, and:
+    Arguments and return value, `[R, N, S]`, as for `Method`.
 
     Raises:
-        UnsupportedArchitectureError: The model does not return its attention weights.
+        InvalidInputError: As for `Method`.
+        UnsupportedArchitectureError: As for `Method`, or the model does not return its attention weights.
+
+    Examples:
+        >>> attention_last(model, out.sequences, out.prompt_length).shape  # [R, N, S]
+        torch.Size([1, 4, 9])
     """
     text = PerturbedText(model, sequences, prompt_length, attention_mask)
     return _of_predicting_positions(text, _attention_maps(text)[-1])
 
 
 def attention_mean(model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None) -> Tensor:
-    """Attention weights of the position that predicts a token, mean over layers and heads. Otherwise as `attention_last`."""
+    """Attention weights of the position that predicts a token, mean over layers and heads.
+
+    Arguments and return value, `[R, N, S]`, as for `Method`.
+
+    Raises:
+        InvalidInputError, UnsupportedArchitectureError: As for `attention_last`.
+
+    Examples:
+        >>> heatmap = attention_mean(model, out.sequences, out.prompt_length)
+        >>> heatmap.sum(-1).round(decimals=3)  # the weights of each step add up to 1
+        tensor([[1., 1., 1., 1.]])
+    """
     text = PerturbedText(model, sequences, prompt_length, attention_mask)
     return _of_predicting_positions(text, torch.stack(_attention_maps(text)).mean(0))
 
 
 def attention_rollout(model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None) -> Tensor:
-    """Attention rollout: the product over the layers of `(A + I) / 2`, with `A` the mean over heads. As `attention_last`.
+    """Attention rollout: the product over the layers of `(A + I) / 2`, where `A` is the mean of the attention over heads.
+
+    Arguments and return value, `[R, N, S]`, as for `Method`.
 
     Source: Abnar & Zuidema 2020 (ACL, "Quantifying Attention Flow in Transformers").
+
+    Raises:
+        InvalidInputError, UnsupportedArchitectureError: As for `attention_last`.
+
+    Examples:
+        >>> attention_rollout(model, out.sequences, out.prompt_length).shape  # [R, N, S]
+        torch.Size([1, 4, 9])
     """
     text = PerturbedText(model, sequences, prompt_length, attention_mask)
     maps = _attention_maps(text)

@@ -25,7 +25,14 @@ def saliency(
     Args:
         target: `f_n`: the raw logit, log-probability or probability of the generated token.
 
-    The other arguments, return value and errors as for `Method`.
+    The other arguments and the return value, `[R, N, S]`, are as for `Method`.
+
+    Raises:
+        InvalidInputError, UnsupportedArchitectureError: As for `Method`.
+
+    Examples:
+        >>> saliency(model, out.sequences, out.prompt_length, target="probability").shape  # [R, N, S]
+        torch.Size([1, 4, 9])
     """
     text = PerturbedText(model, sequences, prompt_length, attention_mask)
     return heatmaps(text, torch.stack([gradient.norm(dim=-1) for _, gradient in _gradients(text, target)], dim=1))
@@ -34,9 +41,19 @@ def saliency(
 def input_x_gradient(
     model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, *, target: Predicted = "logit"
 ) -> Tensor:
-    """Embedding times gradient, summed: `<x_i, d f_n / d x_i>`, with its sign. Arguments as for `saliency`.
+    """Embedding times gradient, summed: `<x_i, d f_n / d x_i>`, with its sign.
+
+    Arguments and return value, `[R, N, S]`, as for `saliency`.
 
     Source: Denil et al. 2015 (arXiv 1412.6815).
+
+    Raises:
+        InvalidInputError, UnsupportedArchitectureError: As for `Method`.
+
+    Examples:
+        >>> heatmap = input_x_gradient(model, out.sequences, out.prompt_length)
+        >>> heatmap.shape, bool((heatmap < 0).any())  # [R, N, S]
+        (torch.Size([1, 4, 9]), True)
     """
     text = PerturbedText(model, sequences, prompt_length, attention_mask)
     return heatmaps(text, torch.stack([(x * gradient).sum(-1) for x, gradient in _gradients(text, target)], dim=1))
@@ -56,7 +73,7 @@ def predicted_targets(logits: Tensor, token_ids: Tensor, target: Predicted) -> T
 
 
 def _gradients(text: PerturbedText, target: Predicted) -> Iterator[tuple[Tensor, Tensor]]:
-    """Embeddings and the gradient of each step at them, `[R, S - 1, E]`: one forward pass, one backward pass a step."""
+    """For each step, the embeddings and the gradient at them, `[R, S - 1, E]`: one forward pass, one backward pass per step."""
     length = text.token_ids.shape[1] - 1
     with explainable(text.model, padded=not bool(text.real.all())):
         with torch.enable_grad(), reload_offloaded_weights(text.model):

@@ -1,4 +1,4 @@
-"""Methods of inseq (Sarti et al. 2023, arXiv 2302.13942) under this package's protocol."""
+"""Methods of inseq (Sarti et al. 2023, arXiv 2302.13942), called as this package's methods are."""
 
 import contextlib
 import logging
@@ -22,18 +22,27 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 def inseq_method(name: str, *, tokenizer: Any = None, **options: Any) -> Method:
     """A method of inseq by its name there, such as `"saliency"`, `"gradient_shap"` or `"reagent"`.
 
-    inseq reads text. It is given the token ids as words, `"t12 t7"`, and a tokenizer that reads these, so that exactly these
-    ids are explained. Scores with one number an element of an embedding become its norm (as inseq shows them), unless
-    the method has one a token; attention weights become their mean over layers and heads.
+    inseq reads text. It gets the token ids as words, `"t12 t7"`, and a tokenizer that reads these words, so that exactly these
+    ids are explained. If a method has one score per element of an embedding, their norm is taken, as inseq does when it shows
+    them. Of attention weights, the mean over layers and heads is taken.
 
     Args:
         name: See `inseq.list_feature_attribution_methods()`.
-        tokenizer: The model's own, for methods that look at words: `"reagent"` (Zhao & Shan 2024, arXiv 2402.00794) replaces
-            tokens by others of the same part of speech, for which it also needs nltk and its tagger.
-        options: Passed to inseq's `load_model`.
+        tokenizer: The model's own, for methods that look at words. `"reagent"` (Zhao & Shan 2024, arXiv 2402.00794) replaces
+            tokens by others of the same part of speech; it also needs nltk and its tagger.
+        options: Passed to inseq's `get_attribution_method`.
 
     Returns:
-        See `Method`. Called, it raises GradELLMError where inseq is not installed, or fails.
+        A method; see `Method`.
+
+    Raises:
+        InvalidInputError, UnsupportedArchitectureError: As for `Method`, when the returned method is called.
+        GradELLMError: inseq is not installed, or fails, when the returned method is called.
+
+    Examples:
+        >>> method = inseq_method("saliency")
+        >>> method(model, out.sequences, out.prompt_length).shape  # [R, N, S]
+        torch.Size([1, 4, 9])
     """
 
     def method(model: Any, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None = None, /) -> Tensor:
@@ -79,7 +88,8 @@ def _run(
         scores = scores.mean((2, 3))
     elif scores.ndim == 3:
         scores = scores.norm(dim=-1)
-    return scores.detach()  # NaN: not yet written then
+    detached: Tensor = scores.detach()  # NaN: not yet written then
+    return detached
 
 
 def _id_reader(vocabulary: int) -> Any:
@@ -94,7 +104,7 @@ def _id_reader(vocabulary: int) -> Any:
 
 @contextlib.contextmanager
 def _left_as_it_is(model: PreTrainedModel) -> Iterator[None]:
-    """inseq leaves hooks behind where a method fails, fills in the config, and needs eager attention."""
+    """A context for inseq, which needs eager attention, writes to the config, and leaves hooks behind if a method fails."""
     config = model.config
     pad_token_id = config.pad_token_id
     before = {(module, kind): set(getattr(module, kind)) for module in model.modules() for kind in _HOOKS}

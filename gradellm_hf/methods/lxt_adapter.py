@@ -1,4 +1,4 @@
-"""AttnLRP (Achtibat et al. 2024, arXiv 2402.05602) by its authors' library lxt, under this package's protocol."""
+"""AttnLRP (Achtibat et al. 2024, arXiv 2402.05602) by its authors' library lxt, called as this package's methods are."""
 
 import json
 import os
@@ -32,25 +32,31 @@ _SETUP = (
 def attn_lrp(*, python: str | os.PathLike[str] | None = None, absolute: bool = False) -> Method:
     """Relevance of each token's embedding for the logit, by the rules of AttnLRP.
 
-    lxt runs in a process of another environment, one a model, started at the first call. It ends with the model or
-    with this process. It holds a copy of the weights as they were then, on the same device. Each call checks that the model
-    has the same logits there.
+    lxt runs in another process with its own environment, one process per model. It starts at the first call, and ends with the
+    model or with this process. It has a copy of the weights as they were at the first call, on the same device. Each call
+    checks that the model has the same logits there.
 
-    Relevance is embedding times gradient, summed, where the rules take the place of some functions' gradients (Arras et al.
-    2025, arXiv 2502.15886). Softmax and biases keep a part of it, so its sum is not the logit.
+    Relevance is embedding times gradient, summed. The rules replace the gradients of some functions (Arras et al. 2025,
+    arXiv 2502.15886). Softmax and biases keep a part of it, so its sum is not the logit.
 
     Args:
         python: The interpreter of an environment with lxt 2.1, torch and Transformers 4.52; by default the one that the
             environment variable `GRADELLM_LXT_PYTHON` names.
-        absolute: Its size without its sign. lxt's authors keep the sign: a token may speak against what was written. Metrics
-            that take negative scores as zeros then see less of the method.
+        absolute: Drop the sign of the relevance. lxt's authors keep it: a token may speak against what was written. But
+            metrics that take negative scores as zeros then see only a part of the method.
 
     Returns:
-        See `Method`. Called, it raises GradELLMError where lxt cannot be run, does not know the model, or fails, and
-        UnsupportedArchitectureError where the older Transformers computes other logits.
+        A method; see `Method`.
 
     Raises:
-        GradELLMError: No interpreter is named, or there is no such file.
+        GradELLMError: No interpreter is named, or there is no such file. Or, when the returned method is called: lxt cannot
+            be run, does not know the model, or fails.
+        UnsupportedArchitectureError: The older Transformers computes other logits, when the returned method is called.
+
+    Examples:
+        >>> method = attn_lrp(python="lxt-env/bin/python")  # here there is no such environment
+        Traceback (most recent call last):
+        gradellm_hf.errors.GradELLMError: There is no interpreter 'lxt-env/bin/python' for `attn_lrp`. ...
     """
     interpreter = os.fspath(os.environ.get(INTERPRETER, "") if python is None else python)
     if not interpreter:
@@ -80,7 +86,7 @@ def attn_lrp(*, python: str | os.PathLike[str] | None = None, absolute: bool = F
 
 
 def _check_logits(text: PerturbedText, known: Tensor, targets: Tensor, logits: Tensor) -> None:
-    """Holds lxt's `logits` of the `targets`, `[R, N]`, against all logits of the model, `[R, N, V]`."""
+    """Compares lxt's `logits` of the `targets`, `[R, N]`, with those of the model, `known`, `[R, N, V]`."""
     actual = known.scatter(-1, targets[..., None], logits[..., None])
     difference = logits_difference(torch.where(text.step_mask[..., None], actual, known), known)
     if not difference <= OTHER_KERNELS.of(text.model.dtype):
@@ -95,7 +101,7 @@ _lock = threading.Lock()
 
 
 def _explain(text: PerturbedText, interpreter: str) -> dict[str, Tensor]:
-    """What the worker of a model finds; it is started where there is none, or it has ended."""
+    """What the worker of a model finds. A worker is started if there is none, or it has ended."""
     with _lock:
         workers = _workers.setdefault(text.model, {})
         if interpreter not in workers or not workers[interpreter].end.alive:
@@ -129,7 +135,7 @@ class _Worker:
             save_file({name: x.contiguous().cpu() for name, x in inputs.items()}, self.folder / "text.safetensors")
             self._ask(task="explain", steps=text.num_steps)
             return load_file(self.folder / "found.safetensors")
-        except BaseException:  # an answer may be on its way still
+        except BaseException:  # its answer may still come, and would be taken for that to the next request
             self.end()
             raise
 

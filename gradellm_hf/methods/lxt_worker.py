@@ -1,9 +1,9 @@
 """The process that runs lxt, in an environment of its own: `python -I lxt_worker.py FOLDER`.
 
-It imports nothing of gradellm_hf, and stands next to modules with names of the standard library's, hence `-I`. It reads a JSON
-object a line from standard input and answers each with one on standard output, `{}` or `{"error": ...}`. The tasks: `"start"`
-imports lxt, `"load"` the model in `FOLDER/model`, `"explain"` writes for `FOLDER/text.safetensors` `FOLDER/found.safetensors`.
-It ends when its input does, and takes the folder with it.
+It imports nothing of gradellm_hf. `-I` keeps the modules beside it from hiding those of the standard library with the same
+name. It reads one JSON object per line from standard input, and answers each with one line on standard output, `{}` or
+`{"error": ...}`. There are three tasks. `"start"` imports lxt. `"load"` loads the model in `FOLDER/model`. `"explain"` reads
+`FOLDER/text.safetensors` and writes `FOLDER/found.safetensors`. It ends when its input ends, and removes the folder.
 """
 
 import importlib
@@ -22,7 +22,7 @@ def older_config(config: dict[str, Any]) -> dict[str, Any]:
     """A config.json of Transformers 5 in the words of Transformers 4.
 
     Raises:
-        ValueError: Sliding windows are in an order that could not be said then.
+        ValueError: The layers with sliding windows are in an order that Transformers 4 could not express.
     """
     config = dict(config)
     if "dtype" in config:
@@ -45,7 +45,7 @@ def older_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pattern(layer_types: list[str]) -> int:
-    """Every which layer attends to everything, where the others have a sliding window."""
+    """The number `k` for which every `k`-th layer attends to everything, while the others have a sliding window."""
     for pattern in range(1, len(layer_types) + 2):
         if layer_types == [_kind(layer, pattern) for layer in range(len(layer_types))]:
             return pattern

@@ -18,7 +18,7 @@ from ..metrics.perturbation import PerturbedText
 from .gradients import Predicted, predicted_targets
 from .registry import heatmaps
 
-_ACTIVATIONS = (nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.ReLU6)  # element by element, as those that captum knows
+_ACTIVATIONS = (nn.SiLU, nn.GELU, nn.Mish, nn.Hardswish, nn.ReLU6)  # they act on each element alone, as captum's rule needs
 
 
 def integrated_gradients(
@@ -31,36 +31,41 @@ def integrated_gradients(
     num_points: int = 50,
     batch_size: int = 16,
 ) -> Tensor:
-    """Integrated gradients from zero embeddings, with their sign; a step's scores approach `f_n(X) - f_n(0)` in sum.
+    """Integrated gradients from zero embeddings, with their sign. The sum of a step's scores approaches `f_n(X) - f_n(0)`.
 
-    Models whose first norm divides by the size of the embedding change abruptly close to zero: there the sum can be far off
-    even with hundreds of points. Compare it with the change of the target before relying on it.
+    If a model's first norm divides by the size of the embedding, the model changes abruptly close to zero. Then the sum can be
+    far off, even with hundreds of points. Compare it with the change of the target before you rely on it.
 
     Source: Sundararajan et al. 2017 (arXiv 1703.01365), by captum.
 
     Args:
         target: `f_n`: the raw logit, log-probability or probability of the generated token.
         num_points: Points on the path (Gauss-Legendre).
-        batch_size: Texts a forward and backward pass.
+        batch_size: Texts per forward and backward pass.
 
-    The other arguments, and the return value, as for `Method`.
+    The other arguments and the return value, `[R, N, S]`, are as for `Method`.
 
     Raises:
-        GradELLMError: captum is not installed.
+        MissingDependencyError: captum is not installed.
         InvalidInputError, UnsupportedArchitectureError: As for `Method`.
+
+    Examples:
+        >>> integrated_gradients(model, out.sequences, out.prompt_length, num_points=8).shape  # [R, N, S]
+        torch.Size([1, 4, 9])
     """
     num_points, batch_size = whole_number("num_points", num_points, 1), whole_number("batch_size", batch_size, 1)
     captum = _captum("integrated_gradients")
     text = PerturbedText(model, sequences, prompt_length, attention_mask)
 
     def attribute(target_module: nn.Module, embeddings: Tensor, *arguments: Tensor) -> Tensor:
-        return captum.IntegratedGradients(target_module).attribute(
+        scores: Tensor = captum.IntegratedGradients(target_module).attribute(
             embeddings,
             torch.zeros_like(embeddings),
             additional_forward_args=arguments,
             n_steps=num_points,
             internal_batch_size=max(batch_size, len(embeddings)),
         )
+        return scores
 
     return _each_step(text, target, attribute)
 
@@ -70,12 +75,20 @@ def deep_lift(
 ) -> Tensor:
     """DeepLift (rescale rule) against zero embeddings, with its sign.
 
-    The rule is applied to activation functions that are modules, as they are in the feed-forward parts of most models. Softmax
-    and products inside attention, gates and norms are functions, not modules, and pass their ordinary gradient; so scores do
+    The rule is applied to activation functions that are modules. In most models they are, in the feed-forward parts. Softmax
+    and the products in attention, gates and norms are functions, not modules, and pass their ordinary gradient. So scores do
     not add up exactly.
 
-    Source: Shrikumar et al. 2017 (arXiv 1704.02685), by captum. Arguments, return value and errors as for
-    `integrated_gradients`.
+    Arguments and return value, `[R, N, S]`, as for `integrated_gradients`.
+
+    Source: Shrikumar et al. 2017 (arXiv 1704.02685), by captum.
+
+    Raises:
+        MissingDependencyError, InvalidInputError, UnsupportedArchitectureError: As for `integrated_gradients`.
+
+    Examples:
+        >>> deep_lift(model, out.sequences, out.prompt_length).shape  # [R, N, S]
+        torch.Size([1, 4, 9])
     """
     captum = _captum("deep_lift")
     text = PerturbedText(model, sequences, prompt_length, attention_mask)
@@ -83,9 +96,10 @@ def deep_lift(
     def attribute(target_module: nn.Module, embeddings: Tensor, *arguments: Tensor) -> Tensor:
         with _rescaled_activations(text.model), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Setting forward, backward hooks", category=UserWarning)
-            return captum.DeepLift(target_module).attribute(
+            scores: Tensor = captum.DeepLift(target_module).attribute(
                 embeddings, torch.zeros_like(embeddings), additional_forward_args=arguments
             )
+            return scores
 
     return _each_step(text, target, attribute)
 
@@ -118,7 +132,7 @@ def _each_step(text: PerturbedText, target: Predicted, attribute: Callable[..., 
 
 @contextlib.contextmanager
 def _rescaled_activations(model: nn.Module) -> Iterator[None]:
-    """Teaches captum, for as long as it runs, activation functions that its table of rules lacks."""
+    """A context in which captum's table of rules also has the activation functions of the model."""
     from transformers.activations import ACT2CLS
 
     known = {cls for entry in ACT2CLS.values() if isinstance(cls := entry[0] if isinstance(entry, tuple) else entry, type)}

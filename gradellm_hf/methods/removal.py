@@ -24,16 +24,23 @@ def occlusion(
 ) -> Tensor:
     """Leave one out: what changes for each generated token when the embedding of one position is set to 0.
 
-    One forward pass a position serves all tokens generated after it.
+    It takes one forward pass per position, for all tokens that were generated after it.
 
     Source: Zeiler & Fergus 2014 (arXiv 1311.2901); for text Li et al. 2016 (arXiv 1612.08220).
 
     Args:
         measure: The drop of the generated token's `"log_probability"` or `"probability"`, with its sign, or the
             `"hellinger"` distance between the next-token distributions (what `rank_correlation` compares with).
-        batch_size: Texts a forward pass.
+        batch_size: Texts per forward pass.
 
-    The other arguments, return value and errors as for `Method`.
+    The other arguments and the return value, `[R, N, S]`, are as for `Method`.
+
+    Raises:
+        InvalidInputError, UnsupportedArchitectureError: As for `Method`.
+
+    Examples:
+        >>> occlusion(model, out.sequences, out.prompt_length, measure="hellinger").shape  # [R, N, S]
+        torch.Size([1, 4, 9])
     """
     choice("measure", measure, get_args(Measure))
     text = PerturbedText(model, sequences, prompt_length, attention_mask, batch_size=batch_size)
@@ -67,21 +74,28 @@ def lime(
 ) -> Tensor:
     """LIME: coefficients of a linear model of the token's probability, fitted to texts with random positions taken out.
 
-    Every position is kept with probability 1/2, else its embedding is 0. The fit is ridge regression with an intercept,
-    weighted by `exp(-d^2 / kernel_width^2)` with `d` the cosine distance of what is kept from all. Each perturbed text serves
-    every generated token, fitted to the positions before it.
+    Every position is kept with probability 1/2, else its embedding is set to 0. The fit is ridge regression with an intercept.
+    A text has the weight `exp(-d^2 / kernel_width^2)`, where `d` is the cosine distance between what is kept and all. The same
+    texts are used for every generated token; each is fitted to the positions before it.
 
     Source: Ribeiro et al. 2016 (arXiv 1602.04938).
 
     Args:
         measure: What is fitted: the `"log_probability"` or `"probability"` of the generated token.
-        num_samples: Perturbed texts a row, beside the text itself.
+        num_samples: Perturbed texts per row, besides the text itself.
         ridge: Weight of the penalty.
         kernel_width: Width of the kernel.
         generator: Source of randomness, on the CPU; None: one with seed 0.
-        batch_size: Texts a forward pass.
+        batch_size: Texts per forward pass.
 
-    The other arguments, return value and errors as for `Method`.
+    The other arguments and the return value, `[R, N, S]`, are as for `Method`.
+
+    Raises:
+        InvalidInputError, UnsupportedArchitectureError: As for `Method`.
+
+    Examples:
+        >>> lime(model, out.sequences, out.prompt_length, num_samples=16).shape  # [R, N, S]
+        torch.Size([1, 4, 9])
     """
     choice("measure", measure, ("log_probability", "probability"))
     num_samples = whole_number("num_samples", num_samples, 1)
@@ -116,4 +130,5 @@ def _fit(features: Tensor, values: Tensor, ridge: float, kernel_width: float) ->
     x = features - (weights * features).sum(1, keepdim=True) / features.shape[1]
     y = values[..., None] - (weights * values[..., None]).sum(1, keepdim=True) / features.shape[1]
     penalty = ridge * torch.eye(features.shape[-1], dtype=x.dtype, device=x.device)
-    return torch.linalg.solve(x.mT @ (weights * x) + penalty, x.mT @ (weights * y))[..., 0]
+    coefficients: Tensor = torch.linalg.solve(x.mT @ (weights * x) + penalty, x.mT @ (weights * y))
+    return coefficients[..., 0]

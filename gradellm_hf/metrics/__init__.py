@@ -1,4 +1,7 @@
-"""How faithful explanations are: metrics of heatmaps, for any method that makes them."""
+"""Metrics that say how faithful explanations are. They take heatmaps, of any method.
+
+May import `sequences`, `architecture`, `checks`, `configuration` and `errors` only.
+"""
 
 from .agreement import auc, average_precision, rank_correlation, token_labels
 from .bootstrap import Interval, bootstrap

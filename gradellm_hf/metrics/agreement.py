@@ -1,4 +1,4 @@
-"""Agreement of scores with what people marked, and with the effect of leaving tokens out."""
+"""Agreement of scores with the tokens that people marked, and with the effect of leaving tokens out."""
 
 from collections.abc import Sequence
 from typing import Any, Unpack
@@ -18,8 +18,8 @@ from .ranks import average_ranks, check_no_nan, spearman
 def token_labels(tokens: Sequence[str], spans: Sequence[tuple[int, int]]) -> Tensor:
     """Which tokens a human rationale marks.
 
-    A token is marked where a span covers at least one of its characters that is no white space (any character, if it has no
-    others). An empty piece, of a character that several tokens make up, is marked as the piece before it.
+    A token is marked if a span covers at least one of its characters that is no white space. If it has only white space, any
+    character counts. An empty piece (of a character that several tokens make up) is marked if the piece before it is.
 
     Args:
         tokens: `S` pieces of the text, such as `Explanation.tokens`; joined, they are the text.
@@ -30,6 +30,10 @@ def token_labels(tokens: Sequence[str], spans: Sequence[tuple[int, int]]) -> Ten
 
     Raises:
         InvalidInputError: `tokens` are no texts; or a span is no pair of whole numbers, is empty, or does not lie in the text.
+
+    Examples:
+        >>> token_labels(["The", " capital", " of", " Italy"], [(16, 20)])  # characters 16 to 20: "taly"
+        tensor([False, False, False,  True])
     """
     check(tokens, list[str], "`tokens`")
     check(spans, list[Any], "`spans`")
@@ -55,17 +59,25 @@ def token_labels(tokens: Sequence[str], spans: Sequence[tuple[int, int]]) -> Ten
 
 
 def auc(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Area under the ROC curve: how often a marked token scores above an unmarked one, ties counting half. Range [0, 1].
+    """Area under the ROC curve: how often a marked token scores above an unmarked one; ties count half. Range [0, 1].
 
-    1/2 for scores without information; NaN where all tokens, or none, are marked. Source: Mann & Whitney 1947, by ranks.
+    Scores without information give 1/2. The result is NaN if all tokens, or none, are marked. Source: Mann & Whitney 1947, by
+    ranks.
 
     Args:
         scores: `[..., S]`.
         labels: True (or 1) for marked tokens, broadcast to `[..., S]`.
         mask: Which tokens count, broadcast to `[..., S]`; None: all.
 
+    Returns:
+        `[...]`, float64.
+
     Raises:
-        InvalidInputError: Shapes do not fit, a score is NaN, or `labels` or `mask` hold something else than 0 and 1.
+        InvalidInputError: Shapes do not fit, a score is NaN, or `labels` or `mask` hold something other than 0 and 1.
+
+    Examples:
+        >>> auc(torch.tensor([0.1, 0.9, 0.4, 0.2]), torch.tensor([0, 1, 0, 1]))  # 3 of 4 pairs are in the right order
+        tensor(0.7500, dtype=torch.float64)
     """
     labels, mask = _labels(scores, labels, mask)
     num_marked, num_others = labels.sum(-1).double(), (mask & ~labels).sum(-1).double()
@@ -74,10 +86,25 @@ def auc(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def average_precision(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Mean over the marked tokens of the precision among all tokens that score at least as high. Range (0, 1].
+    """For each marked token, the share of marked ones among all tokens that score at least as high; the mean. Range (0, 1].
 
-    About the share of marked tokens for scores without information; NaN where none are marked. It is the sum of precisions
-    times steps of recall, without interpolation. Arguments as for `auc`.
+    This is the sum of precisions times steps of recall, without interpolation. Scores without information give about the share
+    of marked tokens. The result is NaN if none are marked.
+
+    Args:
+        scores: `[..., S]`.
+        labels: True (or 1) for marked tokens, broadcast to `[..., S]`.
+        mask: Which tokens count, broadcast to `[..., S]`; None: all.
+
+    Returns:
+        `[...]`.
+
+    Raises:
+        InvalidInputError: As for `auc`.
+
+    Examples:
+        >>> average_precision(torch.tensor([0.1, 0.9, 0.4, 0.2]), torch.tensor([0, 1, 0, 1]))  # the mean of 1/1 and 2/3
+        tensor(0.8333)
     """
     labels, mask = _labels(scores, labels, mask)
     x = scores.double()
@@ -91,7 +118,7 @@ def average_precision(scores: Tensor, labels: Tensor, mask: Tensor | None = None
 
 
 def leave_one_out(text: PerturbedText, window: Window, rows: Tensor) -> Tensor:
-    """`Hd(p(X), p(X'))` with the embedding of one prompt position zeroed, for each of them, `[r, P]`; 0 where not removable."""
+    """`Hd(p(X), p(X'))` with one prompt position's embedding set to 0, for each position, `[r, P]`; 0 if not removable."""
     row, position = text.removable[rows].nonzero(as_tuple=True)
     columns = torch.arange(text.prompt_length, device=rows.device)
     changes = torch.zeros(len(rows), text.prompt_length, dtype=torch.float64, device=rows.device)
@@ -110,8 +137,8 @@ def rank_correlation(
 ) -> Tensor:
     """Spearman correlation of scores with the effect of leaving one token out. Range [-1, 1], higher is better.
 
-    The effect of a prompt token is the Hellinger distance between the next-token distributions with and without its embedding
-    (zeroed). Source: leave-one-out as the reference follows Jain & Wallace 2019 (NAACL, "Attention is not Explanation").
+    The effect of a prompt token is the Hellinger distance between the next-token distributions with its embedding as it is and
+    set to 0. Source: Jain & Wallace 2019 (NAACL, "Attention is not Explanation") take leave-one-out as the reference.
 
     Args:
         model: A decoder-only Transformers model in evaluation mode.
@@ -122,11 +149,15 @@ def rank_correlation(
         **options: `level`, `fixed` (which are left out of the comparison), `batch_size`; see `MetricOptions`.
 
     Returns:
-        `[R]`, or `[M, R]`; NaN where a row's scores, or effects, are all equal.
+        `[R]`, or `[M, R]`; NaN for a row whose scores, or effects, are all equal.
 
     Raises:
         InvalidInputError: An argument is not usable.
         UnsupportedArchitectureError: The model is not a decoder-only model.
+
+    Examples:
+        >>> rank_correlation(model, out.sequences, out.prompt_length, out.attributions).shape  # [R]
+        torch.Size([1])
     """
     text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
 

@@ -1,4 +1,4 @@
-"""From scores to the share of each position that is kept."""
+"""From scores to retention probabilities: the share of each position that is kept."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -14,7 +14,7 @@ Calibration = Literal["scale", "power", "rank"]
 
 
 def minmax(scores: Tensor, mask: Tensor) -> Tensor:
-    """Scores scaled to [0, 1] over the last dimension, where `mask` is True; 0 elsewhere, and where all are equal."""
+    """Scores scaled to [0, 1] over those elements of the last dimension that `mask` has; 0 for others, and if all are equal."""
     low = scores.masked_fill(~mask, torch.inf).amin(-1, keepdim=True)
     high = scores.masked_fill(~mask, -torch.inf).amax(-1, keepdim=True)
     spread = high - low
@@ -24,12 +24,12 @@ def minmax(scores: Tensor, mask: Tensor) -> Tensor:
 def calibrate(scores: Tensor, pi: float, mask: Tensor | None = None, *, method: Calibration = "scale") -> Tensor:
     """Retention probabilities `r_i` in [0, 1] that grow with the scores and whose mean is exactly `pi`.
 
-    - `"scale"`: `r_i = min(1, s a_i)`, with the scale `s` in closed form, from sorted scores: where the `j` largest are cut
-      off at 1, `s = (pi K - j) / (sum of the others)`, and `j` is the least for which none of the others exceeds 1.
-    - `"power"`: `r_i = (a_i / max a)^g`, with the exponent `g > 0` found by bisection to the precision of float64.
-    - `"rank"`: `"scale"` of the ranks of the positive scores, ties sharing the mean of their ranks.
+    - `"scale"`: `r_i = min(1, s a_i)`. The scale `s` has a closed form: if the `j` largest are cut off at 1, then
+      `s = (pi K - j) / (sum of the others)`. `j` is the smallest number for which none of the others exceeds 1.
+    - `"power"`: `r_i = (a_i / max a)^g`. The exponent `g > 0` is found by bisection, to the precision of float64.
+    - `"rank"`: `"scale"` of the ranks of the positive scores. Ties share the mean of their ranks.
 
-    Negative scores count as zeros. Where too few scores are positive to reach `pi`, these get 1 and the rest of the mass is
+    Negative scores count as zeros. If too few scores are positive to reach `pi`, these get 1, and the rest of the mass is
     spread evenly over the zeros. The result does not depend on the scale of the scores.
 
     Source: fixed expected retention is the principle of pi-Soft-NS/NC (Huang & Chan, arXiv 2601.03089).
@@ -45,6 +45,10 @@ def calibrate(scores: Tensor, pi: float, mask: Tensor | None = None, *, method: 
 
     Raises:
         InvalidInputError: `pi` is not between 0 and 1, a score is not finite, or the method is unknown.
+
+    Examples:
+        >>> calibrate(torch.tensor([4.0, 2.0, 1.0, 1.0]), pi=0.5)  # the largest is cut off at 1
+        tensor([1.0000, 0.5000, 0.2500, 0.2500], dtype=torch.float64)
     """
     pi = real_number("pi", pi, "a share between 0 and 1", 0, 1)
     choice("method", method, get_args(Calibration))
@@ -66,7 +70,7 @@ def calibrate(scores: Tensor, pi: float, mask: Tensor | None = None, *, method: 
 
 
 def _scaled(a: Tensor, mass: Tensor) -> Tensor:
-    """`min(1, s a)` with sum `mass`, where fewer than all positive ones would reach it at 1."""
+    """`min(1, s a)` with the sum `mass`, which is smaller than the number of positive scores."""
     descending = a.sort(-1, descending=True).values
     rest = descending.flip(-1).cumsum(-1).flip(-1)  # rest[j]: the sum of all but the j largest
     cut_off = torch.arange(a.shape[-1], device=a.device)
@@ -77,7 +81,7 @@ def _scaled(a: Tensor, mass: Tensor) -> Tensor:
 
 
 def _power(a: Tensor, mass: Tensor) -> Tensor:
-    """`a^g` with sum `mass`; where the largest alone are more than that, they share it."""
+    """`a^g` with the sum `mass`. If the largest alone are more than that, they share it."""
     log_a = a.clamp_min(torch.finfo(a.dtype).tiny).log()
     top = a == 1
     num_top = top.sum(-1, keepdim=True)

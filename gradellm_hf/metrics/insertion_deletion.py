@@ -1,4 +1,4 @@
-"""Deletion and insertion: the target's probability while prompt tokens go, or come back, in order of their scores."""
+"""Deletion and insertion: the target's probability while prompt tokens are removed, or come back, in order of their scores."""
 
 from typing import Any, Unpack, get_args
 
@@ -27,8 +27,8 @@ def deletion(
 ) -> Tensor:
     """Area under the generated token's probability while the prompt's tokens are removed, highest score first.
 
-    The curve runs over the share of removed tokens, from none to all that may be removed; its area is the mean probability.
-    Range [0, 1]; lower is better: what scores high was needed.
+    The curve runs over the share of removed tokens, from none to all that may be removed. Its area is the mean probability.
+    Range [0, 1]. Lower is better: what scores high was needed.
 
     Source: Petsiuk et al. 2018 (BMVC, "RISE"), with tokens for pixels.
 
@@ -50,6 +50,10 @@ def deletion(
     Raises:
         InvalidInputError: An argument is not usable.
         UnsupportedArchitectureError: The model is not a decoder-only model.
+
+    Examples:
+        >>> deletion(model, out.sequences, out.prompt_length, out.attributions, removal="mask").shape  # [R]
+        torch.Size([1])
     """
     keep_last, given = removal != "zero", MetricOptions(**options)
     text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, given, keep_last=keep_last)
@@ -71,8 +75,18 @@ def insertion(
 ) -> Tensor:
     """Area under the generated token's probability while removed tokens come back, highest score first.
 
-    As `deletion`, from the prompt without any removable token to the whole one. Range [0, 1]; higher is better: what scores
-    high suffices. Source, arguments, return value and errors as for `deletion`.
+    The curve of `deletion`, from the prompt without any removable token to the whole prompt. Range [0, 1]. Higher is better:
+    what scores high suffices.
+
+    Source, arguments and return value, `[R]` or `[M, R]`, as for `deletion`.
+
+    Raises:
+        InvalidInputError, UnsupportedArchitectureError: As for `deletion`.
+
+    Examples:
+        >>> two_methods = torch.stack([out.attributions, torch.rand(out.attributions.shape)])  # [M, R, N, S]
+        >>> insertion(model, out.sequences, out.prompt_length, two_methods).shape  # [M, R]
+        torch.Size([2, 1])
     """
     keep_last, given = removal != "zero", MetricOptions(**options)
     text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, given, keep_last=keep_last)
@@ -95,7 +109,7 @@ def _area(text: MeasuredText, removal: Removal, num_portions: int | None, insert
         row = heatmap % len(rows)
         first = flat[heatmap] < counts[row, point, None]
         kept = (first if inserts else ~first) | ~text.removable[rows[row]]
-        # All heatmaps share the ends of their curves, and often more: each text is run once.
+        # The curves of all heatmaps have the same ends, and often more points in common. Each text is run once.
         texts, inverse = torch.cat([row[:, None], kept], dim=1).unique(dim=0, return_inverse=True)
         probabilities = text.target_probabilities(rows[texts[:, 0]], window, lambda items: texts[items, 1:] != 0, removal)
         curve = torch.zeros(len(flat), counts.shape[1], dtype=torch.float64, device=rows.device)
@@ -117,7 +131,7 @@ def _descending_ranks(scores: Tensor, removable: Tensor, ties: Tensor) -> Tensor
 def _counts(num_removable: Tensor, num_portions: int | None) -> tuple[Tensor, Tensor]:
     """How many tokens are gone at each point of the curves, `[r, points]`, and the index of each row's last point.
 
-    Behind its last point a row repeats it, so that this adds nothing to the area.
+    A row with fewer points repeats its last one, which adds nothing to the area.
     """
     last = num_removable if num_portions is None else num_removable.clamp(max=num_portions)
     points = torch.arange(int(last.max()) + 1, device=num_removable.device).minimum(last[:, None])

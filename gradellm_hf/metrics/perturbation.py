@@ -1,4 +1,4 @@
-"""Runs a model on its own text with parts of it taken out, in batches over rows, random draws and methods."""
+"""Runs a model on its text with parts of the prompt taken out, in batches over rows, random draws and methods."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -17,14 +17,14 @@ Removal = Literal["zero", "mask", "drop"]
 
 
 class Window(NamedTuple):
-    """Generated tokens `first:last` that are predicted together. What is before them is their context."""
+    """Generated tokens `first:last` that are predicted together. Everything before them is their context."""
 
     first: int
     last: int
 
 
 class PerturbedText:
-    """Teacher-forced text whose prompt is taken out in parts, while the generated tokens stay as they are.
+    """Teacher-forced text, of which parts of the prompt are taken out, while the generated tokens stay as they are.
 
     `R` rows, `P` prompt length, `N` generated tokens, `S = P + N`, `E` model width, `V` vocabulary.
 
@@ -35,7 +35,7 @@ class PerturbedText:
         attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
         fixed: True for prompt positions that are never taken out (special tokens, say), `[P]` or `[R, P]`.
         keep_last: Never take out the last position of the prompt, from which the first token is predicted.
-        batch_size: Texts a forward pass.
+        batch_size: Texts per forward pass.
 
     Attributes:
         embeddings: Of all tokens, `[R, S, E]`.
@@ -98,13 +98,13 @@ class PerturbedText:
 
         Args:
             rows: The text of each item of the batch, `[B]`.
-            keep: What is left of the first `K` positions, between 0 and 1, `[B, K]`, or of each element of their embeddings,
-                `[B, K, E]`. All other positions stay as they are.
-            removal: How a position is taken out: `"zero"` multiplies its embedding with `keep`; `"mask"` hides it from
-                attention; `"drop"` shortens the text by it. The last two need `keep [B, K]` of zeros and ones.
+            keep: The factors, from 0 to 1, for the embeddings of the first `K` positions: `[B, K]`, or `[B, K, E]` for each
+                element. All other positions stay as they are.
+            removal: How a position is taken out. `"zero"` multiplies its embedding by `keep`; `"mask"` hides it from
+                attention; `"drop"` takes it out of the text. The last two need `keep [B, K]` of zeros and ones.
 
         Returns:
-            `[B, last - first, V]`, float32 (float64 where the model is).
+            `[B, last - first, V]`, float32 (float64 if the model is).
 
         Raises:
             InvalidInputError: The model produced NaN.
@@ -128,17 +128,17 @@ class PerturbedText:
                 positions = _positions(real)
         with torch.no_grad():
             log_probabilities = self.forward(embeddings, real, positions, num_predicted).log_softmax(-1)
-        self.check_finite(log_probabilities.amax(-1))  # NaN where one of them is
+        self.check_finite(log_probabilities.amax(-1))  # NaN if one of them is
         return log_probabilities
 
     def check_finite(self, values: Tensor) -> None:
-        """Raises InvalidInputError where what the model gave is not finite."""
+        """Raises InvalidInputError if an output of the model is not finite."""
         if not bool(values.isfinite().all()):
             raise not_finite(self.model, GradELLMConfig())
 
     @property
     def position_ids(self) -> Tensor:
-        """Of the text as it is, `[R, S]`."""
+        """The positions of the unchanged text, `[R, S]`."""
         return _positions(self.real)
 
     def forward(self, embeddings: Tensor, real: Tensor, positions: Tensor, num_last: int) -> Tensor:
@@ -147,7 +147,7 @@ class PerturbedText:
         optional = {"position_ids": positions, "use_cache": False, "logits_to_keep": num_last}
         kwargs = {name: value for name, value in optional.items() if name in parameters}
         out = self.model(inputs_embeds=embeddings, attention_mask=real.long(), return_dict=True, **kwargs)
-        logits = out.logits[:, -num_last:]
+        logits: Tensor = out.logits[:, -num_last:]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def measure(
@@ -158,12 +158,12 @@ class PerturbedText:
         value: Callable[[Tensor, Tensor], Tensor],
         removal: Removal = "zero",
     ) -> Tensor:
-        """A number, or a tensor, for each of many perturbed texts, computed in batches.
+        """Computes a number, or a tensor, for each of many perturbed texts, in batches.
 
         Args:
-            rows: The text of each, `[B]`.
-            keep: What is left of the texts with these indices; as for `log_probabilities`.
-            value: From rows and log-probabilities of a batch to its values, `[b, ...]`.
+            rows: The row of each text, `[B]`.
+            keep: From indices of texts, `[b]`, to their `keep` of `log_probabilities`.
+            value: From the rows and the log-probabilities of a batch to its values, `[b, ...]`.
 
         Returns:
             `[B, ...]`.
@@ -176,7 +176,7 @@ class PerturbedText:
         )
 
     def reference(self, window: Window) -> Tensor:
-        """Log-probabilities of the text as it is, `[R, last - first, V]`; of one window at a time they are kept."""
+        """Log-probabilities of the unchanged text, `[R, last - first, V]`. Those of the last window are kept."""
         if window not in self._reference:
             rows = torch.arange(self.num_rows, device=self.token_ids.device)
             nothing = rows.new_ones(self.num_rows, 0)
@@ -206,25 +206,51 @@ class PerturbedText:
 
 
 def hellinger(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Hellinger distance `||sqrt p - sqrt q||_2 / sqrt 2` of distributions over the last dimension; between 0 and 1."""
-    return ((log_p / 2).exp() - (log_q / 2).exp()).norm(dim=-1).div(2**0.5).clamp(max=1)
+    """Hellinger distance `||sqrt p - sqrt q||_2 / sqrt 2` of distributions over the last dimension; between 0 and 1.
+
+    Args:
+        log_p, log_q: Log-probabilities, `[..., V]`.
+
+    Returns:
+        `[...]`.
+
+    Raises:
+        RuntimeError: The shapes do not broadcast.
+
+    Examples:
+        >>> p, q = torch.tensor([[0.5, 0.5], [1.0, 0.0]]), torch.tensor([[0.5, 0.5], [0.0, 1.0]])
+        >>> hellinger(p.log(), q.log())
+        tensor([0., 1.])
+    """
+    distance: Tensor = ((log_p / 2).exp() - (log_q / 2).exp()).norm(dim=-1).div(2**0.5)
+    return distance.clamp(max=1)
 
 
 def joint_hellinger(distances: Tensor, valid: Tensor) -> Tensor:
     """Hellinger distance of the joint distribution of several tokens, per token; between 0 and 1.
 
-    The affinity `1 - Hd^2` of a product of distributions is the product of their affinities. Its geometric mean over the
-    tokens is taken, so that long texts do not all end up at distance 1. Of one token, it is that token's distance.
+    The affinity `1 - Hd^2` of a product of distributions is the product of their affinities. The geometric mean of the tokens'
+    affinities is taken, so that not all long texts have the distance 1. For one token, it is the distance of that token.
 
     Args:
         distances: Of each token's distributions, given the tokens before it, `[B, N]`.
         valid: Which tokens count, `[B, N]`.
+
+    Returns:
+        `[B]`, float64.
+
+    Raises:
+        RuntimeError: The shapes do not broadcast.
+
+    Examples:
+        >>> joint_hellinger(torch.tensor([[0.3, 0.3, 0.9]]), torch.tensor([[True, True, False]]))
+        tensor([0.3000], dtype=torch.float64)
     """
     return (-torch.expm1(masked_mean(torch.log1p(-distances.double().square()), valid))).clamp(0, 1).sqrt()
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the last dimension of the elements where `mask` is True."""
+    """Mean over the last dimension of the elements for which `mask` is True."""
     return x.masked_fill(~mask, 0).sum(-1) / mask.sum(-1)
 
 

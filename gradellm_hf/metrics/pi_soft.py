@@ -1,4 +1,4 @@
-"""pi-Soft-NS and pi-Soft-NC: the soft metrics at a fixed expected share of what is kept, so that all methods keep alike."""
+"""pi-Soft-NS and pi-Soft-NC: the soft metrics with a fixed expected share of what is kept, the same for all methods."""
 
 import math
 from collections.abc import Sequence
@@ -32,17 +32,25 @@ def pi_soft_ns(
 ) -> Tensor:
     """Soft-NS with `r = calibrate(a, pi)`: every method keeps the expected share `pi`. Range [0, 1], higher is better.
 
-    Source: Huang & Chan, arXiv 2601.03089. Its abstract fixes the principle, the same expected retention for all methods; the
-    calibration function is `calibrate`, and others can be chosen.
+    Source: Huang & Chan, arXiv 2601.03089. Its abstract states the principle, the same expected retention for all methods. How
+    scores are calibrated to it is a choice: see `calibrate`.
 
     Args:
         pis: The shares.
         calibration: See `calibrate`.
 
-    The other arguments, and errors, as for `soft_ns`.
+    The other arguments are as for `soft_ns`.
 
     Returns:
         The curve over `pis`, `[R, len(pis)]` or `[M, R, len(pis)]`; `normalised_area` makes one number of it.
+
+    Raises:
+        InvalidInputError, UnsupportedArchitectureError: As for `soft_ns`, or a share is not between 0 and 1.
+
+    Examples:
+        >>> curve = pi_soft_ns(model, out.sequences, out.prompt_length, out.attributions, pis=[0.2, 0.5, 0.8])
+        >>> curve.shape, normalised_area(curve, [0.2, 0.5, 0.8]).shape  # [R, len(pis)] and [R]
+        (torch.Size([1, 3]), torch.Size([1]))
     """
     pis, calibration = shares("pis", pis), choice("calibration", calibration, get_args(Calibration))
     text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
@@ -68,7 +76,14 @@ def pi_soft_nc(
 ) -> Tensor:
     """Soft-NC with `r = 1 - calibrate(a, 1 - pi)`: every method keeps the expected share `pi`. From 0; higher is better.
 
-    Source, arguments, return value and errors as for `pi_soft_ns`.
+    Source, arguments and return value, `[R, len(pis)]` or `[M, R, len(pis)]`, as for `pi_soft_ns`.
+
+    Raises:
+        InvalidInputError, UnsupportedArchitectureError: As for `pi_soft_ns`.
+
+    Examples:
+        >>> pi_soft_nc(model, out.sequences, out.prompt_length, out.attributions, calibration="rank").shape  # [R, len(PIS)]
+        torch.Size([1, 9])
     """
     pis, calibration = shares("pis", pis), choice("calibration", calibration, get_args(Calibration))
     text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
@@ -85,10 +100,17 @@ def normalised_area(curve: Tensor, points: Sequence[float] | Tensor = PIS) -> Te
 
     Args:
         curve: `[..., K]`.
-        points: Where it was taken, ascending, `[K]`.
+        points: The positions of its values, ascending, `[K]`.
+
+    Returns:
+        `[...]`, float64.
 
     Raises:
         InvalidInputError: There are fewer than two points, they are not ascending, or not as many as the curve has.
+
+    Examples:
+        >>> normalised_area(torch.tensor([0.0, 1.0, 1.0]), [0.0, 0.5, 1.0])
+        tensor(0.7500, dtype=torch.float64)
     """
     if tensor("curve", curve).ndim == 0:
         raise InvalidInputError("`curve` must have a dimension of points, [..., K], got a single number.")

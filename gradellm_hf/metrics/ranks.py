@@ -10,7 +10,9 @@ from ..errors import InvalidInputError
 
 
 def average_ranks(x: Tensor, mask: Tensor) -> Tensor:
-    """Ranks from 1 up over the last dimension where `mask` is True, ties sharing the mean of theirs; 0 elsewhere. float64."""
+    """Ranks from 1 up of those elements of the last dimension that `mask` has, in float64. Ties share the mean of their ranks.
+    The others get 0.
+    """
     mask = mask.broadcast_to(x.shape)
     lowest = x.double().masked_fill(~mask, -torch.inf).contiguous()
     ascending = lowest.sort(-1).values.contiguous()
@@ -21,16 +23,24 @@ def average_ranks(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def spearman(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Spearman's rank correlation over the last dimension; between -1 and 1, NaN where either is constant.
+    """Spearman's rank correlation over the last dimension; between -1 and 1, NaN if either is constant.
 
-    Pearson's correlation of the ranks, ties sharing the mean of theirs.
+    It is Pearson's correlation of the ranks. Ties share the mean of their ranks.
 
     Args:
         x, y: `[..., K]`, broadcast to each other.
         mask: Which elements count, broadcast to the same shape; None: all.
 
+    Returns:
+        `[...]`, float64.
+
     Raises:
-        InvalidInputError: Shapes do not fit, an element is NaN, which has no rank, or `mask` holds something else than 0 and 1.
+        InvalidInputError: Shapes do not fit, an element is NaN, which has no rank, or `mask` holds something other than 0 and
+            1.
+
+    Examples:
+        >>> spearman(torch.tensor([0.1, 0.2, 0.9]), torch.tensor([1.0, 7.0, 5.0]))
+        tensor(0.5000, dtype=torch.float64)
     """
     for name, values in (("x", x), ("y", y)):
         check_no_nan(name, values)
@@ -42,7 +52,8 @@ def spearman(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     count = mask.sum(-1, keepdim=True)
     ranks = (average_ranks(values, mask) for values in (x, y))
     u, v = (((r - r.sum(-1, keepdim=True) / count).masked_fill(~mask, 0)) for r in ranks)
-    return ((u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))).clamp(-1, 1)
+    correlation: Tensor = (u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))
+    return correlation.clamp(-1, 1)
 
 
 def check_no_nan(name: str, values: Any) -> None:

@@ -25,12 +25,12 @@ def soft_ns(
     scaling: Scaling = "minmax",
     **options: Unpack[SamplingKeywords],
 ) -> Tensor:
-    """Soft normalised sufficiency: how much of the prediction what scores high keeps alive. Range [0, 1], higher is better.
+    """Soft normalised sufficiency: how much of the prediction is kept by what scores high. Range [0, 1], higher is better.
 
         Soft-NS = max(0, S(X'_r=a) - S(Z)) / (1 - S(Z)),    S(X') = 1 - Hd(p(X), p(X'))
 
     Each element of the embedding of prompt position `i` is kept with probability `r_i`, else set to 0; `Z` has all set to 0.
-    Methods whose scores have a larger mean keep more, and are rewarded for it; `pi_soft_ns` removes that.
+    A method whose scores have a larger mean keeps more of the prompt, and is rewarded for it. `pi_soft_ns` corrects this.
 
     Source: Zhao & Aletras 2023 (ACL, "Incorporating Attribution Importance for Improving Faithfulness Metrics"); for language
     models Zhao & Shan 2024 (arXiv 2402.00794).
@@ -51,6 +51,11 @@ def soft_ns(
     Raises:
         InvalidInputError: An argument is not usable.
         UnsupportedArchitectureError: The model is not a decoder-only model.
+
+    Examples:
+        >>> value = soft_ns(model, out.sequences, out.prompt_length, out.attributions)
+        >>> value.shape, bool((value >= 0).all())  # [R]
+        (torch.Size([1]), True)
     """
     text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
 
@@ -76,8 +81,16 @@ def soft_nc(
 
         Soft-NC = (1 - S(X'_r=1-a)) / (1 - S(Z))
 
-    Range: from 0; 1 where it changes as much as without any prompt, and more where it changes more.
-    Source, arguments, return value and errors as for `soft_ns`.
+    It is at least 0. It is 1 if the prediction changes as much as without any prompt, and more if it changes more.
+
+    Source, arguments and return value, `[R]` or `[M, R]`, as for `soft_ns`.
+
+    Raises:
+        InvalidInputError, UnsupportedArchitectureError: As for `soft_ns`.
+
+    Examples:
+        >>> soft_nc(model, out.sequences, out.prompt_length, out.attributions, num_samples=2).shape  # [R]
+        torch.Size([1])
     """
     text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
 
@@ -103,7 +116,7 @@ def soft_distances(text: MeasuredText, window: Window, rows: Tensor, retention: 
     removable = text.removable[rows, :, None]
     distances = []
     for _ in range(text.options.num_samples):
-        # One number an element of every row's prompt: what is drawn depends on the text alone.
+        # One number per element of every row's prompt, so that what is drawn depends on the text alone.
         drawn = torch.rand(text.num_rows, P, E, generator=text.source).to(rows.device)[rows]
 
         def keep(items: Tensor, drawn: Tensor = drawn) -> Tensor:

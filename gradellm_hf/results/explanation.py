@@ -2,8 +2,8 @@
 
 import dataclasses
 import os
+import warnings
 from dataclasses import dataclass
-from itertools import compress
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
@@ -15,14 +15,12 @@ from ..checks.schema import Natural, TensorKind, TokenId, check, check_tensors, 
 from ..configuration import GradELLMConfig, checked_config, stored_config
 from ..errors import InvalidInputError
 from ..text.readable import Contribution, Level
-from ..text.token_text import special_tokens, token_texts
 from ..text.units import Spans, Unit, merged, span_ranges, unit_ranges
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-    from .output import ExplainGenerateOutput
 
 UnitLevel = Literal["token", "word", "sentence", "span"]
 FORMAT = "gradellm_hf.explanation"
@@ -41,20 +39,21 @@ _WRITER = "Explanation.save"
 class Explanation:
     """A text with a heatmap for every generated piece of it.
 
-    `S` units (tokens, or what `aggregate` made of them), the first `P` of them the prompt, `N = S - P` generated, `L`
-    explained layers. Generated unit `n` is at position `P + n`. There is no padding, and nothing after the text's end.
+    `S` units: tokens, or what `aggregate` made of them. The first `P` of them are the prompt, the other `N = S - P` are
+    generated. Generated unit `n` is at position `P + n`. `L` layers are explained. There is no padding, and nothing after the
+    end of the text.
 
     Attributes:
-        tokens: `S` pieces of text; joined, they are `text`. Where several tokens make up one character, the first of them
-            holds it and the others are `""`.
-        token_ids: `S` token ids; None where the units are not tokens.
+        tokens: `S` pieces of text; joined, they are `text`. If several tokens make up one character, the first of them has
+            it and the others are `""`.
+        token_ids: `S` token ids; None if the units are not tokens.
         prompt_length: `P`.
         attributions: `[N, S]`, float32: how much each unit contributed to each generated one.
         token_probabilities: `[N]`: the model's probability of each generated unit, given all before it.
         text: The whole text, special tokens included.
         special: `S` bools: template markers, beginning and end of text, placeholders.
         target_scores: `[N]`: the explained scalar; by default the raw logit of the token.
-        layer_attributions: `[L, N, S]`: the heatmap of each layer, where recorded.
+        layer_attributions: `[L, N, S]`: the heatmap of each layer; None if they were not recorded.
         layers: The explained layers, as indices of the model's attention layers.
         layer_names: The names of their modules.
         model_name: The model's name.
@@ -64,6 +63,13 @@ class Explanation:
 
     Raises:
         InvalidInputError: Shapes or texts do not fit together, or a score is not finite.
+
+    Examples:
+        >>> explanation = GradELLM(model, tokenizer).explain("The capital of Italy is", target=" Rome")
+        >>> explanation.tokens[explanation.prompt_length]  # generated unit 0
+        ' Rome'
+        >>> explanation.attributions.shape  # [N, S]
+        torch.Size([1, 6])
     """
 
     tokens: list[str]
@@ -96,11 +102,14 @@ class Explanation:
         for name, value in tensors.items():
             tensors[name] = numbers(name, value, "a tensor of numbers").detach().to("cpu", torch.float32)
             object.__setattr__(self, name, tensors[name])
-        sizes = {"S": length, "N": length - self.prompt_length} | ({} if self.layers is None else {"L": len(self.layers)})
-        sources = {"S": "`tokens`", "N": "`prompt_length`"} | ({} if self.layers is None else {"L": "`layers`"})
+        layers, names = self.layers, self.layer_names
+        sizes = {"S": length, "N": length - self.prompt_length}
+        sources = {"S": "`tokens`", "N": "`prompt_length`"}
+        if layers is not None:
+            sizes["L"], sources["L"] = len(layers), "`layers`"
         check_tensors(tensors, _TENSORS, sizes, sources)
-        if None not in (self.layers, self.layer_names) and len(self.layers) != len(self.layer_names):  # type: ignore[arg-type]
-            raise InvalidInputError(f"`layers` and `layer_names` differ in length: {self.layers}, {self.layer_names}.")
+        if layers is not None and names is not None and len(layers) != len(names):
+            raise InvalidInputError(f"`layers` and `layer_names` differ in length: {layers}, {names}.")
         for name in ("token_ids", "special", "unit_names"):
             value = getattr(self, name)
             if value is not None and len(value) != length:
@@ -109,68 +118,30 @@ class Explanation:
             raise InvalidInputError("`tokens` do not join to `text`.")
 
     @classmethod
-    def from_output(cls, output: "ExplainGenerateOutput", row: int, tokenizer: Any) -> "Explanation":
-        """A row of what `explain_generate` or `explain_sequences` returned, without padding and steps after its end.
-
-        Args:
-            output: The explained sequences.
-            row: 0 to `R - 1`.
-            tokenizer: The tokenizer, or processor, that the prompt was made with. None: the tokens that a loaded output
-                holds are shown as they are written in the vocabulary, and none counts as special.
+    def from_output(cls, output: Any, row: int, tokenizer: Any) -> "Explanation":
+        """The old name of `ExplainGenerateOutput.explanation(row, tokenizer)`, for one more release.
 
         Raises:
-            InvalidInputError: There is no such row, no tokenizer where one is needed, or the prompt was given as embeddings,
-                which have no text; or it is no such output.
+            InvalidInputError: It is no such output; else as that.
+
+        Examples:
+            >>> out.explanation(0, tokenizer).tokens[:5]
+            ['The', ' capital', ' of', ' Italy', ' is']
         """
-        from .output import ExplainGenerateOutput
-
-        if not isinstance(output, ExplainGenerateOutput):
+        message = "`Explanation.from_output(output, row, tokenizer)` is now `output.explanation(row, tokenizer)`."
+        warnings.warn(message, FutureWarning, stacklevel=2)
+        if not hasattr(output, "explanation"):
             raise InvalidInputError(f"`output` must be an ExplainGenerateOutput, got {type(output).__name__}.")
-        num_rows, num_steps, length = output.attributions.shape  # type: ignore[union-attr]
-        if whole_number("row", row) not in range(num_rows):
-            raise InvalidInputError(f"There is no row {row}: {num_rows} sequences are explained.")
-        sequence = output.sequences[row].cpu()  # type: ignore[index]
-        if len(sequence) != length:
-            raise InvalidInputError("The prompt was given as embeddings, which have no text: use the tensors of the output.")
-        steps = output.step_mask[row].cpu()  # type: ignore[index]
-        prompt = steps.new_ones(length - num_steps) if output.prompt_mask is None else output.prompt_mask[row].cpu()
-        kept = torch.cat([prompt, steps])
-        token_ids = sequence[kept].tolist()
-        if tokenizer is not None:
-            tokens, special = token_texts(tokenizer, token_ids), special_tokens(tokenizer, token_ids)
-        elif output.tokens is not None:
-            tokens, special = list(compress(output.tokens[row], kept.tolist())), [False] * len(token_ids)
-        else:
-            raise InvalidInputError("Token ids have no text without a tokenizer: give the one that the prompt was made with.")
-
-        def trimmed(x: Tensor | None, *, sources: bool) -> Any:
-            if x is None:
-                return None
-            return x[row].cpu()[..., steps, :][..., kept] if sources else x[row].cpu()[steps]
-
-        return cls(
-            tokens=tokens,
-            token_ids=token_ids,
-            prompt_length=int(prompt.sum()),
-            attributions=trimmed(output.attributions, sources=True),
-            token_probabilities=trimmed(output.token_probabilities, sources=False),
-            text="".join(tokens),
-            special=special,
-            target_scores=trimmed(output.target_scores, sources=False),
-            layer_attributions=trimmed(output.layer_attributions, sources=True),
-            layers=output.layers,
-            layer_names=output.layer_names,
-            model_name=output.model_name,
-            explain_config=output.explain_config,
-        )
+        explanation: Explanation = output.explanation(row, tokenizer)
+        return explanation
 
     def units(self, level: Level, generated: Level | None = None) -> list[Unit]:
         """Half-open ranges of tokens that cover the sequence in order, never across the border of the prompt.
 
         - `"token"`: tokens that make up one character are one unit.
         - `"word"`: letters, digits and combining marks in a row, with apostrophes inside (`don't`) and points inside numbers
-          (`3.14`). Each Han character is a word; kana, Thai and others that are written without spaces are not split.
-          Punctuation in a row is a unit, each emoji with its modifiers another. Spaces belong to what follows; line
+          (`3.14`). Each Han character is a word. Kana, Thai and others that are written without spaces are not split.
+          Punctuation in a row is one unit, and so is each emoji with its modifiers. Spaces belong to what follows. Line
           breaks stand alone.
         - `"sentence"`: ends at `.`, `!`, `?` or `…` before white space, at the full stops of Chinese, Japanese, Arabic, Urdu
           and Hindi, and at line breaks. Abbreviations are not known: `Dr. Smith` is cut.
@@ -179,31 +150,43 @@ class Explanation:
 
         Args:
             level: The units of the prompt.
-            generated: Those of the generated text, where they differ.
+            generated: The units of the generated text; None: the same.
 
         Raises:
             InvalidInputError: There is no such level.
+
+        Examples:
+            >>> explanation.units("word")[:3]
+            [(0, 1), (1, 2), (2, 3)]
         """
         return unit_ranges(self, level, generated)
 
     def aggregate(self, by: Level | Spans, *, generated: Level | None = None) -> "Explanation":
-        """Larger units: scores are summed over the tokens of a unit, contributing and generated ones alike.
+        """The explanation of larger units. Scores are summed over the tokens of a unit, both of sources and of generated ones.
 
         A generated unit can then contribute to itself: its later tokens rest on its earlier ones.
 
         Args:
-            by: `"word"`, `"sentence"` or `"token"` (see `units`), or spans of the prompt: `{name: span}` or a list of spans,
-                each a pair (start, end) of character offsets in `text` or a substring that occurs once in the prompt.
-                What lies between spans becomes units of its own, special tokens apart. See `unit_names`.
-            generated: The units of the generated text; the same level, or tokens where `by` are spans.
+            by: `"word"`, `"sentence"` or `"token"` (see `units`), or spans of the prompt: `{name: span}` or a list of spans.
+                A span is a pair (start, end) of character offsets in `text`, or a substring that occurs once in the prompt.
+                The text between spans becomes units too, in which each special token is one of its own. See `unit_names`.
+            generated: The units of the generated text. None: the same level, or tokens if `by` are spans.
+
+        Returns:
+            An explanation of `S'` units: `attributions` is `[N', S']`.
 
         Raises:
             InvalidInputError: There is no such level, or a span is not in the prompt, ambiguous, or overlaps another.
+
+        Examples:
+            >>> by_name = explanation.aggregate({"question": "The capital of", "place": " Italy"})
+            >>> by_name.unit_names[:3]
+            ['question', 'place', None]
         """
         if isinstance(by, str):
             level: Any = by
             names = None
-            units = unit_ranges(self, by, generated)  # type: ignore[arg-type]
+            units = unit_ranges(self, by, generated)
         else:
             level = "span"
             units, span_names = span_ranges(self, by)
@@ -215,10 +198,17 @@ class Explanation:
     def normalize(self, by: Literal["max", "sum"] = "max") -> "Explanation":
         """Scores divided, step by step, by the largest absolute score or by the sum of absolute scores.
 
-        A step without scores stays zero. Layers are divided by the same number as their sum.
+        A step without scores stays zero. The heatmaps of single layers are divided by the same numbers as their sum.
+
+        Args:
+            by: `"max"`: the largest absolute score becomes 1. `"sum"`: the absolute scores add up to 1.
 
         Raises:
             InvalidInputError: There is no such normalisation.
+
+        Examples:
+            >>> explanation.normalize("sum").attributions.sum(-1).round(decimals=3)
+            tensor([1., 1., 1., 1.])
         """
         choice("by", by, ("max", "sum"))
         size = self.attributions.abs()
@@ -244,6 +234,10 @@ class Explanation:
 
         Raises:
             InvalidInputError: There is no such step, or `k` is no number of units.
+
+        Examples:
+            >>> explanation.top(0, k=1)
+            [Contribution(position=..., token='...', score=...)]
         """
         step, k = whole_number("step", step), whole_number("k", k, 0)
         num_steps = len(self.attributions)
@@ -257,13 +251,30 @@ class Explanation:
         return [Contribution(i, self.tokens[i], scores[i].item()) for i in order if size[i] > 0]
 
     def to_dataframe(self) -> "DataFrame":
-        """A long table, one row a step and position before it; see `gradellm_hf.interchange.to_dataframe`."""
+        """A long table, one row per step and position before it; see `gradellm_hf.interchange.to_dataframe`.
+
+        Examples:
+            >>> len(explanation.to_dataframe())  # 5 + 6 + 7 + 8 positions before the four generated tokens
+            26
+        """
         from ..visualization.table import table
 
         return table([self])
 
     def to_html(self, path: str | os.PathLike[str] | None = None, **options: Any) -> str:
-        """A self-contained interactive page, also written to `path` where given; see `visualization.html.report`."""
+        """A self-contained interactive page, also written to `path` if given; see `visualization.html.report`.
+
+        Args:
+            path: The file to write.
+            **options: As for `report`: the title.
+
+        Raises:
+            InvalidInputError: The title is no text.
+            OSError: The file cannot be written.
+
+        Examples:
+            >>> page = explanation.to_html("answer.html", title="Where is Rome?")
+        """
         from ..visualization.html import report
 
         page = report(self, **options)
@@ -272,13 +283,37 @@ class Explanation:
         return page
 
     def plot(self, path: str | os.PathLike[str] | None = None, **options: Any) -> "Figure":
-        """A matplotlib figure, also written to `path` where given; see `visualization.plot.plot_heatmap`."""
+        """A matplotlib figure, also written to `path` if given; see `visualization.plot.plot_heatmap`.
+
+        Args:
+            path: The file to write.
+            **options: As for `plot_heatmap`.
+
+        Raises:
+            MissingDependencyError: matplotlib is not installed.
+            InvalidInputError: There is nothing to show, or an option is not usable.
+            OSError: The file cannot be written.
+
+        Examples:
+            >>> figure = explanation.plot("answer.png")
+        """
         from ..visualization.plot import plot_heatmap
 
         return plot_heatmap(self, path, **options)
 
     def render(self, **options: Any) -> str:
-        """Lines for a terminal; see `visualization.terminal.render`."""
+        """Lines for a terminal; see `visualization.terminal.render`.
+
+        Args:
+            **options: As for `render`.
+
+        Raises:
+            InvalidInputError: `top` is no number of at least 0.
+
+        Examples:
+            >>> len(explanation.render(top=2).splitlines())  # one line per generated token
+            4
+        """
         from ..visualization.terminal import render
 
         return render(self, **options)
@@ -296,12 +331,21 @@ class Explanation:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one `.safetensors` file, atomically. It is read without the model, its tokenizer or pickle."""
+        """Writes one `.safetensors` file, atomically. It is read without the model, its tokenizer or pickle.
+
+        Raises:
+            OSError: The file cannot be written.
+
+        Examples:
+            >>> explanation.save("answer.safetensors")
+            >>> Explanation.load("answer.safetensors").text == explanation.text
+            True
+        """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        config = values.pop("explain_config")
-        tensors = {name: value for name in _TENSORS if (value := values.pop(name)) is not None}
-        metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, **values}
-        write_tensors(path, tensors, {**metadata, "explain_config": None if config is None else config.to_dict()})
+        tensors = {name: value for name, value in values.items() if name in _TENSORS and value is not None}
+        metadata = {name: value for name, value in values.items() if name not in _TENSORS}
+        metadata["explain_config"] = None if self.explain_config is None else self.explain_config.to_dict()
+        write_tensors(path, tensors, {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Explanation":
@@ -310,6 +354,11 @@ class Explanation:
         Raises:
             FileNotFoundError: There is no such file.
             InvalidInputError: It is not such a file, damaged, or of a format version that this release does not know.
+
+        Examples:
+            >>> explanation.save("answer.safetensors")
+            >>> Explanation.load("answer.safetensors")
+            Explanation(4 generated tokens from 5, ...)
         """
         file = TensorFile(path, _WRITER)
         file.check_format(FORMAT, FORMAT_VERSION)
@@ -322,7 +371,7 @@ class Explanation:
 
 
 class _Metadata(TypedDict):
-    """What the metadata of a file must have besides `format` and `format_version`; `Explanation` looks at the rest."""
+    """What the metadata of a file must have besides `format` and `format_version`. `Explanation` checks the rest."""
 
     tokens: list[str]
     token_ids: Any

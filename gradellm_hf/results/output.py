@@ -1,19 +1,22 @@
 """What an explained generation returns, and its file format: one safetensors file, no pickle."""
 
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from dataclasses import dataclass, fields
+from itertools import compress
+from typing import Any, TypedDict, get_args
 
 import torch
+from torch import Tensor
 from transformers.utils import ModelOutput
 
+from ..architecture.compat import cache_named_as_by_generate
+from ..checks.arguments import whole_number
 from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import Natural, TensorKind, check, check_tensors
 from ..configuration import GradELLMConfig, stored_config
 from ..errors import InvalidInputError
-
-if TYPE_CHECKING:
-    from .explanation import Explanation
+from ..text.token_text import special_tokens, token_texts
+from .explanation import Explanation
 
 FORMAT = "gradellm_hf"
 FORMAT_VERSION = 1
@@ -25,7 +28,7 @@ _TENSORS = {  # in a file, by the letters of `ExplainGenerateOutput`; X is S, or
     "target_scores": TensorKind("RN", _FLOAT),
     "token_probabilities": TensorKind("RN", _FLOAT, (0, 1.001)),
     "layer_attributions": TensorKind("RLNS", _FLOAT, optional=True),
-    "prompt_mask": TensorKind("RP", _BOOL, optional=True),
+    "prompt_mask": TensorKind("RP", _BOOL),
     "image_mask": TensorKind("RP", _BOOL, optional=True),
 }
 
@@ -34,14 +37,18 @@ class _Metadata(TypedDict):
     """Of a file, besides `format` and `format_version`."""
 
     prompt_length: Natural
-    layers: list[Natural] | None
-    layer_names: list[str] | None
-    model_name: str | None
+    layers: list[Natural]
+    layer_names: list[str]
+    model_name: str
     config: dict[str, Any] | None
     tokens: list[list[str | None]] | None
 
 
+_ALWAYS: Any = None  # the default of fields that every output has: `ModelOutput` wants one, and that it is None
+
+
 @dataclass
+@cache_named_as_by_generate
 class ExplainGenerateOutput(ModelOutput):
     """Generated sequences with a heatmap for every generated token.
 
@@ -49,72 +56,145 @@ class ExplainGenerateOutput(ModelOutput):
 
     Args:
         sequences (`torch.LongTensor` of shape `(R, S)`):
-            As `model.generate` returns them (without the prompt, where that was given as `inputs_embeds` only).
+            As `model.generate` returns them (without the prompt, if it was given as `inputs_embeds` only).
         attributions (`torch.FloatTensor` of shape `(R, N, S)`):
             `a[n, i]`: contribution of position `i` to generated token `n`. Exactly 0 for `i >= P + n`, for padding, and for
             steps after a row's end.
         step_mask (`torch.BoolTensor` of shape `(R, N)`):
             False for steps after a row's end: those that follow the token at which `generate` ended it (an end-of-sequence
             token, a stop string, any stopping criterion). If a `custom_generate` function does not ask the list of
-            stopping criteria: after the first end-of-sequence token, or where nothing but padding follows. For given text
-            see `explain_sequences`.
+            stopping criteria, a row ends with its first end-of-sequence token, or before nothing but padding. For given
+            text see `explain_sequences`.
         prompt_length (`int`):
             `P`, padding included; counts the positions of `inputs_embeds` too.
         target_scores (`torch.FloatTensor` of shape `(R, N)`):
-            The explained scalar `f_n`; by default the raw logit of the chosen token. 0 where `step_mask` is False.
+            The explained scalar `f_n`; by default the raw logit of the chosen token. 0 for steps after a row's end.
         token_probabilities (`torch.FloatTensor` of shape `(R, N)`):
-            Softmax of the raw logits at the chosen token, before any logits processor. 0 where `step_mask` is False.
+            Softmax of the raw logits at the chosen token, before any logits processor. 0 for steps after a row's end.
         layer_attributions (`torch.FloatTensor` of shape `(R, len(layers), N, S)`, *optional*):
             The heatmap of each explained layer, with `output_layer_attributions=True`.
         prompt_mask (`torch.BoolTensor` of shape `(R, P)`): False for padding.
         image_mask (`torch.BoolTensor` of shape `(R, P)`, *optional*, for models that read images):
-            True where a prompt position holds (a patch of) an image.
+            True for prompt positions that hold (a patch of) an image.
         layers (`list[int]`): The explained layers, as indices of the model's attention layers.
         layer_names (`list[str]`): The names of their modules: in a hybrid model not every decoder layer has attention.
         explain_config (`GradELLMConfig`): How it was explained. None after loading a file made with a callable target.
         model_name (`str`): `config.name_or_path` of the model, or its class.
-        tokens (`list[list[str]]` of `R` lists of length `S`, *optional*): Set by `load` where the file holds tokens.
+        tokens (`list[list[str]]` of `R` lists of length `S`, *optional*): Set by `load` if the file holds tokens.
         scores, logits, attentions, hidden_states, cache, sequences_scores, beam_indices (*optional*):
             As `model.generate` returns them, when asked for.
+
+    Examples:
+        >>> out = explain_generate(model, **inputs, max_new_tokens=4)
+        >>> out.attributions.shape, out.step_mask.shape  # [R, N, S] and [R, N]
+        (torch.Size([1, 4, 9]), torch.Size([1, 4]))
     """
 
-    sequences: torch.Tensor | None = None
-    attributions: torch.Tensor | None = None
-    step_mask: torch.Tensor | None = None
-    prompt_length: int | None = None
-    target_scores: torch.Tensor | None = None
-    token_probabilities: torch.Tensor | None = None
-    layer_attributions: torch.Tensor | None = None
-    prompt_mask: torch.Tensor | None = None
-    image_mask: torch.Tensor | None = None
-    layers: list[int] | None = None
-    layer_names: list[str] | None = None
+    sequences: Tensor = _ALWAYS
+    attributions: Tensor = _ALWAYS
+    step_mask: Tensor = _ALWAYS
+    prompt_length: int = _ALWAYS
+    target_scores: Tensor = _ALWAYS
+    token_probabilities: Tensor = _ALWAYS
+    layer_attributions: Tensor | None = None
+    prompt_mask: Tensor = _ALWAYS
+    image_mask: Tensor | None = None
+    layers: list[int] = _ALWAYS
+    layer_names: list[str] = _ALWAYS
     explain_config: GradELLMConfig | None = None
-    model_name: str | None = None
-    tokens: list[list[str]] | None = None
-    scores: tuple[torch.Tensor] | None = None
-    logits: tuple[torch.Tensor] | None = None
-    attentions: tuple[tuple[torch.Tensor]] | None = None
-    hidden_states: tuple[tuple[torch.Tensor]] | None = None
+    model_name: str = _ALWAYS
+    tokens: list[list[str | None]] | None = None
+    scores: tuple[Tensor, ...] | None = None
+    logits: tuple[Tensor, ...] | None = None
+    attentions: tuple[tuple[Tensor, ...], ...] | None = None
+    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None
     cache: Any | None = None
-    sequences_scores: torch.Tensor | None = None
-    beam_indices: torch.Tensor | None = None
+    sequences_scores: Tensor | None = None
+    beam_indices: Tensor | None = None
 
-    def explanations(self, tokenizer: Any = None) -> "list[Explanation]":
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        required = [field.name for field in fields(ExplainGenerateOutput) if type(None) not in get_args(field.type)]
+        missing = [name for name in required if getattr(self, name) is None]
+        if missing:
+            raise InvalidInputError(
+                f"An ExplainGenerateOutput needs {', '.join(f'`{name}`' for name in missing)} too. What `explain_generate`, "
+                "`explain_sequences` and `ExplainGenerateOutput.load` return has all of its fields."
+            )
+
+    def explanations(self, tokenizer: Any = None) -> list[Explanation]:
         """The rows as readable sequences, without padding and without steps after a row's end.
 
         Args:
             tokenizer: The tokenizer, or processor, that the prompts were made with. None: the tokens that a loaded file
                 holds, as they are written in the vocabulary.
 
-        Raises:
-            InvalidInputError: There is no tokenizer where one is needed, or the prompts were given as embeddings, which have
-                no text.
-        """
-        from .explanation import Explanation
+        Returns:
+            `R` explanations.
 
-        rows = range(len(self.attributions))  # type: ignore[arg-type]
-        return [Explanation.from_output(self, row, tokenizer) for row in rows]
+        Raises:
+            InvalidInputError: A tokenizer is needed and not given, or the prompts were given as embeddings, which have no
+                text.
+
+        Examples:
+            >>> out.explanations(tokenizer)
+            [Explanation(4 generated tokens from 5, ...)]
+        """
+        return [self.explanation(row, tokenizer) for row in range(len(self.attributions))]
+
+    def explanation(self, row: int, tokenizer: Any = None) -> Explanation:
+        """A row as a readable sequence, without padding and without steps after its end.
+
+        Args:
+            row: 0 to `R - 1`.
+            tokenizer: The tokenizer, or processor, that the prompt was made with. None: the tokens that a loaded output
+                holds are shown as they are written in the vocabulary, and none counts as special.
+
+        Raises:
+            InvalidInputError: There is no such row, a tokenizer is needed and not given, or the prompt was given as embeddings,
+                which have no text.
+
+        Examples:
+            >>> out.explanation(0, tokenizer).tokens[:5]
+            ['The', ' capital', ' of', ' Italy', ' is']
+        """
+        num_rows, _, length = self.attributions.shape
+        if whole_number("row", row) not in range(num_rows):
+            raise InvalidInputError(f"There is no row {row}: {num_rows} sequences are explained.")
+        sequence = self.sequences[row].cpu()
+        if len(sequence) != length:
+            raise InvalidInputError("The prompt was given as embeddings, which have no text: use the tensors of the self.")
+        prompt, steps = self.prompt_mask[row].cpu(), self.step_mask[row].cpu()
+        kept = torch.cat([prompt, steps])
+        token_ids = sequence[kept].tolist()
+        if tokenizer is not None:
+            tokens, special = token_texts(tokenizer, token_ids), special_tokens(tokenizer, token_ids)
+        elif self.tokens is not None:
+            known = compress(self.tokens[row], kept.tolist())
+            tokens, special = [token or "" for token in known], [False] * len(token_ids)  # as unknown ids are decoded
+        else:
+            raise InvalidInputError("Token ids have no text without a tokenizer: give the one that the prompt was made with.")
+
+        def trimmed(x: torch.Tensor | None, *, sources: bool) -> Any:
+            if x is None:
+                return None
+            return x[row].cpu()[..., steps, :][..., kept] if sources else x[row].cpu()[steps]
+
+        return Explanation(
+            tokens=tokens,
+            token_ids=token_ids,
+            prompt_length=int(prompt.sum()),
+            attributions=trimmed(self.attributions, sources=True),
+            token_probabilities=trimmed(self.token_probabilities, sources=False),
+            text="".join(tokens),
+            special=special,
+            target_scores=trimmed(self.target_scores, sources=False),
+            layer_attributions=trimmed(self.layer_attributions, sources=True),
+            layers=self.layers,
+            layer_names=self.layer_names,
+            model_name=self.model_name,
+            explain_config=self.explain_config,
+        )
 
     def save(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
         """Writes the explanation (not what `generate` returned besides `sequences`) to one `.safetensors` file, atomically.
@@ -122,11 +202,20 @@ class ExplainGenerateOutput(ModelOutput):
         Args:
             path: File to write.
             tokenizer: If given, the tokens are stored too, so that the file can be read without it.
+
+        Raises:
+            OSError: The file cannot be written.
+
+        Examples:
+            >>> out.save("out.safetensors", tokenizer)
+            >>> ExplainGenerateOutput.load("out.safetensors").attributions.equal(out.attributions)
+            True
         """
-        tensors = {name: self[name] for name in _TENSORS if self.get(name) is not None}
+        values = {name: getattr(self, name) for name in _TENSORS}
+        tensors = {name: value for name, value in values.items() if value is not None}
         tokens = self.tokens
         if tokenizer is not None:
-            tokens = [tokenizer.convert_ids_to_tokens(row) for row in self.sequences.tolist()]  # type: ignore[union-attr]
+            tokens = [tokenizer.convert_ids_to_tokens(row) for row in self.sequences.tolist()]
         metadata = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -146,6 +235,11 @@ class ExplainGenerateOutput(ModelOutput):
         Raises:
             FileNotFoundError: There is no such file.
             InvalidInputError: It is not such a file, damaged, or of a format version that this release does not know.
+
+        Examples:
+            >>> out.save("out.safetensors", tokenizer)
+            >>> ExplainGenerateOutput.load("out.safetensors").explanations()
+            [Explanation(4 generated tokens from 5, ...)]
         """
         file = TensorFile(path, "ExplainGenerateOutput.save")
         file.check_format(FORMAT, FORMAT_VERSION)
@@ -165,10 +259,10 @@ class ExplainGenerateOutput(ModelOutput):
             )
 
 
-def _check_sizes(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> None:
-    """Raises InvalidInputError where what a file holds does not fit together."""
+def _check_sizes(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Raises InvalidInputError if what a file holds does not fit together."""
     layers, names, tokens = metadata["layers"], metadata["layer_names"], metadata["tokens"]
-    sizes = {"P": metadata["prompt_length"]} | ({} if layers is None else {"L": len(layers)})
+    sizes = {"P": metadata["prompt_length"], "L": len(layers)}
     check_tensors(tensors, _TENSORS, sizes)
     num_rows, num_steps, length = tensors["attributions"].shape
     if sizes["P"] + num_steps != length:
@@ -176,7 +270,7 @@ def _check_sizes(tensors: dict[str, torch.Tensor], metadata: dict[str, Any]) -> 
     width = tensors["sequences"].shape[1]
     if width not in (length, num_steps):
         raise InvalidInputError(f"`sequences` must have {length} or {num_steps} positions, got {width}.")
-    if None not in (layers, names) and len(layers) != len(names):
+    if len(layers) != len(names):
         raise InvalidInputError(f"`layers` and `layer_names` differ in length: {layers}, {names}.")
     if tokens is not None and (len(tokens), *{len(row) for row in tokens}) != (num_rows, width):
         raise InvalidInputError(f"`tokens` must be {num_rows} lists of {width} tokens.")

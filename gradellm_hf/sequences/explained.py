@@ -6,8 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..architecture.compat import cache_of
 from ..architecture.facts import ModelFacts
+from ..errors import UnsupportedArchitectureError
 from .written_logits import WrittenLogits
+
+#: By the decorators around its `forward`, if not by itself.
+_TAKEN_BY_EVERY_MODEL = {"return_dict", "use_cache"}
 
 
 @dataclass(frozen=True)
@@ -15,20 +20,20 @@ class ExplainedSequences:
     """Teacher-forced sequences of `P` prompt positions and `N` generated tokens, `S = P + N`.
 
     Attributes:
-        token_ids: `[R, S]`, or `[R, N]` where the prompt was given as embeddings only.
+        token_ids: `[R, S]`, or `[R, N]` if the prompt was given as embeddings only.
         prompt_length: `P`, padding included.
         num_steps: `N`.
-        per_position: Forward arguments with one entry a position, `[..., 1 or R, S]`: `position_ids` always, and
-            `token_type_ids` where they were given.
+        per_position: Forward arguments with one entry per position, `[..., 1 or R, S]`: always `position_ids`, and
+            `token_type_ids` if they were given.
         step_mask: False for steps after a row's end, `[R, N]`.
-        attention_mask: 1 for real tokens, `[R, S]`; None where there is no padding.
-        prompt_embeds: `[R, P, E]` where the prompt was given as embeddings.
+        attention_mask: 1 for real tokens, `[R, S]`; None if there is no padding.
+        prompt_embeds: `[R, P, E]` if the prompt was given as embeddings.
         forward_kwargs: Further arguments of every forward call.
         prefill_kwargs: Further arguments of the call that reads the prompt.
-        prefill_rows: Where that call has other rows (each beam of a prompt): a row with the prompt of each of its rows, and
-            its row with the prompt of each row.
-        written_logits: Those from which `generate` chose the tokens, where it did.
-        first_step: The number of the first step in the whole text, where earlier ones count as the prompt.
+        prefill_rows: Set if that call has other rows than these, such as one per beam. Two index vectors: for each row of the
+            call, one of these rows with the same prompt; and for each of these rows, a row of the call with the same prompt.
+        written_logits: The logits from which `generate` chose the tokens; None if they were not seen.
+        first_step: The number of the first step in the whole text. It is above 0 if earlier steps count as prompt here.
     """
 
     token_ids: Tensor
@@ -50,7 +55,7 @@ class ExplainedSequences:
 
     @property
     def can_be_read_at_once(self) -> bool:
-        """Whether one call can read the whole prompt, with all rows."""
+        """Whether one call can read the whole prompt of all rows."""
         is_whole = self.prompt_embeds is not None or self.token_ids.shape[1] == self.length
         return is_whole and not (self.prefill_kwargs and self.prefill_rows)
 
@@ -60,18 +65,20 @@ class ExplainedSequences:
         return self.token_ids[:, self.token_ids.shape[1] - self.num_steps :]
 
     def chunk_end(self, first: int, size: int) -> int:
-        """The end of a chunk of at most `size` steps from `first` on. A step predicted from an embedding stands alone."""
-        return min(first + (1 if self._is_embedded(self.prompt_length - 1 + first) else size), self.num_steps)
+        """The end of a chunk of at most `size` steps from `first` on. A step that is predicted from an embedding is alone."""
+        predicted_from = self.prompt_length - 1 + first
+        return min(first + (size if self._embeds_at(predicted_from) is None else 1), self.num_steps)
 
     def forward(self, facts: ModelFacts, first: int, last: int, cache: Any, **kwargs: Any) -> Any:
-        """Runs the model over positions `first:last` on a cache that holds the positions before (None: there are none)."""
+        """Runs the model over positions `first:last`. The cache holds the positions before; None: there are none."""
         inputs: dict[str, Any] = {**self.forward_kwargs, "return_dict": True}
         if facts.keeps_cache:
-            inputs |= {"cache": cache, "use_cache": True}
+            inputs |= {facts.cache_argument: cache, "use_cache": True}
         elif "use_cache" in facts.parameters:
             inputs["use_cache"] = False
-        if self._is_embedded(first):
-            inputs["inputs_embeds"] = self.prompt_embeds[:, first:last]  # type: ignore[index]
+        prompt_embeds = self._embeds_at(first)
+        if prompt_embeds is not None:
+            inputs["inputs_embeds"] = prompt_embeds[:, first:last]
         else:
             offset = self.length - self.token_ids.shape[1]
             inputs["input_ids"] = self.token_ids[:, first - offset : last - offset]
@@ -80,10 +87,17 @@ class ExplainedSequences:
         if "cache_position" in facts.parameters:  # models outside of Transformers, written for its earlier versions
             inputs["cache_position"] = torch.arange(first, last, device=self.token_ids.device)
         inputs |= {name: x[..., first:last] for name, x in self.per_position.items() if name in facts.parameters}
+        if lost := sorted(inputs.keys() - facts.parameters - _TAKEN_BY_EVERY_MODEL):
+            raise UnsupportedArchitectureError(
+                f"`{facts.model_type}` would have to be given {lost}, which its `forward` does not name: it takes "
+                f"{sorted(facts.parameters)}. Among further keyword arguments they may get lost. Give it these parameters."
+            )
+        # as `generate` hands them on; models may rely on it (`view`)
+        inputs = {name: x.contiguous() if isinstance(x, Tensor) else x for name, x in inputs.items()}
         return facts.model(**inputs, **kwargs)
 
     def prefill(self, facts: ModelFacts) -> Any:
-        """The cache of all positions before the one that predicts the first step; None where there are none, or no cache."""
+        """The cache of all positions before the one that predicts the first step; None if there are none, or no cache."""
         length = self.prompt_length - 1
         if length == 0 or not facts.keeps_cache:
             return None
@@ -91,13 +105,13 @@ class ExplainedSequences:
         read_rows, cache_rows = self.prefill_rows if self.prefill_kwargs and self.prefill_rows else (None, None)
         prompts = self if read_rows is None else self._take(read_rows)
         with torch.no_grad():
-            cache = prompts.forward(facts, 0, length, None, **kwargs, **self.prefill_kwargs).cache
+            cache = cache_of(prompts.forward(facts, 0, length, None, **kwargs, **self.prefill_kwargs))
         if cache_rows is not None:
             cache.batch_select_indices(cache_rows)
         return cache
 
     def head(self, rows: int, num_steps: int) -> "ExplainedSequences":
-        """The first `rows` rows, ending after `num_steps` generated tokens, every step of them to be explained."""
+        """The first `rows` rows, cut after `num_steps` generated tokens, with every step to be explained."""
         removed = self.num_steps - num_steps
 
         def cut(x: Tensor) -> Tensor:
@@ -118,7 +132,8 @@ class ExplainedSequences:
         """Rows in any order, any number of times."""
 
         def take(x: Tensor, dim: int = 0) -> Tensor:
-            return x if x.shape[dim] == 1 < self.token_ids.shape[0] else x.index_select(dim, rows.to(x.device))
+            one_for_all_rows = x.shape[dim] == 1 and self.token_ids.shape[0] > 1
+            return x if one_for_all_rows else x.index_select(dim, rows.to(x.device))
 
         return replace(
             self,
@@ -129,8 +144,9 @@ class ExplainedSequences:
             prompt_embeds=None if self.prompt_embeds is None else take(self.prompt_embeds),
         )
 
-    def _is_embedded(self, position: int) -> bool:
-        return self.prompt_embeds is not None and position < self.prompt_length
+    def _embeds_at(self, position: int) -> Tensor | None:
+        """The prompt's embeddings, if they are what the model reads at a position."""
+        return self.prompt_embeds if position < self.prompt_length else None
 
 
 def extended_prompt(
@@ -153,7 +169,7 @@ def extended_prompt(
         per_position.setdefault("position_ids", text_positions)
         ahead = torch.arange(1, num_steps + 1, device=token_ids.device)
         for name, known in per_position.items():
-            if missing := prompt_length - known.shape[-1]:  # read by earlier calls, whose arguments were not seen
+            if missing := prompt_length - known.shape[-1]:  # the calls that read these positions were not seen
                 first = text_positions[:, :missing].to(known) if name == "position_ids" else known[..., :1]
                 known = torch.cat([first.expand(*known.shape[:-1], missing), known], dim=-1)
             generated = known[..., -1:].expand(*known.shape[:-1], num_steps)
@@ -166,7 +182,7 @@ def extended_prompt(
             ones = padding.new_ones(padding.shape[0], num_steps)
             padding = torch.cat([padding, ones], dim=-1)
         return ExplainedSequences(
-            token_ids=_outside_inference_mode(token_ids).clamp_min(0),  # beams end in -1 where there is no padding token
+            token_ids=_outside_inference_mode(token_ids).clamp_min(0),  # without a padding token, beams end in -1
             prompt_length=prompt_length,
             num_steps=num_steps,
             per_position=per_position,

@@ -10,13 +10,11 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList
 
 from ..architecture.caches import is_quantized_cache
 from ..architecture.facts import ModelFacts
-from ..architecture.positions import PositionRoom
-from ..architecture.quantization import is_quantized
-from ..architecture.reading import placeholder_mask
 from ..checks.arguments import binary_mask, is_index
 from ..errors import InvalidInputError
 from .explained import ExplainedSequences, extended_prompt
-from .prompt_checks import ID_DTYPES, check_dimensions, check_left_padding, check_mask, check_vocabulary
+from .positions import PositionRoom
+from .prompt_checks import ID_DTYPES, check_dimensions, check_left_padding, check_mask, check_vocabulary, placeholder_mask
 from .recording import PromptRecording
 from .row_ends import RowEnds, eos_token_ids, until_end_of_sequence
 from .written_logits import WrittenLogits
@@ -25,13 +23,13 @@ _ASSISTED = ("prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 
 
 class GenerateCall:
-    """What has to be known of a call of `generate` beside its result.
+    """What must be known of a call of `generate` besides its result.
 
     Attributes:
-        generate_kwargs: The arguments of the call, asking for everything that `generate` can return.
+        generate_kwargs: The arguments of the call, changed so that `generate` returns everything that it can return.
         returns_dict: Whether the caller asked for that too.
         prompt_length: `P`.
-        has_whole_prompt: Whether ids or embeddings of the whole prompt were given; else its start is in `cache`.
+        has_whole_prompt: Whether ids or embeddings of the whole prompt were given. If not, its start is in `cache`.
 
     Raises:
         InvalidInputError: The prompt, or what is asked for, cannot be explained. Nothing has been generated then.
@@ -78,12 +76,13 @@ class GenerateCall:
         if self.prompt_length == 0:
             raise InvalidInputError("The prompt is empty. Give it at least one token (a beginning-of-sequence token, say).")
         self.has_whole_prompt = embeds is not None or self.prompt_length == self.prompt_ids_length
-        if mask is not None and (prompt := ids if embeds is None else embeds) is not None:
+        prompt = ids if embeds is None else embeds
+        if mask is not None and prompt is not None:
             check_mask(mask, *prompt.shape[:2])
-        placeholders = None if ids is None or ids.shape[1] == 0 else placeholder_mask(model, ids)
+        placeholders = None if ids is None or ids.shape[1] == 0 else placeholder_mask(facts, ids)
         if ids is not None:
             check_vocabulary("The prompt", facts, ids, placeholders)
-        #: Whether the prompt is more than text.
+        #: Whether the prompt holds more than text.
         self.has_placeholders = placeholders is not None and bool(placeholders.any())
         if placeholders is not None and bool(placeholders[:, -1].any()):
             rows = placeholders[:, -1].nonzero().flatten().tolist()
@@ -91,8 +90,8 @@ class GenerateCall:
                 f"The prompt of row(s) {rows} ends in an image, a video or a sound. "
                 "Put at least one token of text behind it, from which the first new token is predicted."
             )
-        self._is_quantized = is_quantized(model)
-        #: Whether each step of the generation is one call of the model, or can be told apart from other calls.
+        self._is_quantized = facts.is_quantized
+        #: Whether each step of the generation is one call of the model, or is told apart from other calls by its cache.
         self.is_plain_loop = kwargs.get("custom_generate") is None and (
             bool(option("use_cache", True)) or option("guidance_scale") in (None, 1)
         )
@@ -100,7 +99,7 @@ class GenerateCall:
         self.returns_dict = bool(option("return_dict_in_generate"))
         self.eos_token_ids = eos_token_ids(option("eos_token_id"))
         self.pad_token_id = option("pad_token_id")
-        #: Whether something else than an end-of-sequence token may end a row before the others.
+        #: Whether something other than an end-of-sequence token may end a row before the others.
         self.ends_rows = option("stop_strings") is not None or bool(kwargs.get("stopping_criteria"))
         if generation_config is None:
             self.generate_kwargs = {**kwargs, "return_dict_in_generate": True}
@@ -115,10 +114,11 @@ class GenerateCall:
         )
 
     def _room(self, facts: ModelFacts, kwargs: dict[str, Any], option: Callable[[str], Any]) -> PositionRoom:
-        """For how many tokens the model knows positions.
+        """The positions that the model knows.
 
         Raises:
-            InvalidInputError: Not for as many as this call will need. Where a row may end before, that is not known yet.
+            InvalidInputError: They are fewer than this call will certainly need. If a row may end early, only its first new
+                token is certain.
         """
         mask, position_ids = self.attention_mask, kwargs.get("position_ids")
         if mask is None and self.ids is not None and self.pad_token_id not in (None, *self.eos_token_ids):
@@ -128,7 +128,7 @@ class GenerateCall:
             length = int(position_ids.max()) + 1
         elif mask is not None and "position_ids" in facts.parameters:
             length = int((mask != 0).sum(-1).max())
-        room = PositionRoom(facts.model, length)
+        room = PositionRoom(facts, length)
         num_steps, longest = option("max_new_tokens"), option("max_length")
         if not is_index(num_steps):
             num_steps = longest - self.prompt_ids_length if is_index(longest) else 1
@@ -138,7 +138,15 @@ class GenerateCall:
         return room
 
     def prompt_rows(self, num_rows: int, num_recorded: int) -> Tensor | None:
-        """The recorded row with the prompt of each returned row; None where they correspond one to one."""
+        """For each returned row, the recorded row with the same prompt, `[R]`; None if both are the same rows in one order.
+
+        Args:
+            num_rows: Number of rows that `generate` returned.
+            num_recorded: Number of rows of the calls that read the prompt.
+
+        Raises:
+            InvalidInputError: The numbers do not say which row belongs to which prompt.
+        """
         if num_rows == num_recorded:
             return None
         num_prompts, rest = divmod(num_rows, self.returned_per_prompt)
@@ -151,7 +159,16 @@ class GenerateCall:
         return torch.arange(num_rows) // self.returned_per_prompt * (num_recorded // num_prompts)
 
     def sequences(self, generated: dict[str, Any], recording: PromptRecording, cache: Any) -> ExplainedSequences:
-        """What was generated, on the prompt that was read; `cache` is the one that `generate` worked with, or None."""
+        """What was generated, after the prompt as it was read.
+
+        Args:
+            generated: What `generate` returned, by name.
+            recording: The calls that read the prompt.
+            cache: The cache that `generate` used, or None.
+
+        Raises:
+            InvalidInputError: What was returned does not continue the prompt that was read.
+        """
         token_ids = generated["sequences"]
         if not recording.rows and token_ids.shape[1] > self.prompt_ids_length:
             raise InvalidInputError(
@@ -162,11 +179,11 @@ class GenerateCall:
         self._check_prompt_returned(token_ids)
 
         def returned(x: Tensor, dim: int = 0) -> Tensor:
-            """Of what was recorded, the rows that were returned."""
+            """From the recorded rows to the returned ones."""
             return x if rows is None or x.shape[dim] == 1 else x.index_select(dim, rows.to(x.device))
 
         def copies(x: Tensor) -> Tensor:
-            """Of a prompt for each sequence returned for it."""
+            """From one row per prompt to one row per returned sequence."""
             return x.repeat_interleave(token_ids.shape[0] // x.shape[0], dim=0)
 
         padding = recording.padding
@@ -196,12 +213,16 @@ class GenerateCall:
             rows = beam_indices.clamp_min(0)
         elif prompt_rows is None:
             rows = torch.arange(ids.shape[0])[:, None].expand(ids.shape)
-        else:  # which beams these are was not returned; the first step is the same in all of a prompt
+        else:  # `generate` did not return which beams these are; in the first step all beams of a prompt are the same
             rows = prompt_rows[:, None].expand(ids.shape)[:, :1]
         return recording.logits.written(cache, rows, recording.rows, self._is_quantized or is_quantized_cache(cache))
 
     def check_readable_again(self, recording: PromptRecording) -> None:
-        """Raises InvalidInputError where the prompt is needed once more, and was not read from its start in one call."""
+        """Called if the prompt must be read a second time: raises InvalidInputError if that is not possible.
+
+        It is not if only a cache holds the start of the prompt. Nor if the prompt was read in several calls and is more than
+        text (images, token types): which part of it belongs to which call is not known.
+        """
         if not self.has_whole_prompt:
             raise InvalidInputError(
                 "The start of the prompt is only in `cache`, in a form that cannot be read back (a sliding window "
@@ -217,9 +238,12 @@ class GenerateCall:
             )
 
     def _step_mask(self, generated: dict[str, Any]) -> Tensor:
-        """As `generate` has decided it. Where that is not known, a row ends at an end-of-sequence token, or before padding."""
-        ids = generated["sequences"][:, self.prompt_ids_length :]
-        beam_indices = generated.get("beam_indices")
+        """False for steps after a row's end, `[R, N]`, as `generate` decided it.
+
+        If that is not known, a row ends with its first end-of-sequence token, or before the padding at its end.
+        """
+        ids: Tensor = generated["sequences"][:, self.prompt_ids_length :]
+        beam_indices: Tensor | None = generated.get("beam_indices")
         if beam_indices is not None and beam_indices.shape == ids.shape:
             return (beam_indices >= 0).to(ids.device)  # -1 after a hypothesis' end
         decided = self._row_ends.step_mask(generated["sequences"])
@@ -228,6 +252,7 @@ class GenerateCall:
         mask = until_end_of_sequence(ids, self.eos_token_ids)
         if self.ends_rows and self.pad_token_id is not None and self.pad_token_id not in self.eos_token_ids:
             padding_from_here = (ids == self.pad_token_id).flip(1).cumprod(1).flip(1).bool()
+            padding_from_here[:, :1] = False  # a row has at least one token
             mask = mask & ~padding_from_here
         return mask
 
@@ -244,5 +269,5 @@ class GenerateCall:
 
 
 def _recorded_rows(prompt_rows: Tensor, num_recorded: int) -> tuple[Tensor, Tensor]:
-    """A returned row with the prompt of each recorded row, and the recorded row with the prompt of each returned row."""
+    """`ExplainedSequences.prefill_rows`: a returned row for each recorded one, and a recorded row for each returned one."""
     return torch.searchsorted(prompt_rows, torch.arange(num_recorded), right=True) - 1, prompt_rows

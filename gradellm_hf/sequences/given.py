@@ -6,19 +6,18 @@ import torch
 from torch import Tensor
 
 from ..architecture.facts import ModelFacts
-from ..architecture.positions import PositionRoom
-from ..architecture.reading import placeholder_mask
 from ..checks.arguments import binary_mask, is_index
 from ..errors import InvalidInputError
 from .explained import ExplainedSequences, extended_prompt
-from .prompt_checks import ID_DTYPES, check_left_padding, check_vocabulary, describe
+from .positions import PositionRoom
+from .prompt_checks import ID_DTYPES, check_left_padding, check_vocabulary, describe, placeholder_mask
 from .row_ends import eos_token_ids, until_padding
 
 
 def given_sequences(
     facts: ModelFacts, sequences: Tensor, prompt_length: int, attention_mask: Tensor | None
 ) -> ExplainedSequences:
-    """Text that already exists; arguments and errors as for `explain_sequences`."""
+    """Text that already exists, as sequences for the engines. Arguments and errors as for `explain_sequences`."""
     _check_sequences(facts, sequences, prompt_length, attention_mask)
     prompt_length = int(prompt_length)
     with torch.inference_mode(False):
@@ -36,7 +35,7 @@ def given_sequences(
     longest = prompt_length
     if padding is not None and "position_ids" in facts.parameters:  # padding takes no position
         longest = int(padding.sum(-1).max())
-    PositionRoom(facts.model, longest).check(step_mask.shape[1])
+    PositionRoom(facts, longest).check(step_mask.shape[1])
     return extended_prompt(sequences, prompt_length, sequences.shape[1] - prompt_length, step_mask, padding)
 
 
@@ -49,7 +48,7 @@ def _check_sequences(facts: ModelFacts, sequences: Any, prompt_length: int, atte
     if not is_index(prompt_length) or not 1 <= prompt_length <= length:
         raise InvalidInputError(f"`prompt_length` must be an int from 1 to S = {length}, got {prompt_length!r}.")
     check_vocabulary("`sequences`", facts, sequences)
-    placeholders = placeholder_mask(facts.model, sequences[:, :prompt_length])
+    placeholders = placeholder_mask(facts, sequences[:, :prompt_length])
     if placeholders is not None and bool(placeholders.any()):
         raise InvalidInputError(
             "The prompts hold images, videos or sounds, which `explain_sequences` does not take. Use `explain_generate`."

@@ -1,4 +1,4 @@
-"""What `generate` really fed the model: the prompt after its own preparation, read off the first forward calls."""
+"""What `generate` fed the model: the prompt as `generate` prepared it, seen in the first forward calls."""
 
 import inspect
 from collections.abc import Iterator
@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from ..architecture.compat import CACHE_NAMES, cache_of, prompt_only_arguments
 from ..architecture.facts import ModelFacts
 from ..architecture.hooks import thread_hook
 from .prompt_checks import check_left_padding
@@ -19,7 +21,7 @@ _OURS = {
     "inputs_embeds",
     "attention_mask",
     "cache_position",
-    "cache",
+    *CACHE_NAMES,
     "use_cache",
     "return_dict",
     "logits_to_keep",
@@ -30,14 +32,15 @@ _OURS = {
 
 
 class PromptRecording:
-    """The arguments of the forward calls that read the prompt; more than one where `generate` prefills in chunks.
+    """The arguments of the forward calls that read the prompt. There are several if `generate` prefills in chunks.
 
     Attributes:
         logits: What these calls, and those after them, predict from the last prompt position on.
         rows: Rows of those calls: batch times beams, or batch times returned sequences.
-        padding: 1 for real tokens, `[rows, P]`; None where it is not to be seen in the calls.
-        per_position: Arguments with one entry a position, by name, `[..., rows or 1, <= P]`: of the prompt's last positions,
-            where the first ones were in the cache before.
+        cache: What these calls read the prompt into, given to them or made by the last of them; None where they keep none.
+        padding: 1 for real tokens, `[rows, P]`; None if the calls do not show it.
+        per_position: Arguments with one entry per position, by name, `[..., rows or 1, <= P]`. If the start of the prompt was
+            in the cache before, they are those of its last positions.
         forward_kwargs: Arguments that every call gets.
         prefill_kwargs: Arguments that belong to the prompt as a whole, such as images.
     """
@@ -46,6 +49,7 @@ class PromptRecording:
         self._prompt_length = prompt_length
         self._parameters = parameters
         self.rows = 0
+        self.cache: Any = None
         self.logits = LogitsRecording(prompt_length - 1)
         self.is_paused = False
         self._calls: list[dict[str, Any]] = []
@@ -55,11 +59,6 @@ class PromptRecording:
     def read_at_once(self) -> bool:
         """Whether one call read the prompt from its start."""
         return len(self._calls) == 1 and self._first_position == 0
-
-    @property
-    def cache(self) -> Any:
-        """The cache that these calls read the prompt into; None where they had none."""
-        return self._calls[-1].get("cache") if self._calls else None
 
     @property
     def complete(self) -> bool:
@@ -75,10 +74,10 @@ class PromptRecording:
             self.is_paused = False
 
     def add(self, arguments: dict[str, Any]) -> None:
-        """Raises InvalidInputError where a row's prompt ends in padding."""
+        """Takes in the arguments of a call; raises InvalidInputError if a row's prompt ends in padding."""
+        self.cache = cache_of(arguments)
         if not self._calls:
-            cache = arguments.get("cache")
-            self._position = 0 if cache is None else int(cache.get_seq_length())
+            self._position = 0 if self.cache is None else int(self.cache.get_seq_length())
             self._first_position = self._position
         self.rows, num_positions = _inputs(arguments).shape[:2]
         self._position += num_positions
@@ -88,9 +87,9 @@ class PromptRecording:
 
     @property
     def padding(self) -> Tensor | None:
-        mask = self._calls[-1].get("attention_mask") if self._calls else None
-        if isinstance(mask, dict):  # one mask a kind of layer; a token that is not padding sees itself in all of them
-            mask = next(iter(mask.values()))
+        given = self._calls[-1].get("attention_mask") if self._calls else None
+        # There may be one mask per kind of layer; a token that is not padding sees itself in all of them.
+        mask: Tensor | None = next(iter(given.values())) if isinstance(given, dict) else given
         if mask is None or (mask.ndim == 4 and self._first_position > 0):
             return None
         if mask.ndim == 4:
@@ -109,7 +108,7 @@ class PromptRecording:
 
     @property
     def forward_kwargs(self) -> dict[str, Any]:
-        """What `generate` passes on without being a parameter of the model (a tokenizer, say) is left out."""
+        """Without what `generate` passes on although the model does not take it (a tokenizer, say)."""
         return {k: v for k, v in self._further.items() if k in self._parameters and not _belongs_to_prompt(k, v)}
 
     @property
@@ -124,15 +123,14 @@ class PromptRecording:
 
 def _inputs(arguments: dict[str, Any]) -> Tensor:
     """Token ids or embeddings, `[rows, positions, ...]`."""
-    ids = arguments.get("input_ids")
-    return arguments["inputs_embeds"] if ids is None else ids
+    ids: Tensor | None = arguments.get("input_ids")
+    inputs: Tensor = arguments["inputs_embeds"] if ids is None else ids
+    return inputs
 
 
 def _belongs_to_prompt(name: str, value: Any) -> bool:
     """Images, sound and the like: `generate` passes them on with the prompt only."""
-    from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
-
-    return isinstance(value, Tensor) or name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
+    return isinstance(value, Tensor) or name in prompt_only_arguments()
 
 
 @contextmanager
@@ -140,39 +138,39 @@ def record_prompt(facts: ModelFacts, prompt_length: int, decoding: bool = False)
     """Watches the model's forward calls of this thread until the prompt of `prompt_length` positions has been read.
 
     Args:
-        decoding: Whether the logits of the calls after that are looked at too, unless these calls may be compiled.
+        decoding: Whether to look at the logits of the calls after that too, unless these calls may be compiled.
     """
     model, recording = facts.model, PromptRecording(prompt_length, facts.parameters)
     num_layers = _num_layers(model)
+    handles: list[RemovableHandle] = []
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
 
     def is_draft() -> bool:
-        """With `assistant_early_exit`, fewer layers of the model itself write the drafts, before it has read the prompt."""
+        """Whether this call writes a draft: with `assistant_early_exit`, the model does so with fewer of its own layers."""
         return _num_layers(model) != num_layers
 
     def before(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if recording.complete:
-            handles[0].remove()
+            handles[0].remove()  # this hook
         elif not is_draft():
             recording.add(_by_name(module, args, kwargs))
 
     def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         logits = getattr(output, "logits", None)
         if recording.complete and logits is not None and not (recording.is_paused or is_draft()):
-            arguments, cache = _by_name(module, args, kwargs), getattr(output, "cache", None)
+            arguments, cache = _by_name(module, args, kwargs), cache_of(output)
             end = _inputs(arguments).shape[1] if cache is None else int(cache.get_seq_length())
             recording.logits.add(cache, end, logits)
+            recording.cache = cache if recording.cache is None else recording.cache
             if not decoding or _may_be_compiled(model, cache):
                 remove()  # decoding runs without hooks, and compiled decoding stays compiled
 
-    def remove() -> None:
-        for handle in handles:
-            handle.remove()
-
-    handles = [
-        model.register_forward_pre_hook(thread_hook(before), with_kwargs=True),
-        model.register_forward_hook(thread_hook(after), with_kwargs=True),
-    ]
     try:
+        handles.append(model.register_forward_pre_hook(thread_hook(before), with_kwargs=True))
+        handles.append(model.register_forward_hook(thread_hook(after), with_kwargs=True))
         yield recording
     finally:
         remove()
@@ -186,8 +184,9 @@ def _may_be_compiled(model: nn.Module, cache: Any) -> bool:
     return has_fixed_size or model._compiled_call_impl is not None
 
 
-def _num_layers(model: nn.Module) -> Any:
-    return getattr(model.config, "num_hidden_layers", None)
+def _num_layers(model: nn.Module) -> int | None:
+    count: int | None = getattr(model.config, "num_hidden_layers", None)
+    return count
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

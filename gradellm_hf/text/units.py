@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks.arguments import is_index, is_list
 from ..errors import InvalidInputError
-from .readable import Level, Readable
+from .readable import Readable
 
 Span = tuple[int, int] | str
 Spans = Mapping[str, Span] | Sequence[Span]
@@ -39,7 +39,7 @@ _SENTENCE = regex.compile(
 )
 
 
-def unit_ranges(explanation: Readable, level: Level, generated: Level | None = None) -> list[Unit]:
+def unit_ranges(explanation: Readable, level: str, generated: str | None = None) -> list[Unit]:
     """Half-open ranges of tokens that cover the sequence in order; see `Explanation.units`."""
     border, length = explanation.prompt_length, len(explanation.tokens)
     return [
@@ -49,7 +49,7 @@ def unit_ranges(explanation: Readable, level: Level, generated: Level | None = N
 
 
 def span_ranges(explanation: Readable, spans: Spans) -> tuple[list[Unit], list[str | None]]:
-    """Ranges of tokens that cover the prompt, one for each span and for what lies between, and their names."""
+    """Ranges of tokens that cover the prompt, and their names: one for each span, and more for the text between."""
     offsets = [0, *accumulate(map(len, explanation.tokens[: explanation.prompt_length]))]
     prompt = explanation.text[: offsets[-1]]
     places = sorted((*_place(span, prompt, name), name) for name, span in _named(spans))
@@ -77,10 +77,10 @@ def span_ranges(explanation: Readable, spans: Spans) -> tuple[list[Unit], list[s
 
 
 def merged(explanation: Readable, units: list[Unit]) -> dict[str, Any]:
-    """Everything of an explanation that has an entry a token, with an entry a unit instead.
+    """Everything of an explanation that has one entry per token, with one entry per unit instead.
 
-    Scores and targets are summed, probabilities multiplied (the probability of the whole unit), and a unit is special
-    where all of its tokens are. No unit may cross the border between prompt and generated text.
+    Scores and targets are summed. Probabilities are multiplied, which gives the probability of the whole unit. A unit is
+    special if all of its tokens are. No unit may cross the border between prompt and generated text.
     """
     border = explanation.prompt_length
     prompt_length = sum(end <= border for _, end in units)
@@ -106,7 +106,7 @@ def merged(explanation: Readable, units: list[Unit]) -> dict[str, Any]:
     }
 
 
-def _ranges(explanation: Readable, first: int, last: int, level: Level) -> list[Unit]:
+def _ranges(explanation: Readable, first: int, last: int, level: str) -> list[Unit]:
     """Units of the tokens `first:last`. Special tokens are units of their own."""
     begins_of = _BEGINS.get(level) if isinstance(level, str) else None
     if begins_of is None:
@@ -121,7 +121,7 @@ def _ranges(explanation: Readable, first: int, last: int, level: Level) -> list[
         stretch = tokens[first:end]
         offsets = accumulate(map(len, stretch), initial=0)
         text_begins = begins_of("".join(stretch))
-        # A token without text of its own belongs to the one before; at the very beginning, to the one that follows.
+        # A token without text belongs to the one before it, or to the one after it if it is the first.
         begins += [
             first + k for k, (piece, at) in enumerate(zip(stretch, offsets)) if k == 0 or (piece and at and at in text_begins)
         ]

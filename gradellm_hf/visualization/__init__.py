@@ -1,4 +1,7 @@
-"""Pictures of explanations: a web page, a figure, and lines for a terminal."""
+"""Pictures of explanations: a web page, a figure, a table, and lines for a terminal.
+
+May import `text`, `checks` and `errors` only: explanations are known by what `text.readable` says of them.
+"""
 
 from .html import report, snippet
 from .plot import plot_heatmap

@@ -1,4 +1,4 @@
-"""An explanation as a web page: one file that needs nothing else, neither network nor library."""
+"""An explanation as a web page: one file that needs no network and no library."""
 
 import base64
 import hashlib
@@ -16,33 +16,57 @@ from ..checks.arguments import string
 from ..text.readable import Level, Readable, earlier_positions
 
 _LEVELS: tuple[Level, ...] = ("token", "word", "sentence")
-_FINE, _COARSE = 127, 7  # steps of quantised scores: of the heatmap, and of each layer's
+#: Levels of quantised scores. Of the heatmap: the most that a signed byte holds. Of single layers, chosen by hand: few, because
+#: few levels compress well and there are many layers.
+_FINE, _COARSE = 127, 7
 _DEFAULT_TITLE = "Grad-ELLM explanation"
 
 
 def report(explanation: Readable, *, title: str | None = None) -> str:
     """A self-contained, interactive page, ASCII only.
 
-    Pointing at a generated token, or moving the focus to it, shades the text before it by contribution; a click pins it.
-    A click on a prompt token shows which generated tokens it fed, a range of generated tokens their sum. Units, shading,
-    layers (where recorded) and special tokens are chosen on the page. All text of the explanation is data there, never
-    markup, and the page's content security policy lets nothing else run and nothing load.
+    Point at a generated token, or move the focus to it: the text before it is shaded by contribution. A click pins it. A click
+    on a prompt token shows the generated tokens to which it contributed. A range of generated tokens shows the sum of their
+    scores. Units, shading, layers (if recorded) and special tokens are chosen on the page. The text of the explanation is
+    data on the page, never markup. The page's content security policy lets nothing else run, and nothing load.
 
-    Scores are quantised for display (see `_packed`); the exact ones are in the explanation.
+    Scores are quantised for display (see `_packed`). The exact ones are in the explanation.
 
     Args:
         explanation: What to show.
         title: Of the page.
 
+    Returns:
+        HTML.
+
     Raises:
         InvalidInputError: The title is no text.
+
+    Examples:
+        >>> page = report(explanation, title="Where is Rome?")
+        >>> page.splitlines()[0]
+        '<!DOCTYPE html>'
     """
     string("title", title, none="the usual one")
     return _page(explanation, _DEFAULT_TITLE if title is None else title, form="report")
 
 
 def snippet(explanation: Readable) -> str:
-    """The page of `report`, small and without single layers, in a sandboxed frame for a notebook's output."""
+    """The page of `report`, small and without single layers, in a sandboxed frame for the output of a notebook.
+
+    Args:
+        explanation: What to show.
+
+    Returns:
+        HTML: an `iframe`.
+
+    Raises:
+        InvalidInputError: The level of the explanation's units is unknown.
+
+    Examples:
+        >>> snippet(explanation)[:28]
+        '<iframe sandbox="allow-scrip'
+    """
     lines = sum(1 + len(line) // 80 for line in explanation.text.split("\n"))
     height = min(max(220 + 26 * lines, 420), 640)
     page = _page(explanation, _DEFAULT_TITLE, form="snippet")
@@ -53,7 +77,7 @@ def snippet(explanation: Readable) -> str:
 
 
 def _page(explanation: Readable, title: str, form: str) -> str:
-    # Tokens that share a character are shown as one.
+    # Tokens that make up one character are shown as one unit.
     shown = explanation.aggregate("token") if explanation.level == "token" else explanation
     style, script = _resource("report.css"), _resource("scores.js") + _resource("report.js")
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
@@ -75,7 +99,10 @@ def _data(explanation: Readable, *, with_layers: bool) -> dict[str, Any]:
             levels.append({"name": level, "sizes": [end - start for start, end in explanation.units(level)]})
     special = torch.tensor(explanation.special, dtype=torch.bool)
     layers = explanation.layer_attributions if with_layers else None
-    indices = range(0 if layers is None else len(layers)) if explanation.layers is None else explanation.layers
+    by_layer = []
+    if layers is not None:
+        indices = range(len(layers)) if explanation.layers is None else explanation.layers
+        by_layer = [{"name": str(index), **_packed(scores, special, _COARSE)} for index, scores in zip(indices, layers)]
     return {
         "tokens": explanation.tokens,
         "names": explanation.unit_names,
@@ -85,17 +112,16 @@ def _data(explanation: Readable, *, with_layers: bool) -> dict[str, Any]:
         "levels": levels,
         "signed": bool((explanation.attributions < 0).any()),
         "summed": _packed(explanation.attributions, special, _FINE),
-        "layers": []
-        if layers is None
-        else [{"name": str(index), **_packed(scores, special, _COARSE)} for index, scores in zip(indices, layers)],
+        "layers": by_layer,
     }
 
 
 def _packed(scores: Tensor, special: Tensor, levels: int) -> dict[str, Any]:
-    """Scores `[N, S]` in about a byte each: the signed root of each, relative to the largest of its step, in `levels` steps.
+    """Scores `[N, S]` in about one byte each: the square root of each, relative to the largest of its step, in `levels` steps.
 
-    The root keeps weak sources apart. Special tokens have a largest of their own: they often hold most of the weight and
-    would leave the others no resolution. Only what is before a step is kept, step after step, deflated, as base64.
+    The root keeps weak sources apart; the sign is kept. Special tokens are relative to the largest special token: they often
+    hold most of the weight, and would leave the others no resolution. Only scores of positions before a step are kept, step
+    after step, deflated, as base64.
     """
     num_steps, length = scores.shape
     before = earlier_positions(length - num_steps, num_steps, length)

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_LARGEST = 16.0  # inches, either way
-_LABEL_ROOM = 0.17  # inches that a tick label needs
-_LONGEST_LABEL = 18
-# Those of these that are installed; together they cover most scripts. The first comes with matplotlib.
+# Chosen by hand, by looking at figures.
+_LARGEST = 16.0  # inches, in width and in height: 2400 pixels at 150 dpi
+_LABEL_ROOM = 0.17  # inches per tick label: its 7 points are 0.1 inch
+_LONGEST_LABEL = 18  # characters
+# Of these fonts, the installed ones are used; together they cover most scripts. The first comes with matplotlib.
 _FONTS = (
     "DejaVu Sans",
     "Noto Sans",
@@ -41,23 +42,27 @@ def plot_heatmap(
     cmap: str | None = None,
     dpi: int = 150,
 ) -> "Figure":
-    """A heatmap, one row a generated unit and one column a source; each row is relative to its own highest score.
+    """A heatmap, one row per generated unit and one column per source. Each row is relative to its own highest score.
 
-    The figure grows with the text up to 16 inches; where there is no room for every label, evenly spaced ones are
-    written. It does not touch `pyplot`: nothing is left open, and no backend is chosen.
+    The figure grows with the text, up to 16 inches. If there is no room for every label, evenly spaced ones are written. It
+    does not use `pyplot`: nothing is left open, and no backend is chosen.
 
     Args:
         explanation: What to show.
-        path: Where to write it; the suffix says the format (`.png`, `.svg`, `.pdf`, ...).
+        path: The file to write; the suffix says the format (`.png`, `.svg`, `.pdf`, ...).
         include_special: Whether special tokens get rows and columns.
         title: Of the figure.
-        cmap: matplotlib's name of a colour map. By default one hue, or two where scores are negative.
+        cmap: matplotlib's name of a colour map. By default one hue, or two if there are negative scores.
         dpi: Resolution of pixel formats.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
         InvalidInputError: There is nothing to show, `dpi` is no number of at least 1, the title is no text, or there is no such
             format.
+
+    Examples:
+        >>> plot_heatmap(explanation, "answer.png", title="Where is Rome?")
+        <Figure size ...>
     """
     dpi = whole_number("dpi", dpi, 1)
     string("title", title, none="no title")
@@ -74,7 +79,7 @@ def plot_heatmap(
             f"Nothing to plot: {len(rows)} generated units and {len(columns)} before them are shown. Explain generated text, "
             "or plot special tokens too with `include_special=True`."
         )
-    # What a unit got from itself and from special tokens left out is not shown, and not counted in the scale.
+    # Scores from a unit itself, and from special tokens that are left out, are not shown and do not count in the scale.
     scores = explanation.attributions.masked_fill(~earlier_positions(border, length - border, length), 0)
     scores = scores[[i - border for i in rows]][:, columns]
     highest = scores.abs().amax(1, keepdim=True)
@@ -117,14 +122,14 @@ def plot_heatmap(
         axes.set_title(title, loc="left", fontsize=10, parse_math=False)
     if path is not None:
         with warnings.catch_warnings():
-            # Fonts lack some scripts; a box in a label needs no warning for each character.
+            # Fonts lack some scripts. A box in a label is enough, without one warning per character.
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
             write_figure(figure, path)
     return figure
 
 
 def write_figure(figure: "Figure", path: str | os.PathLike[str], **options: Any) -> None:
-    """Writes a figure, atomically, in the format that the suffix names; PNG where there is none.
+    """Writes a figure, atomically, in the format that the suffix names; PNG if there is no suffix.
 
     Args:
         **options: For `Figure.savefig`.

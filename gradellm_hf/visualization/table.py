@@ -1,4 +1,4 @@
-"""Explanations as a long table, one row per step and position before it."""
+"""Explanations as a long table, one row per step and position before that step."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,8 @@ def table(explanations: Iterable[Readable]) -> "DataFrame":
         import pandas
     parts = [_columns(i, explanation) for i, explanation in enumerate(explanations)]
     names = list(dict.fromkeys(name for part in parts for name in part))
-    return pandas.concat([pandas.DataFrame(part) for part in parts], ignore_index=True)[names]
+    whole: DataFrame = pandas.concat([pandas.DataFrame(part) for part in parts], ignore_index=True)[names]
+    return whole
 
 
 def _columns(sequence: int, explanation: Readable) -> dict[str, Any]:

@@ -10,20 +10,28 @@ _BOLD, _RESET = "\x1b[1m", "\x1b[0m"
 
 
 def render(explanation: Readable, *, top: int = 6, color: bool = False, include_special: bool = False) -> str:
-    """One line a generated unit: the unit, then the earlier ones with the highest scores, highest first.
+    """One line per generated unit: the unit, then the earlier ones with the highest scores, highest first.
 
-    No control character of the text is printed: line breaks, escape sequences and marks that reorder text appear as their
+    No control character of the text is printed: line breaks, escape sequences and marks that reorder text are written as
     escapes.
 
     Args:
         explanation: What to show.
-        top: How many sources to name. Those that score 0 are not named.
-        color: Shade each by its score relative to the line's highest, for terminals with 256 colours; otherwise write
-            that number.
+        top: How many sources to name. Sources with the score 0 are not named.
+        color: Shade each source by its score, relative to the line's highest. For terminals with 256 colours. False: write the
+            relative score behind it.
         include_special: Whether special tokens count as sources.
+
+    Returns:
+        Lines of text, without a line break at the end.
 
     Raises:
         InvalidInputError: `top` is no number of at least 0.
+
+    Examples:
+        >>> strongest = render(explanation, top=2).splitlines()[0]  # the strongest sources of the first generated unit
+        >>> "1.00" in strongest
+        True
     """
     top = whole_number("top", top, 0)
     border = explanation.prompt_length
@@ -41,7 +49,7 @@ def render(explanation: Readable, *, top: int = 6, color: bool = False, include_
 
 
 def visible(text: str) -> str:
-    """Without the space before a word; what does not print (line breaks, control characters) as its escape."""
+    """The text without spaces around it. Characters that do not print (line breaks, control characters) become escapes."""
     text = text.strip(" ") or "\u2423"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

@@ -38,7 +38,6 @@ from gradellm_hf.metrics import (
     spearman,
     token_labels,
 )
-from gradellm_hf.results.explanation import Explanation
 from tests.support.evaluated import PROMPTS, model_and_tokenizer
 from tests.support.readable import made_up
 from tests.support.small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
@@ -87,10 +86,8 @@ WHOLE: dict[str, tuple[Callable[[Any], Any], int, int | None, list[Any]]] = {
     "Explanation.top.k": (lambda n: EXPLANATION.top(0, n), 2, 0, []),
     "Explanation.render.top": (lambda n: EXPLANATION.render(top=n), 2, 0, []),
     "Explanation.plot.dpi": (lambda n: EXPLANATION.plot(dpi=n), 20, 1, []),
-    "Explanation.from_output.row": (
-        lambda n: (
-            Explanation.from_output(explain_sequences(small_llama(), IDS.expand(3, -1), P), n, model_and_tokenizer()[1]).text
-        ),
+    "ExplainGenerateOutput.explanation.row": (
+        lambda n: explain_sequences(small_llama(), IDS.expand(3, -1), P).explanation(n, model_and_tokenizer()[1]).text,
         2,
         0,
         [3],

@@ -50,6 +50,9 @@ def output(e: Explanation) -> ExplainGenerateOutput:
         target_scores=e.target_scores[None],
         token_probabilities=e.token_probabilities[None],
         prompt_mask=torch.ones(1, 20, dtype=torch.bool),
+        layers=[0],
+        layer_names=["model.layers.0.self_attn"],
+        model_name="made/up",
     )
 
 

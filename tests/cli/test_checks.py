@@ -241,7 +241,7 @@ def test_of_many_failed_prompts_the_first_are_named_and_the_others_counted(capsy
     assert len(lines) == 11
 
 
-@pytest.mark.parametrize("name", ["dataset", "evaluate", "demo"])
+@pytest.mark.parametrize("name", ["dataset", "evaluate"])
 def test_a_module_run_by_itself_is_its_command(name: str) -> None:
     command = [sys.executable, "-m", f"gradellm_hf.{name}", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -23,7 +23,7 @@ from gradellm_hf.demo_model import load_smollm2, smollm2_folder
 def demo(tmp_path_factory):
     """What the demo prints, and the folder it fills."""
     folder = tmp_path_factory.mktemp("demo") / "made" / "by the demo"
-    command = [sys.executable, "-m", "gradellm_hf.demo", "--output", str(folder)]
+    command = [sys.executable, "-m", "gradellm_hf", "demo", "--output", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result.stdout, folder

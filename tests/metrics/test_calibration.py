@@ -136,5 +136,5 @@ def test_bootstrap_repeats_with_its_generator_skips_what_is_undefined_and_refuse
     for options in ({"confidence": 1.0}, {"num_resamples": 0}):
         with pytest.raises(InvalidInputError, match="must be a"):
             bootstrap(values, **options)
-    with pytest.raises(InvalidInputError, match="one number a prompt"):
+    with pytest.raises(InvalidInputError, match="one number per prompt"):
         bootstrap(values[:0])

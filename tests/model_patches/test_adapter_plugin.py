@@ -1,4 +1,4 @@
-"""Adapters from other packages: `tests/plugin` is one, and the entry point in its metadata is all that makes it known."""
+"""Adapters from other packages: `tests/support/plugin` is one, known only by the entry point in its metadata."""
 
 import os
 import shutil

@@ -20,11 +20,13 @@ from tests.support import ROOT
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+LINKING = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))]
 MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 _FENCE = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 _LOADED = re.compile(r"""(?:<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=|url\()["']?(?:https?:)?//[^"'>)]+""")
+_ARXIV = re.compile(r"(?<![\d.])\d{4}\.\d{4,5}(?!\d)")
 _NUMBER = re.compile(r"[-+]?\d+\.\d+")
 
 
@@ -84,7 +86,7 @@ def test_the_quick_start_of_the_readme_is_ten_lines():
     assert len([line for line in quick_start.splitlines() if line.strip()]) == 10
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_ids(PAGES))
+@pytest.mark.parametrize("page", LINKING, ids=_ids(LINKING))
 def test_the_files_that_a_page_links_to_exist(page):
     missing = [link for link in _LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()]
     assert not missing
@@ -102,3 +104,16 @@ def test_the_site_is_built_without_a_warning_and_loads_nothing_from_elsewhere(tm
         assert not _LOADED.findall(page.read_text(encoding="utf-8")), page
     for page in pages:
         assert not re.search(r"(```|\w+ notest)", page.read_text(encoding="utf-8")), f"{page}: a code block is shown as text"
+
+
+def test_every_paper_that_the_code_names_is_on_a_page():
+    """By its number on arXiv, so that a reader of the pages finds it too."""
+    sources = [path for package in ("gradellm_hf", "model_patches") for path in (ROOT / package).rglob("*.py")]
+    named = {number for path in sources for number in _arxiv_numbers(path)}
+    assert "2601.03089" in named
+    assert named - {number for page in PAGES for number in _arxiv_numbers(page)} == set()
+
+
+def _arxiv_numbers(path):
+    _, *after = re.split("arxiv", path.read_text(encoding="utf-8"), maxsplit=1, flags=re.IGNORECASE)
+    return _ARXIV.findall("".join(after))

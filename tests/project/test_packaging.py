@@ -1,8 +1,11 @@
-"""The wheel as it is built, and what importing the package does to a process."""
+"""The wheel and the sdist as they are built, and what importing the package does to a process."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from email.parser import Parser
 
@@ -21,6 +24,17 @@ def wheel(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """What the sdist holds, in a folder."""
+    folder = tmp_path_factory.mktemp("sdist")
+    _run([sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", folder], cwd=ROOT)
+    (path,) = folder.glob("gradellm_hf-*.tar.gz")
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / path.name.removesuffix(".tar.gz")
+
+
 def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(wheel):
     expected = {
         path.relative_to(ROOT).as_posix()
@@ -32,6 +46,30 @@ def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(wheel):
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == expected
     assert "gradellm_hf/py.typed" in held
+
+
+def test_the_sdist_holds_every_file_of_what_it_includes(unpacked):
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    expected = {*_files(ROOT, included), ".gitignore", "PKG-INFO", "pyproject.toml"}
+    assert set(_files(unpacked, ["."])) == expected
+    assert {name for name in included if not (unpacked / name).exists()} == set()
+
+
+def test_the_sdist_builds_the_site_from_its_own_files(unpacked, tmp_path):
+    source = shutil.copytree(unpacked, tmp_path / "source")
+    module = source / "gradellm_hf" / "generation.py"
+    module.write_text(module.read_text().replace("Generates as `model.generate` does", "Generates from the sdist"))
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"]
+    _run(command, cwd=source, NO_MKDOCS_2_WARNING="1", PYTHONPATH="")
+    assert "Generates from the sdist" in (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+
+
+def test_the_sdist_builds_the_same_wheel(wheel, unpacked, tmp_path):
+    _run([sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", tmp_path], cwd=unpacked)
+    with zipfile.ZipFile(tmp_path / wheel.name) as built, zipfile.ZipFile(wheel) as expected:
+        assert {file.filename: file.CRC for file in built.infolist()} == {
+            file.filename: file.CRC for file in expected.infolist()
+        }
 
 
 def test_the_wheel_carries_its_license_and_asks_for_four_packages(wheel):
@@ -121,17 +159,25 @@ def test_importing_the_package_changes_nothing_in_torch_and_transformers():
     assert changed == "True\n[]"
 
 
+def _files(folder, names):
+    """The files with these names, and those in the folders with these names."""
+    paths = (path for name in names for path in ((folder / name).rglob("*") if (folder / name).is_dir() else [folder / name]))
+    return [path.relative_to(folder).as_posix() for path in paths if path.is_file() and "__pycache__" not in path.parts]
+
+
 def _python(code, cwd=ROOT, **environment):
     """What a fresh interpreter prints."""
     lines = code.strip("\n").split("\n")
     indent = len(lines[0]) - len(lines[0].lstrip())
-    command = [sys.executable, "-c", "\n".join(line[indent:] for line in lines)]
-    result = subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+    return _run([sys.executable, "-c", "\n".join(line[indent:] for line in lines)], cwd, **environment)
 
 
 def _pip(*arguments):
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    _run([sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments])
+
+
+def _run(command, cwd=None, **environment):
+    """What a command prints."""
+    done = subprocess.run(list(map(str, command)), cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()

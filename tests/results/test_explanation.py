@@ -35,7 +35,7 @@ def output(llama):
 
 
 def test_a_row_without_its_padding_and_what_follows_its_end(output):
-    explanation = Explanation.from_output(output, 1, byte_level_bpe())
+    explanation = output.explanation(1, byte_level_bpe())
     assert explanation.prompt_length == 5
     assert explanation.token_ids == output.sequences[1, 4:12].tolist()
     assert len(explanation.tokens) == 8
@@ -88,6 +88,18 @@ def test_the_stored_tokens_of_a_loaded_output_are_shown_as_they_are(output, tmp_
     assert explanation.tokens == byte_level_bpe().convert_ids_to_tokens(output.sequences[1, 4:12].tolist())
 
 
+def test_a_token_that_the_stored_vocabulary_lacks_has_no_text(output, tmp_path):
+    class Smaller:
+        def convert_ids_to_tokens(self, ids):
+            return [None if i == output.sequences[1, 5] else f"<{i}>" for i in ids]
+
+    output.save(tmp_path / "out.safetensors", Smaller())
+    explanation = ExplainGenerateOutput.load(tmp_path / "out.safetensors").explanations()[1]
+    assert explanation.tokens[1] == ""
+    assert explanation.tokens[0] == f"<{output.sequences[1, 4]}>"
+    assert explanation.token_ids[1] == output.sequences[1, 5]
+
+
 def test_prompts_of_embeddings_have_no_text(llama):
     embeds = llama.get_input_embeddings()(torch.tensor([[5, 6, 7]]))
     out = explain_generate(llama, inputs_embeds=embeds, max_new_tokens=2)
@@ -98,7 +110,7 @@ def test_prompts_of_embeddings_have_no_text(llama):
 def test_rows_that_are_not_there(output):
     for row in (-1, 3):
         with pytest.raises(InvalidInputError, match=f"no row {row}: 3 sequences"):
-            Explanation.from_output(output, row, byte_level_bpe())
+            output.explanation(row, byte_level_bpe())
 
 
 def scored(scores, **fields):
@@ -187,9 +199,17 @@ def test_a_shape_that_does_not_fit_says_what_it_does_not_fit_to():
 
 
 @pytest.mark.parametrize("output", [None, {}, torch.zeros(1, 2)])
-def test_something_else_than_an_output_is_refused(output):
-    with pytest.raises(InvalidInputError, match=f"`output` must be an ExplainGenerateOutput, got {type(output).__name__}"):
+def test_the_old_name_refuses_something_else_than_an_output(output):
+    message = f"`output` must be an ExplainGenerateOutput, got {type(output).__name__}"
+    with pytest.warns(FutureWarning, match="is now `output.explanation"), pytest.raises(InvalidInputError, match=message):
         Explanation.from_output(output, 0, None)
+
+
+def test_the_old_name_makes_the_same_and_says_the_new_one(output):
+    with pytest.warns(FutureWarning, match=r"is now `output\.explanation\(row, tokenizer\)`") as warned:
+        old = Explanation.from_output(output, 1, byte_level_bpe())
+    same(old, output.explanation(1, byte_level_bpe()))
+    assert [warning.filename for warning in warned] == [__file__]
 
 
 def same(first, second):
@@ -233,7 +253,7 @@ def test_foreign_files_are_told_apart(output, tmp_path):
 
 
 def test_a_file_of_a_later_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradellm_hf.explanation.FORMAT_VERSION", 3)
+    monkeypatch.setattr("gradellm_hf.results.explanation.FORMAT_VERSION", 3)
     made_up(list("abc"), 2).save(tmp_path / "a")
     monkeypatch.undo()
     with pytest.raises(InvalidInputError, match=r"has format version 3; .* up to 2"):
@@ -260,7 +280,7 @@ def test_reading_a_file_needs_no_table_or_picture_library(tmp_path):
     made_up(list("abc"), 2).save(tmp_path / "a")
     code = f"""if True:
         import sys
-        from gradellm_hf.explanation import Explanation
+        from gradellm_hf import Explanation
         print(Explanation.load({str(tmp_path / "a")!r}).aggregate("word").normalize().top(0, 1))
         assert not {{"pandas", "matplotlib", "rich", "pyarrow"}} & set(sys.modules)
     """

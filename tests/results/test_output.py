@@ -11,7 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gradellm_hf import ExplainGenerateOutput, GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
+from gradellm_hf.checks.files import write_tensors
 from tests.support.small_llama import generate_both, padded_prompts, random_ids, small_llama
+from tests.support.versions import CACHE
 
 TENSORS = (
     "sequences",
@@ -55,7 +57,7 @@ def test_everything_that_generate_returns_is_there_under_its_name(options):
         torch.testing.assert_close(out.get(name), expected.get(name), rtol=0, atol=0)
     assert out.get("scores") is not None
     assert (out.get("beam_indices") is not None) == ("num_beams" in options)
-    assert type(out.cache) is type(expected.cache)
+    assert type(out.cache) is type(expected[CACHE])
 
 
 def test_what_was_not_asked_for_is_not_there(llama):
@@ -159,6 +161,23 @@ def test_a_callable_target_is_named_in_the_file_but_not_loaded(llama, tmp_path):
     loaded = ExplainGenerateOutput.load(tmp_path / "out.safetensors")
     assert loaded.explain_config is None
     assert torch.equal(loaded.attributions, out.attributions)
+
+
+def test_a_heatmap_that_was_taken_out_is_not_written(output, tmp_path):
+    output.layer_attributions = None
+    output.save(tmp_path / "out.safetensors")
+    assert ExplainGenerateOutput.load(tmp_path / "out.safetensors").layer_attributions is None
+
+
+@pytest.mark.parametrize("missing", ["prompt_mask", "layers", "layer_names", "model_name"])
+def test_a_file_without_what_every_output_has_is_refused_by_its_name(output, tmp_path, missing):
+    path = tmp_path / "out.safetensors"
+    tensors = {name: output[name].contiguous() for name in TENSORS if name != missing}
+    metadata = {"format": "gradellm_hf", "format_version": 1, "config": None, "tokens": None}
+    metadata |= {name: output[name] for name in ("prompt_length", "layers", "layer_names", "model_name")}
+    write_tensors(path, tensors, {**metadata, missing: None})
+    with pytest.raises(InvalidInputError, match=rf"out\.safetensors' cannot be read: .*{missing}"):
+        ExplainGenerateOutput.load(path)
 
 
 def test_a_failed_save_leaves_the_old_file_and_nothing_else(output, tmp_path):

@@ -10,6 +10,7 @@ from accelerate.utils import find_tied_parameters
 from torch import nn
 from transformers import LogitsProcessor
 
+from benchmarks.gpu.part import run_part
 from gradellm_hf import (
     GradELLM,
     GradELLMConfig,
@@ -362,3 +363,33 @@ def test_a_model_that_is_loaded_over_devices_explains_as_on_one(reading, tmp_pat
     loaded = GradELLM.from_pretrained(tmp_path, max_memory=memory, dtype=torch.float32)
     assert len(set(loaded.model.hf_device_map.values())) > 1
     assert_same_explanation(*(m.explain("Italy is", max_new_tokens=4) for m in (loaded, GradELLM(whole, tokenizer))))
+
+
+# The benchmarks for GPUs: what they do about devices, kernels and memory, in tiny shapes.
+
+
+@pytest.mark.parametrize("part", ["exactness", "ratio", "long_text", "biggest"])
+def test_the_benchmarks_for_gpus_run_on_a_device(part, tmp_path):
+    result = run_part(part, tmp_path, torch.device("cuda:1"), "tiny", 300, scratch=tmp_path)
+    assert result.status == "done", result.error
+    ran = {row.what: row for row in result.rows if row.outcome != "not run"}
+    lacking = ("torch.compile", "offloaded")  # simulated devices have neither a compiler nor streams
+    failed = [what for what, row in ran.items() if row.outcome == "failed"]
+    assert [what for what in failed if not any(name in what for name in lacking)] == []
+    if part == "exactness":
+        assert [what for what, row in ran.items() if row.outcome == "missed"] == []
+        assert "float32, layers on 1, cpu, disk" in ran
+        assert "bfloat16, layers on 1, 2, 3, 0" in ran
+
+
+def test_the_benchmark_of_the_biggest_model_grows_it_until_memory_ends(tmp_path):
+    DEVICES.set_capacity(2, 470_000)
+    try:
+        result = run_part("biggest", tmp_path, torch.device("cuda:2"), "tiny", 300, scratch=tmp_path)
+    finally:
+        DEVICES.set_capacity(2, 0)
+    assert result.status == "done", result.error
+    for where in ("on the card alone", "with offload"):
+        *fit, last = (row for row in result.rows if row.what.startswith(where))
+        assert [row.outcome for row in fit] == ["measured"]
+        assert last.values["out_of_memory"]

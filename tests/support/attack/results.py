@@ -22,7 +22,7 @@ def attacks(world: World) -> Iterator[Attack]:
     for surface, calls in (
         ("Explanation", _made(world.explanation)),
         ("Explanation", _asked(world.explanation)),
-        ("Explanation", _from_output(world)),
+        ("ExplainGenerateOutput.explanation", _from_output(world)),
         ("aggregation", _aggregated(world.explanation)),
         ("shown and written", _shown(world.explanation, world.folder)),
         ("files that are not there", _not_there(world.folder)),
@@ -87,10 +87,9 @@ def _asked(e: Explanation) -> _Calls:
 def _from_output(world: World) -> _Calls:
     out, tokenizer = world.out, world.tokenizer
     for row in (-1, 1, 99, "a", None, 0.0, 0.5, True, NAN):
-        yield f"row {row!r}", functools.partial(Explanation.from_output, out, row, tokenizer), refused("row")
+        yield f"row {row!r}", functools.partial(out.explanation, row, tokenizer), refused("row")
     yield "no tokenizer", lambda: out.explanations(), refused("tokenizer")
     yield "a tokenizer's name", lambda: out.explanations("gpt2"), refused("tokenizer")
-    yield "something else than an output", lambda: Explanation.from_output(world.text, 0, tokenizer), refused("output")
     yield "the tokenizer", lambda: out.explanations(tokenizer)[0].attributions, works(lambda x: close(x, out.attributions[0]))
 
 

@@ -7,7 +7,7 @@ counted, and an allocation beyond `set_capacity` raises `torch.OutOfMemoryError`
 Transformers and accelerate run as they are: `dispatch_model`, `device_map="auto"`, offloading to CPU and disk.
 
 There are no streams (one a device, always done), no fused or flash kernels, no inductor, and no random state of a device.
-Nothing can be taken back, so tests run in a process of their own: `tests/test_devices.py`.
+Nothing can be taken back, so tests run in a process of their own: `tests/architecture/test_devices.py`.
 
 `python -m tests.support.simulated_devices` builds it, once; importing the package does nothing.
 """

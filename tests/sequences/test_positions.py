@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from gradellm_hf import GradELLM, InvalidInputError, explain_generate, explain_sequences, explain_stream, verify
-from gradellm_hf.architecture.positions import position_limit
+from gradellm_hf.architecture.reading import position_limit
 from tests.support.small_llama import PAD, random_ids, small_llama
 
 LIMIT = 12
