@@ -43,3 +43,10 @@ def quiet_transformers():
     transformers.utils.logging.set_verbosity_error()
     yield
     transformers.utils.logging.set_verbosity(verbosity)
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of the real model are slow, and say so by asking for it."""
+    for item in items:
+        if "smollm2" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)

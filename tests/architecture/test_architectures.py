@@ -25,6 +25,8 @@ from tests.support.architectures.tiny_configs import tiny_model
 from tests.support.reference import reference_heatmaps as full_prefix_heatmaps
 from tests.support.versions import IS_NEWEST
 
+pytestmark = pytest.mark.slow
+
 TYPES = decoder_only_types()
 
 #: One type for each way in which padding can reach attention.

@@ -34,6 +34,8 @@ from tests.support.small_llama import assert_same_heatmaps, generate_both, rando
 from tests.support.tiny_models import tiny_model
 from tests.support.versions import CACHE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("version", ["4.57.6", "4.9.0.dev0"])
 @pytest.mark.parametrize(

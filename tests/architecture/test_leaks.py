@@ -14,6 +14,8 @@ from gradellm_hf.engines import replay as replay_engine
 from gradellm_hf.engines.position_local import PositionLocalAttention
 from tests.support.small_llama import random_ids, small_llama
 
+pytestmark = pytest.mark.slow
+
 IDS = random_ids(2, 7)
 
 

@@ -24,7 +24,10 @@ from tests.support.architectures.step_reference import _heatmap, record_attentio
 from tests.support.tiny_multimodal import CONFIGURATIONS, GRID, IMAGE, Prompt, prompt_with_images, tiny_multimodal
 from tests.support.versions import CACHE
 
-pytestmark = pytest.mark.filterwarnings("error::gradellm_hf.GradELLMWarning")  # that another engine was needed
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("error::gradellm_hf.GradELLMWarning"),  # that another engine was needed
+]
 
 TOLERANCE, STEPS = 1e-9, 4
 CONFIG = GradELLMConfig(positive_only=False, output_layer_attributions=True)

@@ -24,6 +24,8 @@ from gradellm_hf import (
 )
 from tests.support.small_llama import assert_same_heatmaps, padded_prompts, small_llama
 
+pytestmark = pytest.mark.slow
+
 BACKENDS = {
     "bitsandbytes, 4 bit": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32),
     "bitsandbytes, 4 bit, NF4, nested": BitsAndBytesConfig(

@@ -17,6 +17,8 @@ from tests.support import ROOT, SUPPORT
 from tests.support.small_llama import assert_same_heatmaps, padded_prompts, small_llama
 from tests.support.tensor_parallel_worker import CONFIGS, explain_all
 
+pytestmark = pytest.mark.distributed
+
 _SIZES = {
     "vocab_size": 98,
     "hidden_size": 48,

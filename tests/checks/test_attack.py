@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.support import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_bad_input_gets_a_clear_error_and_every_good_one_the_right_value(tmp_path):

@@ -16,6 +16,8 @@ from gradellm_hf.results.explanation import Explanation
 from tests.support.evaluated import model_and_tokenizer
 from tests.support.explained import explanation_of
 
+pytestmark = pytest.mark.slow
+
 WORK = "the folder of the test"  # in the arguments below
 MODEL = f"{WORK}/model"
 EXPLAIN = ["explain", MODEL, "--prompt", "Rome is"]

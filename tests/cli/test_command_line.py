@@ -22,6 +22,8 @@ from gradellm_hf.results.explanation import Explanation
 from tests.support.explained import explanation_of
 from tests.support.small_llama import small_llama
 
+pytestmark = pytest.mark.slow
+
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 
 

@@ -18,6 +18,8 @@ from gradellm_hf import ExplainGenerateOutput, GradELLMError, demo_model
 from gradellm_hf.cli import main
 from gradellm_hf.demo_model import load_smollm2, smollm2_folder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):

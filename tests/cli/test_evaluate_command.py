@@ -13,6 +13,8 @@ from gradellm_hf.evaluation import METRICS, load_evaluation
 from tests.support import ROOT
 from tests.support.evaluated import PROMPTS, model_and_tokenizer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -6,10 +6,14 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from gradellm_hf.cli import main
 from gradellm_hf.dataset import load_dataset_explanations
 from tests.support import ROOT
 from tests.support.dataset_job import contents, texts, write_job
+
+pytestmark = pytest.mark.distributed
 
 PROMPTS, KILLS = 70, 10
 

@@ -11,6 +11,8 @@ from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences, ver
 from tests.support.reference import reference_heatmaps
 from tests.support.tiny_models import WINDOW, float64_islands, random_text, tiny_model
 
+pytestmark = pytest.mark.slow
+
 PROMPT, STEPS = 11, 6
 FAMILIES = (
     "llama",

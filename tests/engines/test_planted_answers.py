@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences
 from tests.support.tiny_models import tiny_model
 
+pytestmark = pytest.mark.slow
+
 FILLER, KIND_SIZE, CONTEXT = 12, 9, 10
 FIRST, SECOND = FILLER, FILLER + KIND_SIZE  # where the ids of each kind begin
 QUESTION = SECOND + KIND_SIZE  # asks for the first kind; the id after it for the second

@@ -14,6 +14,8 @@ import torch
 
 from gradellm_hf import ExplainGenerateOutput, GradELLMConfig, explain_generate
 
+pytestmark = pytest.mark.slow
+
 STOP_WORDS = frozenset(
     """
     a an and are as at be been by did do does for from had has have he her his how i in into is it its many much no not of on

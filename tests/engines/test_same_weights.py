@@ -7,6 +7,8 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
 from gradellm_hf import GradELLMConfig, explain_sequences
 from gradellm_hf.demo_model import load_smollm2
 
+pytestmark = pytest.mark.slow
+
 TEXT = (
     "Notes from the lighthouse: the keeper's cat, a grey one called Pepper, sleeps in the lamp room. "
     "Asked for the name of the cat, the keeper answered that it was"

@@ -17,6 +17,8 @@ from gradellm_hf.metrics import bootstrap, deletion, normalised_area, pi_soft_ns
 from gradellm_hf.model import GradELLM
 from tests.support.evaluated import PROMPTS, model_and_tokenizer
 
+pytestmark = pytest.mark.slow
+
 METHODS = ["grad_ellm", "saliency", "random"]
 SETTINGS = Settings(pis=(0.3, 0.7), num_portions=3, seed=5)
 

@@ -23,6 +23,8 @@ from tests.support import ROOT
 from tests.support.small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
 from tests.support.tiny_models import tiny_model
 
+pytestmark = pytest.mark.slow
+
 P, N = 6, 3
 LXT = os.environ.get("GRADELLM_LXT_PYTHON", "")
 needs_lxt = pytest.mark.skipif(not LXT, reason="GRADELLM_LXT_PYTHON names no environment with lxt")

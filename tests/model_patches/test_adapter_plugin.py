@@ -15,6 +15,8 @@ from model_patches import ArchitectureAdapter, register_adapter, registered_adap
 from model_patches import registry as adapter_registry
 from tests.support import ROOT, SUPPORT
 
+pytestmark = pytest.mark.slow
+
 PLUGIN = SUPPORT / "plugin"
 
 EXPLAIN_BOTH = """

@@ -25,6 +25,8 @@ from tests.support.architectures.lifted_precision import lifted_precision
 from tests.support.architectures.tiny_configs import tiny_config, tiny_model
 from tests.support.versions import CACHE
 
+pytestmark = pytest.mark.slow
+
 ROWS, PROMPT, STEPS = 2, 5, 3
 
 DECLARED = sorted(_built_in())

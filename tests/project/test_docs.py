@@ -18,6 +18,8 @@ from gradellm_hf.cli import command_line as cli
 from gradellm_hf.demo_model import smollm2_folder
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
 LINKING = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))]

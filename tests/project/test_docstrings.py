@@ -25,6 +25,8 @@ from gradellm_hf.results.output import ExplainGenerateOutput
 from tests.support.evaluated import model_and_tokenizer
 from tests.support.small_llama import small_llama
 
+pytestmark = pytest.mark.slow
+
 PARTS = (
     "gradellm_hf",
     "gradellm_hf.dataset",

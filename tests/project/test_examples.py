@@ -15,6 +15,8 @@ from gradellm_hf.demo_model import smollm2_folder
 from tests.support import ROOT
 from tests.support.tiny_models import float64_islands, tiny_model
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = ROOT / "examples"
 MINIMAL, NOTEBOOK = EXAMPLES / "minimal.py", EXAMPLES / "quickstart.ipynb"
 

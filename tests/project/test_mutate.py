@@ -9,6 +9,8 @@ import pytest
 from scripts import mutate
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 _MODULES = [path.relative_to(ROOT) for package in ("gradellm_hf", "model_patches") for path in (ROOT / package).rglob("*.py")]
 
 

@@ -13,6 +13,8 @@ import pytest
 
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = ("gradellm_hf", "model_patches")
 
 

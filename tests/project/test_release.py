@@ -12,6 +12,8 @@ from scripts import release as script
 from scripts.release import ReleaseError, release
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow
+
 _CHANGELOG = """# Changelog
 
 ## 1.2.3 (2026-03-01)

@@ -8,7 +8,10 @@ from gradellm_hf.visualization import report, snippet
 from tests.support.explained import HOSTILE, explanation_of
 
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(_CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(_CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine"),
+]
 
 TOKENS = ["<s>", "One", " apple", ".", " Two", " pea", "rs", ".", "\n", " Three", " fi", "gs", ".", "</s>"]
 SPECIAL = [token.startswith("<") for token in TOKENS]
