@@ -58,7 +58,7 @@ def register_method(name: str, method: Method) -> None:
 
     Examples:
         >>> from functools import partial
-        >>> register_method("grad_ellm_last_layer", partial(grad_ellm, config=GradELLMConfig(layers=1)))
+        >>> register_method("grad_ellm_last_layer", partial(grad_ellm, explain_config=GradELLMConfig(layers=1)))
         >>> method_names()[-1]
         'grad_ellm_last_layer'
     """
