@@ -42,7 +42,14 @@ class MissingDependencyError(GradELLMError, ImportError):
 
 
 class UnsupportedVersionError(GradELLMError, ImportError):
-    """The installed version of a package is not one that this one runs with; the message has those that are."""
+    """This package does not run with the installed version of another one; the message says with which versions it does.
+
+    Examples:
+        >>> try:
+        ...     import gradellm_hf
+        ... except ImportError as error:  # an UnsupportedVersionError, if Transformers is too old
+        ...     print(error)
+    """
 
 
 class GradELLMWarning(UserWarning):
