@@ -38,17 +38,23 @@ class InvalidInputError(GradELLMError, ValueError):
 
 
 class MissingDependencyError(GradELLMError, ImportError):
-    """What was asked for needs a package that is not installed; the message has the command that installs it."""
+    """A part that was used needs a package that is not installed; the message has the command that installs it.
+
+    Examples:
+        >>> from gradellm_hf.checks.optional import needed_for
+        >>> with needed_for("Plots need", "a_package", "plots"):
+        ...     import a_package
+        Traceback (most recent call last):
+        gradellm_hf.errors.MissingDependencyError: Plots need a_package, which is not installed: ...
+    """
 
 
 class UnsupportedVersionError(GradELLMError, ImportError):
     """This package does not run with the installed version of another one; the message says with which versions it does.
 
     Examples:
-        >>> try:
-        ...     import gradellm_hf
-        ... except ImportError as error:  # an UnsupportedVersionError, if Transformers is too old
-        ...     print(error)
+        >>> issubclass(UnsupportedVersionError, ImportError)
+        True
     """
 
 

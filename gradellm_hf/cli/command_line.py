@@ -13,8 +13,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO
 
-# The module of a command has the same name, and has `add_arguments(parser)` and `run(options) -> exit code`. Only the module of
-# the given command is imported.
+from .renamed import with_new_names
+
+# The module of a command has the same name, and has `add_arguments(parser)` and `run(options) -> exit code`, and may have `RENAMED`, new
+# names of its options by old ones. Only the command the given command is imported.
 COMMANDS = {
     "explain": "explain what a model writes, or why it would write a given text",
     "show": "show an explanation that was saved, or write it as a page or a picture",
@@ -79,6 +81,7 @@ def _run(arguments: Sequence[str], chosen: str | None) -> int:
             implementation = importlib.import_module(f".{name}", __package__)
             implementation.add_arguments(command)
             command.set_defaults(run=implementation.run, parser=command)
+            arguments = with_new_names(arguments, getattr(implementation, "RENAMED", {}))
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

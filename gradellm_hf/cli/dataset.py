@@ -8,37 +8,42 @@ from pathlib import Path
 from typing import Any
 
 from .checks import at_least, check_folder, check_prompts, seed, wrong
-from .model_options import DTYPES, device_map, load_model
+from .model_options import add_model_arguments, load_model, use_own_device
 from .result_options import print_errors
+
+RENAMED = {"--model": "MODEL", "--input": "--prompts", "--config": "--explain-config"}
+_EXAMPLES = """
+PROMPTS is a .jsonl or .parquet file or a folder of Dataset.save_to_disk. A record has a `prompt`, or a chat in `messages`, and
+possibly an `id`. Run the same command again to continue one that was stopped; in several processes with
+`accelerate launch -m gradellm_hf.dataset ...` or `torchrun --nproc_per_node N -m gradellm_hf.dataset ...`.
+
+example:
+  gradellm dataset ./my-model --prompts prompts.jsonl --output explained --max-new-tokens 64
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.set_defaults(gguf_file=None)
-    parser.add_argument("--model", required=True, help="a folder, or the name of a model on the Hub")
-    parser.add_argument("--input", required=True, help="a .jsonl or .parquet file, or a folder of Dataset.save_to_disk")
-    parser.add_argument("--output", required=True, help="the folder to write to, or to continue")
-    parser.add_argument("--column", help="the field with the prompt (default: prompt, messages or chat)")
-    parser.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to write per prompt (default: 64)")
-    parser.add_argument(
+    parser.epilog = _EXAMPLES
+    add_model_arguments(parser)
+    group = parser.add_argument_group("what is explained")
+    group.add_argument("--prompts", required=True, metavar="PROMPTS", help="the file or folder with the prompts")
+    group.add_argument("--output", required=True, metavar="FOLDER", help="the folder to write to, or to continue")
+    group.add_argument("--column", metavar="NAME", help="the field with the prompt (default: prompt, messages or chat)")
+    json_object: dict[str, Any] = {"type": _json_object, "default": {}, "metavar": "JSON"}
+    group.add_argument("--explain-config", help="options of GradELLMConfig, e.g. '{\"layers\": 4}'", **json_object)
+    group = parser.add_argument_group("generation")
+    group.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to write per prompt (default: 64)")
+    group.add_argument("--generate", help="more options of generate, e.g. '{\"do_sample\": true}'", **json_object)
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="of sampling (default: %(default)s)")
+    group = parser.add_argument_group("the job")
+    group.add_argument(
         "--batch-size", type=at_least(1), default=8, metavar="N", help="prompts explained together (default: %(default)s)"
     )
-    parser.add_argument(
-        "--shard-size", type=at_least(1), metavar="N", help="prompts per file (default: a 64th of them, at most 32 batches)"
+    group.add_argument(
+        "--shard-size", type=at_least(1), metavar="N", help="prompts a file (default: a 64th of them, at most 32 batches)"
     )
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of sampling (default: %(default)s)")
-    parser.add_argument("--scores", choices=("float16", "float32"), default="float32", help="how the heatmaps are stored")
-    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the model (default: as in its files)")
-    parser.add_argument(
-        "--device-map",
-        type=device_map,
-        metavar="MAP",
-        help="for accelerate, to spread one model over devices; else each process has its own",
-    )
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    json_object: dict[str, Any] = {"type": _json_object, "default": {}, "metavar": "JSON"}
-    parser.add_argument("--generate", help="more options of generate, e.g. '{\"do_sample\": true}'", **json_object)
-    parser.add_argument("--config", help="options of GradELLMConfig, e.g. '{\"layers\": 4}'", **json_object)
+    group.add_argument("--scores", choices=("float16", "float32"), default="float32", help="how the heatmaps are stored")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,16 +58,16 @@ def run(options: argparse.Namespace) -> int:
     from ..jobs.manifest import read_manifest
     from ..jobs.processes import processes
 
-    generate_kwargs, config = _generate_kwargs(options), GradELLMConfig.from_dict(options.config)
+    generate_kwargs, config = _generate_kwargs(options), GradELLMConfig.from_dict(options.explain_config)
     folder = Path(options.output)
     check_folder("--output", folder)
     read_manifest(folder, FORMAT)  # of a job of this kind, if of any
-    check_prompts(options.input, options.column)
+    check_prompts(options.prompts, options.column)
     state = processes()
-    options.device_map = options.device_map or {"": state.device}
+    use_own_device(options, state)
     explanations = explain_dataset(
         load_model(options, config),
-        options.input,
+        options.prompts,
         options.output,
         column=options.column,
         batch_size=options.batch_size,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import at_least, between, check_folder, check_matplotlib, seed, wrong
-from .model_options import add_model_arguments, load_model
+from .model_options import add_model_arguments, load_model, use_own_device
 from .result_options import print_errors
 
 _EXAMPLES = """
@@ -91,8 +91,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.no_plots:
         check_matplotlib("Without --no-plots pictures are drawn, which needs")
     state = processes()
-    if state.num_processes > 1 and options.device_map == "auto":
-        options.device_map = {"": state.device}  # each process has the model on its own device
+    use_own_device(options, state)
     settings = Settings(
         level=options.level,
         num_samples=options.samples,

@@ -22,11 +22,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=device_map,
         default="auto",
         metavar="MAP",
-        help="where its layers go: auto, cpu, cuda:0, ... or a JSON object (default: auto)",
+        help="where its layers go: auto, cpu, cuda:0, ... or a JSON object (default: auto; each of several processes: its own)",
     )
     group.add_argument("--dtype", choices=DTYPES, default="auto", help="of its weights (default: as in its files)")
     group.add_argument("--gguf-file", metavar="NAME", help="a GGUF file in the folder or repository, to load the weights from")
     group.add_argument("--trust-remote-code", action="store_true", help="run model code that comes with the model")
+
+
+def use_own_device(options: argparse.Namespace, state: Any) -> None:
+    """Lets each of several processes have the model on its own device, if the options do not say otherwise.
+
+    Args:
+        state: The processes; see `jobs.processes`.
+    """
+    if state.num_processes > 1 and options.device_map == "auto":
+        options.device_map = {"": state.device}
 
 
 def load_model(options: argparse.Namespace, explain_config: "GradELLMConfig | None" = None) -> "GradELLM":

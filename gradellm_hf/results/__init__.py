@@ -1,4 +1,4 @@
 """What an explanation returns, and its files.
 
-May import `text`, `visualization`, `checks`, `configuration`, `errors` and, for the name of the cache, `architecture.compat`.
+May import `text`, `visualization`, `checks`, `configuration`, `errors` and, for the name of the cache, `architecture`.
 """

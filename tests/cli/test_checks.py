@@ -19,7 +19,7 @@ from tests.support.explained import explanation_of
 WORK = "the folder of the test"  # in the arguments below
 MODEL = f"{WORK}/model"
 EXPLAIN = ["explain", MODEL, "--prompt", "Rome is"]
-DATASET = ["dataset", "--model", MODEL, "--input", f"{WORK}/prompts.jsonl", "--output", f"{WORK}/job"]
+DATASET = ["dataset", MODEL, "--prompts", f"{WORK}/prompts.jsonl", "--output", f"{WORK}/job"]
 EVALUATE = ["evaluate", MODEL, "--prompts", f"{WORK}/prompts.jsonl", "--output", f"{WORK}/job"]
 SHOW = ["show", f"{WORK}/e.safetensors"]
 
@@ -129,12 +129,12 @@ ERRORS = {
     "what is shown": ([*SHOW, "--save", f"{WORK}/e.safetensors"], "FILE and --save are the same file"),
     "what is shown, by another name": ([*SHOW, "--html", f"{WORK}/hard-link.safetensors"], "FILE and --html are the same file"),
     "a row that is not there": ([*SHOW, "--row", "3"], "There is no row 3"),
-    "layers of a job": ([*DATASET, "--config", '{"layers": 0}'], "`layers` must be"),
-    "options of a job": ([*DATASET, "--config", '{"layer": 1}'], "Unknown options ['layer']"),
-    "no such input": ([*DATASET, "--input", f"{WORK}/none.jsonl"], "There is no file"),
-    "input of another kind": ([*DATASET, "--input", f"{WORK}/empty.txt"], "read from .jsonl and .parquet files"),
-    "empty input": ([*DATASET, "--input", f"{WORK}/empty.jsonl"], "the input is empty"),
-    "empty prompts": ([*DATASET, "--input", f"{WORK}/all-empty.jsonl"], "are empty"),
+    "layers of a job": ([*DATASET, "--explain-config", '{"layers": 0}'], "`layers` must be"),
+    "options of a job": ([*DATASET, "--explain-config", '{"layer": 1}'], "Unknown options ['layer']"),
+    "no such input": ([*DATASET, "--prompts", f"{WORK}/none.jsonl"], "There is no file"),
+    "input of another kind": ([*DATASET, "--prompts", f"{WORK}/empty.txt"], "read from .jsonl and .parquet files"),
+    "empty input": ([*DATASET, "--prompts", f"{WORK}/empty.jsonl"], "the input is empty"),
+    "empty prompts": ([*DATASET, "--prompts", f"{WORK}/all-empty.jsonl"], "are empty"),
     "column": ([*DATASET, "--column", "text"], "The record has no prompt in 'text'"),
     "output that is a file": ([*DATASET, "--output", f"{WORK}/empty.txt"], "'{WORK}/empty.txt' is not a folder"),
     "output in a file": ([*DATASET, "--output", f"{WORK}/empty.txt/job"], "'{WORK}/empty.txt' is not a folder"),
@@ -229,7 +229,7 @@ def test_jobs_of_which_some_failed_are_1_and_say_what_failed(
         assert "InvalidInputError: The prompt is empty" in error
     (tmp_path / "good.jsonl").write_text('{"prompt": "Rome is"}\n')
     call = [argument.replace(WORK, str(work)) for argument in DATASET]
-    call[call.index("--input") + 1] = str(tmp_path / "good.jsonl")
+    call[call.index("--prompts") + 1] = str(tmp_path / "good.jsonl")
     assert main([*call, "--max-new-tokens", "2", "--output", str(tmp_path / "good")]) == 0
 
 

@@ -36,7 +36,7 @@ def write_job(folder: Path, number: int) -> list[str]:
     lines = [json.dumps({"id": f"text {i}", "prompt": text}) for i, text in enumerate(texts(number))]
     (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     options = ["--batch-size", "2", "--shard-size", "2", "--max-new-tokens", "8", "--generate", '{"do_sample": true}']
-    return ["--model", str(folder / "model"), "--input", str(folder / "prompts.jsonl"), *options]
+    return [str(folder / "model"), "--prompts", str(folder / "prompts.jsonl"), *options]
 
 
 def contents(folder: Path) -> dict[str, Any]:

@@ -9,12 +9,13 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tests.support.versions import config_fields
+from tests.support.versions import IS_NEWEST, config_fields
 
 from .lifted_precision import lifted_precision
 
 VOCABULARY = 97
 WINDOW = 5
+_NO_KERNELS = {} if IS_NEWEST else {"use_mamba_kernels": False}  # earlier versions insist on them otherwise
 
 #: Field name -> value; the first match counts. A default that is smaller already stays.
 _SIZES: tuple[tuple[str, int], ...] = (
@@ -73,7 +74,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
     # The attention module is shared by the hybrid layers, of which there must be two.
-    "zamba": {"layers_block_type": _SHARED, "num_hidden_layers": 4, "use_mamba_kernels": False},
+    "zamba": {"layers_block_type": _SHARED, "num_hidden_layers": 4, **_NO_KERNELS},
     "zamba2": {"layers_block_type": _SHARED, "num_hidden_layers": 4},
     # Layers before, in and after the loop add up to all three.
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
@@ -99,7 +100,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         "indexer_compress_ratio": 1,
     },
     # Earlier versions insist on kernels for CUDA.
-    "jamba": {"use_mamba_kernels": False},
+    "jamba": _NO_KERNELS,
     # Widths that must multiply to another width, or are rounded up to multiples of 64.
     "mamba2": {"num_heads": 8},
     "xlstm": {"hidden_size": 64, "embedding_dim": 64, "qk_dim_factor": 1.0, "chunk_size": 16},
