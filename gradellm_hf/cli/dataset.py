@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=at_least(1), default=8, metavar="N", help="prompts explained together (default: %(default)s)"
     )
     group.add_argument(
-        "--shard-size", type=at_least(1), metavar="N", help="prompts a file (default: a 64th of them, at most 32 batches)"
+        "--shard-size", type=at_least(1), metavar="N", help="prompts per file (default: a 64th of them, at most 32 batches)"
     )
     group.add_argument("--scores", choices=("float16", "float32"), default="float32", help="how the heatmaps are stored")
 
