@@ -38,7 +38,7 @@ class InvalidInputError(GradELLMError, ValueError):
 
 
 class MissingDependencyError(GradELLMError, ImportError):
-    """What was asked for needs a package that is not installed; the message has the command that installs it.
+    """A part that was used needs a package that is not installed; the message has the command that installs it.
 
     Examples:
         >>> from gradellm_hf.checks.optional import needed_for
@@ -50,10 +50,9 @@ class MissingDependencyError(GradELLMError, ImportError):
 
 
 class UnsupportedVersionError(GradELLMError, ImportError):
-    """The installed version of a package is not one that this one runs with; the message has those that are.
+    """This package does not run with the installed version of another one; the message says with which versions it does.
 
     Examples:
-        >>> from gradellm_hf import UnsupportedVersionError
         >>> issubclass(UnsupportedVersionError, ImportError)
         True
     """

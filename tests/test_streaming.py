@@ -114,7 +114,7 @@ def test_the_configuration_is_that_of_explain_generate(config: GradELLMConfig) -
     assert_streams_the_same(small_llama(), **padded_prompts(), max_new_tokens=4, explain_config=config)
 
 
-@pytest.mark.filterwarnings("ignore::gradellm_hf.GradELLMWarning")  # `explain_generate` goes stepwise where it must
+@pytest.mark.filterwarnings("ignore::gradellm_hf.GradELLMWarning")  # `explain_generate` goes stepwise if it must
 @pytest.mark.parametrize("family", ["mistral_windowed", "gpt2", "bloom", "qwen3_moe", "lfm2"])
 def test_windows_other_attention_and_recurrent_caches_stream_too(family: str) -> None:
     if family == "bloom":

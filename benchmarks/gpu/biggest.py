@@ -33,7 +33,7 @@ _TINY_CARD, _TINY_HOST, _TINY_DISK = 450_000, 300_000, 200_000  # bytes
 
 @dataclass(frozen=True)
 class Plan:
-    """How many layers are where; embeddings and head are on the card."""
+    """How many layers are on the card, in CPU memory and on the disk; embeddings and head are on the card."""
 
     card: int
     host: int = 0

@@ -178,7 +178,7 @@ class Traffic(TorchDispatchMode):
 
 
 def memory_bandwidth(setting: Setting) -> float:
-    """Bytes a second that a large copy reads and writes."""
+    """Bytes per second that a large copy reads and writes."""
     source = torch.ones(setting.pick(2**29, 2**22), dtype=torch.bfloat16, device=setting.device)
     target = torch.empty_like(source)
     target.copy_(source)

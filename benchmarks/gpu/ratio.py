@@ -33,7 +33,7 @@ def _row(setting: Setting, what: str, model: Any, prompt_length: int, num_steps:
     def explain() -> Any:
         return explain_generate(model, prompt, **length)
 
-    explain_generate(model, prompt[:, :32], **writing(4))  # what is looked at and checked once a model
+    explain_generate(model, prompt[:, :32], **writing(4))  # makes the checks that are made once per model
     memory, memory_explained = setting.peak_memory(generate), setting.peak_memory(explain)
     pairs = setting.pairs(generate, explain, repetitions)
     ratios = [explained / generated for generated, explained in pairs]

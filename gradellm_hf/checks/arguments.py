@@ -142,7 +142,7 @@ def binary_mask(name: str, mask: Any, shape: torch.Size | None = None) -> Tensor
 
 
 def checked_generator(generator: torch.Generator | None) -> torch.Generator:
-    """The generator to draw from; raises InvalidInputError where it is not usable."""
+    """The generator to draw from; raises InvalidInputError if it is not usable."""
     if generator is None:
         return torch.Generator().manual_seed(0)
     if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":

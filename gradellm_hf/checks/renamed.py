@@ -12,9 +12,9 @@ _R = TypeVar("_R")
 
 
 def renamed(**new_names: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Lets a function be called with keywords by their old names, too; `@renamed(old="new")`.
+    """A decorator, `@renamed(old="new")`, with which a function also takes keywords by their old names.
 
-    Called with an old name, it gives a FutureWarning that names the new one; with both, it raises InvalidInputError.
+    An old name gives a FutureWarning that names the new one. Both together raise InvalidInputError.
     """
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 from .renamed import with_new_names
 
-# The module of a command has the same name. It has `add_arguments(parser)` and `run(options) -> exit code`, and may have
-# `RENAMED`: new names of its options by old ones. Only the module of the given command is imported.
+# The module of a command has the same name. It has `add_arguments(parser)` and `run(options) -> exit code`. It may have
+# `RENAMED`: the new names of its options by the old ones. Only the module of the given command is imported.
 COMMANDS = {
     "explain": "explain what a model writes, or why it would write a given text",
     "show": "show an explanation that was saved, or write it as a page or a picture",

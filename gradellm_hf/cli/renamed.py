@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 
 def with_new_names(arguments: Sequence[str], new_names: Mapping[str, str]) -> list[str]:
-    """The arguments of a command with its options by their new names; says on standard error what was given by an old one.
+    """The arguments of a command with the new names of its options. Warns on standard error about each old name.
 
     Args:
-        new_names: By old option, the new one; a name without dashes is that of an argument with no option before it.
+        new_names: The new options by the old ones; a name without dashes is that of an argument with no option before it.
     """
     renamed: list[str] = []
     for argument in arguments:

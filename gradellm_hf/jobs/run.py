@@ -1,4 +1,4 @@
-"""What every job over many prompts does: it has a folder to itself, goes on where it was, and shares out what is missing."""
+"""What every job over many prompts does: it has a folder to itself, continues what is there, and shares what is missing."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -15,10 +15,10 @@ _Part = TypeVar("_Part")
 
 @contextlib.contextmanager
 def job_folder(folder: Path, job: dict[str, Any], results: str) -> Iterator[Any]:
-    """A context in which the processes of a job, and no other job, write to a folder. It ends in all of them together.
+    """A context in which the processes of one job, and no others, write to a folder. It ends in all of them at the same time.
 
     Args:
-        folder: Is made if it is missing. Results of the same job stay, and what was cut off while it was written is removed.
+        folder: It is made if it is missing. Results of the same job stay; files that were half written are removed.
         job: See `describe_job`.
         results: The names of the files with results, as a pattern.
 
@@ -26,7 +26,8 @@ def job_folder(folder: Path, job: dict[str, Any], results: str) -> Iterator[Any]
         The processes; see `processes`.
 
     Raises:
-        InvalidInputError: The folder holds another job, with what differs, or something else, or is being written to.
+        InvalidInputError: The folder holds another job (the message says what differs) or something else, or another job is
+            writing to it.
     """
     state = processes()
     if _has(folder, results):
@@ -37,20 +38,20 @@ def job_folder(folder: Path, job: dict[str, Any], results: str) -> Iterator[Any]
         if state.is_main_process:
             remove_partial_files(folder)
             read_manifest(folder, job["format"])  # of a job of this kind, if of any
-            if not _has(folder, results):  # a job that came to nothing, for an argument that was wrong, say, is in nobody's way
+            if not _has(folder, results):  # a job that has written nothing (an argument was wrong, say) may be replaced
                 write_manifest(folder, job)
         state.wait_for_everyone()
-        _check_same_job(folder, job)  # now of the main process, which may have been given something else
+        _check_same_job(folder, job)  # against the job of the main process, which may have got other arguments
         yield state
         state.wait_for_everyone()
 
 
 @contextlib.contextmanager
 def shared_out(missing: Mapping[_Part, int], state: Any, description: str) -> Iterator[tuple[list[_Part], Any]]:
-    """The share of this process in what is missing, and a progress bar that counts its prompts.
+    """A context with the parts that this process has to do, and a progress bar that counts their prompts.
 
     Args:
-        missing: The parts of the job that are to be done, and how many prompts each has; the same in every process.
+        missing: The missing parts of the job, and how many prompts each has; the same in every process.
         state: The processes.
         description: What the progress bar says.
     """
@@ -58,7 +59,7 @@ def shared_out(missing: Mapping[_Part, int], state: Any, description: str) -> It
 
     state.wait_for_everyone()  # all have seen the same files
     share = list(missing)[state.process_index :: state.num_processes]
-    disable = None if state.is_main_process else True  # None: where it is no terminal
+    disable = None if state.is_main_process else True  # None: unless it is a terminal
     options: Any = {"total": sum(missing[part] for part in share), "desc": description, "unit": "prompt", "disable": disable}
     progress: Any = tqdm(**options)
     with progress:

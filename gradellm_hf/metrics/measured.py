@@ -1,4 +1,4 @@
-"""A text whose heatmaps are measured by perturbing its prompt: what all metrics that do so have in common."""
+"""A text whose heatmaps are measured by perturbing its prompt: the common part of all metrics that do so."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from .perturbation import PerturbedText, Window, masked_mean
 
 
 class MeasuredText(PerturbedText):
-    """A `PerturbedText` with heatmaps of it, and how these are measured. Shape letters as there.
+    """A `PerturbedText` with its heatmaps and the options of a metric. Shape letters as there.
 
     Args:
         model, sequences, prompt_length, attention_mask: As for `PerturbedText`.
@@ -48,11 +48,11 @@ class MeasuredText(PerturbedText):
         self.source = checked_generator(options.generator)
 
     def mean_over_windows(self, measure: Callable[[Window, Tensor, Tensor], Tensor]) -> Tensor:
-        """Mean of a metric over what each row's generated tokens are measured in: one by one, or all together.
+        """Mean of a metric over the windows in which each row's generated tokens are measured: one by one, or all together.
 
         Args:
             measure: From a window, the `r` rows that have it, and their scores of the prompt's positions `[..., r, P]` to
-                values `[..., r]`; NaN where undefined.
+                values `[..., r]`; NaN if undefined.
 
         Returns:
             `[..., R]`, float64; NaN for rows without any defined value.
@@ -73,7 +73,7 @@ class MeasuredText(PerturbedText):
         return [Window(step, step + 1) for step in range(self.num_steps)]
 
     def _scores(self, window: Window, rows: Tensor) -> Tensor:
-        """Scores of the prompt's positions, mean over the steps of a window, `[..., r, P]`, float64; 0 where not removable."""
+        """Scores of the prompt's positions, mean over the steps of a window, `[..., r, P]`, float64; 0 if not removable."""
         steps = slice(window.first, window.last)
         a = self.attributions[..., steps, : self.prompt_length].to(self.token_ids.device, torch.float64)[..., rows, :, :]
         return masked_mean(a.transpose(-1, -2), self.step_mask[rows, None, steps]).masked_fill(~self.removable[rows], 0)

@@ -1,4 +1,4 @@
-"""What all metrics that perturb prompts can be told, once: `MetricOptions`. Their keywords are its fields."""
+"""The options of all metrics that perturb prompts, in one place: `MetricOptions`. Its fields are the metrics' keywords."""
 
 import functools
 import inspect
@@ -38,17 +38,17 @@ class SamplingKeywords(RandomKeywords, total=False):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MetricOptions:
-    """How a metric perturbs prompts. Each metric takes those of these options, as keywords, that its signature shows.
+    """How a metric perturbs prompts. Each metric takes some of these options as keywords; its signature shows which.
 
     Args:
-        level: `"step"`: every generated token is measured by itself, and the mean is taken; `"sequence"`: all of them together,
-            with the mean of their scores. Distances are then those of their joint distribution (see `joint_hellinger`),
-            probabilities their geometric mean (the joint probability, per token).
+        level: `"step"`: every generated token is measured by itself, and the mean is taken. `"sequence"`: all tokens are
+            measured together, with the mean of their scores. Then distances are those of their joint distribution (see
+            `joint_hellinger`), and probabilities are replaced by their geometric mean (the joint probability, per token).
         fixed: True for prompt positions that are never perturbed (special tokens, say), `[P]` or `[R, P]`.
-        batch_size: Texts a forward pass.
-        generator: Source of randomness, on the CPU; None: one with seed 0. From the same state, the same numbers are drawn
-            whatever the attributions, the batch size and the device, and all methods share them. Deletion and insertion put
-            equal scores in a random order.
+        batch_size: Texts per forward pass.
+        generator: Source of randomness, on the CPU; None: one with seed 0. From the same state the same numbers are drawn, with
+            any attributions, batch size and device, and all methods share them. Deletion and insertion use it to put equal
+            scores in a random order.
         num_samples: Random draws, over which a metric is averaged.
 
     Raises:

@@ -37,7 +37,8 @@ class PromptRecording:
     Attributes:
         logits: What these calls, and those after them, predict from the last prompt position on.
         rows: Rows of those calls: batch times beams, or batch times returned sequences.
-        cache: What these calls read the prompt into, given to them or made by the last of them; None where they keep none.
+        cache: The cache that these calls read the prompt into, given to them or made by the last of them; None if there is
+            none.
         padding: 1 for real tokens, `[rows, P]`; None if the calls do not show it.
         per_position: Arguments with one entry per position, by name, `[..., rows or 1, <= P]`. If the start of the prompt was
             in the cache before, they are those of its last positions.

@@ -40,7 +40,7 @@ model_of = functools.cache(tiny_multimodal)
 
 @lifted_precision()
 def expected_heatmaps(name: str, prompt: Prompt, sequences: Tensor) -> Tensor:
-    """Signed heatmaps of the text layers, `[R, L, N, S]`: one forward pass over all of the text and the images a step.
+    """Signed heatmaps of the text layers, `[R, L, N, S]`: one forward pass over all of the text and the images per step.
 
     There is no cache, and the model works out for itself what it wants to know of positions.
 

@@ -54,7 +54,7 @@ class BoomError(Exception):
 
 
 class Bomb(nn.Module):
-    """A module inside the model that fails where gradients are on: in the explanation, not in the generation."""
+    """A module inside the model that fails if gradients are on: in the explanation, not in the generation."""
 
     def __init__(self, inner: nn.Module, error: type[BaseException], in_backward: bool):
         super().__init__()

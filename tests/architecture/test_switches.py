@@ -170,7 +170,7 @@ def overlapping(explain: Callable[[GradELLMConfig], Any], between: Callable[[], 
         try:
             return explain(GradELLMConfig(target=target, step_chunk_size=2, output_layer_attributions=True))
         finally:
-            started.set()  # also where it failed
+            started.set()  # also if it failed
             ended.set()
 
     with ThreadPoolExecutor(2) as pool:

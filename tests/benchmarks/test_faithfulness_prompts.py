@@ -46,7 +46,7 @@ def test_report_and_tune_share_no_sentence():
 
 
 def test_every_record_has_the_fields_of_its_task_in_order():
-    """Text to continue for recall, otherwise one user message; no answer where generation is open."""
+    """Text to continue for recall, otherwise one user message; no answer if generation is open."""
     for record in _RECORDS:
         text_field = "prompt" if record["task"] == "recall" else "messages"
         answered = ["answer", "rationale"] if record["task"] != "open" else []

@@ -377,7 +377,7 @@ def test_ctrl_c_leaves_whole_shards_only(llama, tokenizer, finished, tmp_path, m
     @functools.wraps(llama.forward)  # `generate` looks at the arguments that it takes
     def interrupted(*args, **kwargs):
         calls.append(1)
-        if len(calls) > 7:  # three a batch
+        if len(calls) > 7:  # three per batch
             raise KeyboardInterrupt
         return forward(llama, *args, **kwargs)
 

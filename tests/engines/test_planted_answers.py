@@ -6,7 +6,7 @@ by one known position, and the other kind's token is a decoy that decides anothe
 
 One model is built by hand, two are trained. Ranks are among the tokens of the context: the question takes part in every
 answer too. The trained models keep large, orthogonal, frozen embeddings and strong weight decay, so that the answer does
-not fill the whole residual stream: where it does, the last norm hides what it is made of from any gradient of a logit.
+not fill the whole residual stream: if it did, the last norm would hide what it is made of from any gradient of a logit.
 """
 
 import pytest

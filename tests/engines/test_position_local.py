@@ -15,7 +15,7 @@ from gradellm_hf.engines.position_local import (
     own_column_gradient,
 )
 
-R, G, M, N, T, D, DV = 2, 3, 2, 4, 7, 5, 6  # rows, key heads, query heads a key head, queries, keys, dims
+R, G, M, N, T, D, DV = 2, 3, 2, 4, 7, 5, 6  # rows, key heads, query heads per key head, queries, keys, dims
 H = G * M
 
 

@@ -178,7 +178,7 @@ def test_saliency_and_input_x_gradient_agree_with_finite_differences(llama, ids,
 
 
 def test_integrated_gradients_add_up_to_the_change_of_the_target(ids):
-    model, short = tiny_model("square_llama", rms_norm_eps=1.0), ids[:, : P + 2]  # smooth where embeddings are small
+    model, short = tiny_model("square_llama", rms_norm_eps=1.0), ids[:, : P + 2]  # smooth also for small embeddings
     scores = integrated_gradients(model, short, P, target="probability", num_points=60)
     for step, x, token in targets(model, short):
         change = (logits_of(model, x).softmax(-1) - logits_of(model, 0 * x).softmax(-1)).gather(1, token[:, None])[:, 0]

@@ -13,7 +13,7 @@ PI = st.floats(0, 1)
 
 
 def by_bisection(scores, pi):
-    """`min(1, s a)` with mean `pi`, the slow way; None where no scale reaches it."""
+    """`min(1, s a)` with mean `pi`, the slow way; None if no scale reaches it."""
     a = scores.clamp_min(0)
     low, high = 0.0, 1e12
     if (a > 0).double().mean() < pi:

@@ -226,7 +226,7 @@ def other_names_for_the_reference(case: str, monkeypatch: pytest.MonkeyPatch) ->
 
 NO_INTERFACE = ["bloom", "gpt_neo", "gpt_neox_japanese", "mpt", "openai-gpt", "xglm"]
 NO_INTERFACE += [case for case in CASES if case.startswith("falcon")]
-#: Fused projections that hold query, key and value in turns, for a part of the heads each (every head where there is no
+#: Fused projections that hold query, key and value in turns, for a part of the heads each (every head if there is no
 #: number): the transcription cannot take them apart.
 IN_TURNS: dict[str, tuple[int | None, tuple[str, str, str]]] = {
     "gpt_neox": (None, ("query", "key", "value")),

@@ -52,7 +52,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "gpt2": {"model_type": "gpt2", "vocab_size": 59, "n_embd": 35, "n_head": 7, "n_layer": 4, "n_positions": 64},
     # Without a declaration of its own; norms of queries and keys before the heads are split, norms after attention.
     "olmo2": {"model_type": "olmo2", **_sizes(41, 36, 6, 2, None, 3)},
-    # H * D == E, as `channel="attention_output"` needs; where D is not given it is E / H.
+    # H * D == E, as `channel="attention_output"` needs; if D is not given, it is E / H.
     "square_llama": {"model_type": "llama", **_sizes(53, 60, 6, 2, 10, 4)},
     "square_mistral_windowed": {"model_type": "mistral", **_sizes(47, 42, 7, 1, 6, 3), "sliding_window": WINDOW},
     "square_qwen3": {"model_type": "qwen3", **_sizes(61, 72, 6, 3, 12, 3)},

@@ -26,7 +26,7 @@ def config_fields(config_class: type) -> dict[str, Any]:
 
 
 def chosen_attention(config: PreTrainedConfig) -> str | None:
-    """None: the attention that Transformers chooses. Eager where sdpa, which it chooses, would pass over soft-capping."""
+    """None: the attention that Transformers chooses. Eager if it chooses sdpa and that would ignore soft-capping."""
     return "eager" if VERSION < (5, 22) and getattr(config, "attn_logit_softcapping", None) else None
 
 

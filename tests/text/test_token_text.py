@@ -21,7 +21,7 @@ def smollm2_tokenizer():
 
 TOKENIZERS = {**KINDS, "SmolLM2": smollm2_tokenizer}
 LOSSLESS = ("byte-level BPE", "SmolLM2")
-# What each level makes of a text whatever the tokenizer, where none of its tokens holds a border.
+# What each level makes of a text with any tokenizer, if none of its tokens holds a border.
 WORDS = {
     "plain": "The| capital| of| Italy| is| Rome|,| isn't| it|?| It| costs| 3.14| euros|.",
     "emoji": "family| 👩‍👩‍👧‍👦| thumbs| 👍🏽|👍🏿| flag| 🇩🇪|🇫🇷| keycap| 1️⃣| 😀|😀|😀| end",

@@ -19,7 +19,7 @@ def registered_types() -> list[str]:
 
 @functools.cache
 def why_not_decoder_only(model_type: str) -> str | None:
-    """Why a registered type is no decoder-only text model, or None where it is one."""
+    """Why a registered type is no decoder-only text model, or None if it is one."""
     config_class = CONFIG_MAPPING[model_type]
     if getattr(config_class, "is_encoder_decoder", False):
         return "encoder-decoder"

@@ -1,9 +1,9 @@
-"""The heatmaps of any decoder-only model by ordinary autograd, one forward and backward pass a step, of nothing but the model.
+"""The heatmaps of any decoder-only model by ordinary autograd: one forward and one backward pass per step of the bare model.
 
 Nothing of the package is used. The model runs its own eager attention; what is weighed is read off while it runs:
 
-- where it calls Transformers' attention interface: the arguments and results of each call;
-- where it does not: each product of a softmax with something, the softmax being the attention weights and the other
+- if it calls Transformers' attention interface: the arguments and results of each call;
+- if it does not: each product of a softmax with something, the softmax being the attention weights and the other
   factor the values.
 
 Either way `z` is what the weights times the values give, before gates, norms and the output projection.
@@ -80,7 +80,7 @@ def reference_heatmaps(model: PreTrainedModel, token_ids: Tensor, prompt_length:
 
 
 def _prefill(model: PreTrainedModel, token_ids: Tensor) -> Any:
-    """As `generate` does where a model does not return its cache: it fills the one that it is given."""
+    """As `generate` does if a model does not return its cache: it fills the one that it is given."""
     _, cache = _forward(model, token_ids, 0, None, True)
     if cache is None:
         cache = DynamicCache(config=model.config)
@@ -197,7 +197,7 @@ _PASSING = frozenset(
 
 
 class _SoftmaxProducts(TorchFunctionMode):
-    """Finds `weights @ values` where the weights come from a softmax over as many keys as there are values."""
+    """Finds `weights @ values` if the weights come from a softmax over as many keys as there are values."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()

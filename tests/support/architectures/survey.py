@@ -26,7 +26,7 @@ class Outcome:
     """What explaining a type gives.
 
     Attributes:
-        engine: The engine that explained it, "refused", or "failed" where something else than a refusal was raised.
+        engine: The engine that explained it, "refused", or "failed" if something other than a refusal was raised.
         error: `max |explained - reference| / max |reference|` over all layers, or None.
         note: Why it was refused, failed, or explained by another engine than asked for.
     """
@@ -54,7 +54,7 @@ def model_of(model_type: str) -> PreTrainedModel:
 
 @functools.cache
 def why_not_run(model_type: str) -> str | None:
-    """Why the type's tiny model does not run with this version of Transformers, without the package; None where it does."""
+    """Why the type's tiny model does not run with this version of Transformers, without the package; None if it does."""
     if IS_NEWEST:
         return None
     try:
@@ -97,7 +97,7 @@ def keys_are_tokens(model_type: str) -> bool:
 
 @functools.cache
 def truth_of(model_type: str) -> Tensor:
-    """The reference: step by step on a cache, or from full forward passes where the model has none. `[R, L, N, S]`."""
+    """The reference: step by step on a cache, or from full forward passes if the model has none. `[R, L, N, S]`."""
     model = tiny_model(model_type, "eager")
     try:
         return reference_heatmaps(model, random_ids(), PROMPT)
@@ -137,7 +137,7 @@ def default_outcome(model_type: str) -> Outcome:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Infinite where the layers are not the same number."""
+    """Infinite if the layers are not the same number."""
     if actual.shape != expected.shape or not actual.isfinite().all():
         return float("inf")
     return ((actual - expected).abs().max() / expected.abs().max()).item()

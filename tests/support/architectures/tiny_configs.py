@@ -46,7 +46,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
 #: Fields that default to None and that only a checkpoint's configuration fills in.
 _FILLED_IN = re.compile(r"head_dim|num_experts_per_tok|num_key_value_heads|n_shared_experts|n_routed_experts")
 SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-#: Fields that stay equal where their defaults are equal.
+#: Fields that stay equal if their defaults are equal.
 _TIES = (("head_dim", "qk_rope_head_dim"), ("num_key_value_heads", "num_attention_heads"), ("kv_heads", "num_heads"))
 
 _HYBRID = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
@@ -140,7 +140,7 @@ def _small(name: str, value: Any) -> Any:
 
 
 def _kept_layers(default: PreTrainedConfig) -> dict[str, Any]:
-    """The lists with one entry a layer, cut to a layer of each kind and the one after, and their common length."""
+    """The lists with one entry per layer, cut to one layer of each kind and the one after, and their common length."""
     fields = config_fields(type(default))
     depth = next((getattr(default, name) for name in ("num_hidden_layers", "num_layers") if name in fields), None)
     lists = {

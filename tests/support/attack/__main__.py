@@ -37,7 +37,7 @@ def attacks(world: World, per_kind: int, seed: int, only: str) -> Iterator[Attac
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.support.attack", description=__doc__.split("\n")[0])
-    parser.add_argument("--files", type=int, default=250, metavar="N", help="damaged files a kind (default: %(default)s)")
+    parser.add_argument("--files", type=int, default=250, metavar="N", help="damaged files per kind (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the damages (default: %(default)s)")
     parser.add_argument("--only", default="", metavar="SURFACE", help="those whose name begins so")
     options = parser.parse_args()

@@ -51,7 +51,7 @@ class Kind:
     """A kind of file.
 
     Attributes:
-        path: A good file of it; where it lies in a folder, `folder` is what is read.
+        path: A good file of it. If it is one of a folder's files, the folder `folder` is read.
         read: What the package makes of a file or folder, as values that can be compared.
         written: From what was read and the path of the damaged file, whether that is what would be written. None: it has a
             checksum.

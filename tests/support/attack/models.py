@@ -175,7 +175,7 @@ def _generate(world: World) -> Iterator[tuple[str, _Call, Judge]]:
     yield (
         "a row that its own criterion ends, without an end of sequence, so that `generate` goes on filling it",
         lambda: explain(**padded(world), stopping_criteria=[_RowStops()], pad_token_id=0),
-        works(  # `generate` counts the row as ended: what fills it up is no part of it, as where padding fills it
+        works(  # `generate` counts the row as ended: what fills it up is no part of it, as if padding filled it
             lambda out: (
                 out.step_mask.tolist() == [[True, False, False], [True, True, True]]
                 and close(out.attributions[:1, :1], world.out.attributions[:, :1])

@@ -6,7 +6,7 @@ mixing tensors of two devices raises CUDA's own error. Memory that nobody has wr
 counted, and an allocation beyond `set_capacity` raises `torch.OutOfMemoryError`. Autograd runs a thread for each device.
 Transformers and accelerate run as they are: `dispatch_model`, `device_map="auto"`, offloading to CPU and disk.
 
-There are no streams (one a device, always done), no fused or flash kernels, no inductor, and no random state of a device.
+There are no streams (one per device, always done), no fused or flash kernels, no inductor, and no random state of a device.
 Nothing can be taken back, so tests run in a process of their own: `tests/architecture/test_devices.py`.
 
 `python -m tests.support.simulated_devices` builds it, once; importing the package does nothing.
@@ -37,7 +37,7 @@ class CannotBuildError(Exception):
 
 
 def why_not_here() -> str | None:
-    """Why they are not even to be built with the installed PyTorch; None where they are."""
+    """Why they are not even to be built with the installed PyTorch; None if they are."""
     if not torch.__version__.startswith(f"{_VERSION}."):
         return f"simulated devices are written for PyTorch {_VERSION}, this is {torch.__version__}"
     return "this PyTorch has devices of its own" if torch.version.cuda or torch.version.hip else None

@@ -1,4 +1,4 @@
-"""`python -m tests.support.simulated_devices`: builds them; fails where they should build and do not."""
+"""`python -m tests.support.simulated_devices`: builds them; fails if they should build and do not."""
 
 import sys
 
