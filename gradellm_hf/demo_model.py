@@ -1,11 +1,14 @@
 """SmolLM2-135M-Instruct from its Python package: a real model for the demo and the tests, without a model hub."""
 
 import importlib.util
+import io
 import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +133,9 @@ def _gguf_file() -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Dequantises once: it takes some 20 s, loading the result less than one."""
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # Transformers' bar is for terminals; elsewhere it is one line of all its states.
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.hf_quantizer = None  # the weights are plain float32 from here on
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
