@@ -40,7 +40,7 @@ def dataset_row(num_prompts: int = 48, batch_size: int = 8, num_steps: int = 32)
     return (
         f"`explain_dataset` / a loop of `generate`, {num_prompts} prompts of 20 to 200 words, batches of {batch_size}, "
         f"N={num_steps}, all layers",
-        f"{explained / plain:.3f} ({num_prompts / explained:.2f} against {num_prompts / plain:.2f} prompts a second)",
+        f"{explained / plain:.3f} ({num_prompts / explained:.2f} against {num_prompts / plain:.2f} prompts per second)",
         "",
     )
 

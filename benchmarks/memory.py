@@ -1,7 +1,7 @@
 """`python -m benchmarks.memory P N`: what generating and explaining take, as JSON.
 
-A process of its own for each size, as memory that was used once is not given back. Prints the seconds and the peak resident
-memory of `generate`, and those of the `explain_generate` around it.
+Run it in a new process for each size, because memory that was used once is not given back. Prints the seconds and the peak
+resident memory of `generate`, and those of the `explain_generate` around it.
 """
 
 import json
@@ -19,7 +19,7 @@ from .measuring import PeakMemory
 
 
 def load(length: int) -> Any:
-    """SmolLM2, or random weights of the same shape where the text is longer than it takes."""
+    """SmolLM2, or random weights of the same shape if the text is longer than SmolLM2 takes."""
     model, _ = load_smollm2()
     if length <= model.config.max_position_embeddings:
         return model
@@ -34,7 +34,7 @@ def main(prompt_length: int, num_steps: int) -> None:
     model = load(prompt_length + num_steps)
     prompt = torch.randint(100, 40000, (1, prompt_length), generator=torch.Generator().manual_seed(0))
     length = {"max_new_tokens": num_steps, "min_new_tokens": num_steps, "do_sample": False}
-    explain_generate(model, prompt[:, :32], max_new_tokens=4)  # what is checked once a model
+    explain_generate(model, prompt[:, :32], max_new_tokens=4)  # makes the checks that are made once per model
     result = {}
     generate = model.generate
 

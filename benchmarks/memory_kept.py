@@ -1,8 +1,8 @@
 """`python -m benchmarks.memory_kept generate|explain|fail [calls]`: what stays in memory when nothing refers to it any more.
 
-Three times loads SmolLM2, lets it generate (or generate and explain, or fail in the target of its explanation), and lets go
-of it; then does the same many times over with one model. Prints as JSON: the resident memory after each model, in MB, and
-what a call leaves behind, in MB of resident memory and in tensors that Python's garbage collector can see.
+Three times it loads SmolLM2, lets it generate (or generate and explain, or fail in the target of its explanation), and drops
+it. Then it does the same many times with one model. Prints as JSON: the resident memory after each model, in MB, and what a
+call leaves behind, in MB of resident memory and in tensors that Python's garbage collector sees.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ RUNS: dict[str, Callable[[Any], Any]] = {
 
 
 def after_each_model(run: Callable[[Any], Any], models: int = 3) -> list[float]:
-    """Resident memory in MB, each time that a model was loaded, run and let go."""
+    """Resident memory in MB after each model that was loaded, run and dropped."""
     sizes = []
     for _ in range(models):
         model, _ = load_smollm2()
@@ -53,7 +53,7 @@ def after_each_model(run: Callable[[Any], Any], models: int = 3) -> list[float]:
 
 
 def growth(run: Callable[[Any], Any], calls: int) -> tuple[float, float]:
-    """Tensors, and megabytes of resident memory, that a call leaves behind, after some to warm up."""
+    """Tensors, and megabytes of resident memory, that a call leaves behind, after some calls to warm up."""
     model, _ = load_smollm2()
     for _ in range(10):
         run(model)
@@ -72,7 +72,7 @@ def main(what: str, calls: int) -> None:
     run = RUNS[what]
     models = after_each_model(run)
     tensors, megabytes = growth(run, calls)
-    print(json.dumps({"resident_after_each_model": models, "tensors_a_call": tensors, "megabytes_a_call": megabytes}))
+    print(json.dumps({"resident_after_each_model": models, "tensors_per_call": tensors, "megabytes_per_call": megabytes}))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """`python -m benchmarks.offloading generate|explain|explain-first|explain-keeping P N`: peak memory of a disk-offloaded model.
 
-All weights lie on disk and are read a module at a time, by accelerate. Prints as JSON, in MiB: the peak resident memory less
-what the process held before the model ran, and a decoder layer. A process of its own for each figure.
-`explain-first` is the first call, in which the model is looked at and checked, after one of `generate`; the others come second.
-`explain-keeping` leaves the weights in autograd's graph, for contrast: what happens without `architecture/offloading.py`.
+All weights are on disk, and accelerate reads one module at a time. Prints as JSON, in MiB: the peak resident memory less what
+the process held before the model ran, and the size of a decoder layer. Run it in a new process for each figure.
+`explain-first` is the first explanation, in which the model is looked at and checked; it follows a call of `generate`. The
+others are second calls. `explain-keeping` leaves the weights in autograd's graph, as without `architecture/offloading.py`.
 """
 
 import contextlib

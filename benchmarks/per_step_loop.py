@@ -1,4 +1,4 @@
-"""The obvious way to explain a generation, for contrast: a full forward and backward pass over the whole prefix a token."""
+"""The obvious way to explain a generation, for contrast: one forward and one backward pass over the whole prefix per token."""
 
 from typing import Any
 

@@ -44,7 +44,7 @@ How the figures are taken:
   `explain_sequences` on the same text, which reads the prompt again.
 - Peak memory: the peak resident memory of a process during `generate`, and during the whole of `explain_generate`.
 - Weights on disk: the peak resident memory less what the process held before, after a warm-up (`benchmarks/offloading.py`).
-- The rows by length have a process each, which runs once; from P=16384 on, random weights of the same shape.
+- Each row by length has its own process, which runs once; from P=16384 on, random weights of the same shape.
 """
 
 
@@ -109,7 +109,7 @@ def ratio_rows(model: Any, prompt_length: int, num_steps: int, repetitions: int)
 
 
 def growth_rows(model: Any) -> list[Row]:
-    """The explanation alone, in ms a generated token, as N and P grow: `explain_sequences` less a pass over its prompt."""
+    """The explanation alone, in ms per generated token, as N and P grow: `explain_sequences` less a pass over its prompt."""
 
     def milliseconds(prompt_length: int, num_steps: int) -> str:
         token_ids = _prompt(prompt_length + num_steps)
@@ -128,8 +128,8 @@ def growth_rows(model: Any) -> list[Row]:
     by_steps = ", ".join(f"N={n}: {milliseconds(512, n)}" for n in (32, 64, 128, 256))
     by_prompt = ", ".join(f"P={p}: {milliseconds(p, 64)}" for p in (512, 1024, 2048, 4096))
     return [
-        _row("explanation alone, ms a token, P=512", by_steps, "constant: linear in N"),
-        _row("explanation alone, ms a token, N=64", by_prompt, "a constant plus a term linear in P"),
+        _row("explanation alone, ms per token, P=512", by_steps, "constant: linear in N"),
+        _row("explanation alone, ms per token, N=64", by_prompt, "a constant plus a term linear in P"),
     ]
 
 
@@ -173,7 +173,7 @@ def offload_row(prompt_length: int, num_steps: int) -> Row:
 
 
 def long_rows(num_steps: int = 64) -> list[Row]:
-    """Seconds and peak memory of `generate` and `explain_generate`, a process for each length."""
+    """Seconds and peak memory of `generate` and `explain_generate`, in one process per length."""
     rows = []
     for prompt_length in (512, 1024, 2048, 4096, 8192, 16384, 32768):
         sizes = _measured("memory", prompt_length, num_steps)
@@ -195,7 +195,7 @@ def dataset_row() -> Row:
 
 
 def _measured(module: str, *arguments: Any) -> dict[str, float]:
-    """What a benchmark prints that runs in a process of its own."""
+    """What a benchmark prints, run in a process of its own."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # so that memory that is freed goes back to the system
     result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=Path(__file__).parents[1])

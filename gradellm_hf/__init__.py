@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .configuration import GradELLMConfig
     from .dataset import explain_dataset
     from .dataset.explanations import load_dataset_explanations
-    from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError
+    from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError, UnsupportedVersionError
     from .generation import explain_generate, explain_sequences
     from .model import GradELLM
     from .pipeline import ExplainedTextGenerationPipeline, register_pipeline
@@ -31,6 +31,7 @@ __all__ = [
     "GradELLMWarning",
     "InvalidInputError",
     "UnsupportedArchitectureError",
+    "UnsupportedVersionError",
     "explain_dataset",
     "explain_generate",
     "explain_sequences",
@@ -46,7 +47,13 @@ _MODULES = {
     ".architecture.adapters": ("ArchitectureAdapter", "register_adapter"),
     ".configuration": ("GradELLMConfig",),
     ".dataset": ("explain_dataset", "load_dataset_explanations"),
-    ".errors": ("GradELLMError", "GradELLMWarning", "InvalidInputError", "UnsupportedArchitectureError"),
+    ".errors": (
+        "GradELLMError",
+        "GradELLMWarning",
+        "InvalidInputError",
+        "UnsupportedArchitectureError",
+        "UnsupportedVersionError",
+    ),
     ".results.explanation": ("Explanation",),
     ".generation": ("explain_generate", "explain_sequences"),
     ".model": ("GradELLM",),

@@ -41,6 +41,10 @@ class MissingDependencyError(GradELLMError, ImportError):
     """What was asked for needs a package that is not installed; the message has the command that installs it."""
 
 
+class UnsupportedVersionError(GradELLMError, ImportError):
+    """The installed version of a package is not one that this one runs with; the message has those that are."""
+
+
 class GradELLMWarning(UserWarning):
     """An explanation is exact, but it was not made in the way that was asked for.
 
@@ -54,4 +58,6 @@ class GradELLMWarning(UserWarning):
 
 def may_pass(error: str) -> bool:
     """Whether a second try may succeed after an error, given as `class: message`. It may if memory was short, for example."""
-    return error.partition(":")[0] not in (UnsupportedArchitectureError.__name__, InvalidInputError.__name__)
+    return error.partition(":")[0] not in {
+        kind.__name__ for kind in (UnsupportedArchitectureError, InvalidInputError, UnsupportedVersionError)
+    }

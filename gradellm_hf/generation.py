@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from .architecture.caches import prompt_cache
+from .architecture.compat import CACHE_NAMES, cache_of
 from .architecture.facts import ModelFacts, explained_layers, look_at
 from .architecture.support import without_wrapper
 from .configuration import GradELLMConfig
@@ -57,9 +58,9 @@ def explain_generate(
     with record_prompt(facts, call.prompt_length, decoding=call.is_plain_loop) as recording:
         returned = generate(inputs, **call.generate_kwargs)
     generated = {"sequences": returned} if isinstance(returned, Tensor) else dict(returned)
-    cache = generated.get("cache")
+    cache = cache_of(generated)
     if not call.returns_dict:
-        generated.pop("cache", None)
+        generated = {name: value for name, value in generated.items() if name not in CACHE_NAMES}
     del returned
     try:
         sequences = call.sequences(generated, recording, cache)

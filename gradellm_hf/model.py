@@ -93,7 +93,7 @@ class GradELLM(ModelWrapper):
         Examples:
             >>> _ = model.save_pretrained("my-model"), tokenizer.save_pretrained("my-model")
             >>> GradELLM.from_pretrained("my-model", dtype="float32")
-            GradELLM(LlamaForCausalLM, config=None)
+            GradELLM(LlamaForCausalLM, explain_config=None)
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 

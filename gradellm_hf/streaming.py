@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from .architecture.caches import prompt_cache
+from .architecture.compat import cache_of
 from .architecture.facts import ModelFacts, explained_layers, look_at
 from .architecture.hooks import thread_hook
 from .architecture.running import explainable
@@ -141,7 +142,7 @@ class _StepExplainer(BaseStreamer):
     def keep_cache(self, module: Any, args: Any, outputs: Any) -> None:
         """A forward hook: keeps the cache that the explanation leaves, for the next step."""
         if self._explains:
-            self._last_cache = getattr(outputs, "cache", None)
+            self._last_cache = cache_of(outputs)
 
     @contextmanager
     def _explaining(self, explains: bool) -> Iterator[None]:

@@ -1,12 +1,15 @@
 """Writes docs/architectures.md: every type of causal language model that Transformers registers, tried out.
 
-`python -m scripts.architectures`, about two minutes on one core.
+`python -m scripts.architectures`, about two minutes on one core. With the newest Transformers it writes the whole page; with an
+earlier one only the line of that version in the table of versions.
 """
 
 import logging
+import re
 from collections import defaultdict
 from pathlib import Path
 
+import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
@@ -20,7 +23,9 @@ from tests.support.architectures.survey import (
     has_attention,
     is_causal,
     keys_are_tokens,
+    why_not_run,
 )
+from tests.support.versions import IS_NEWEST
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,11 +33,13 @@ PAGE = """\
 # Architectures
 
 Every decoder-only text architecture that Transformers {version} registers for `AutoModelForCausalLM`, each tried out by
-`python -m scripts.architectures`. A tiny model with random weights in float64, with a layer of each kind that the
+`python -m scripts.architectures`. A tiny model with random weights in float64, with one layer of each kind that the
 architecture has, explains {steps} tokens after a prompt of {prompt}; all layers are compared with a reference that shares
-no code with the package and runs one forward and one backward pass of the model's own eager attention a token.
+no code with the package and runs one forward and one backward pass of the model's own eager attention per token.
 
 **{exact} of the {softmax} types with softmax attention are explained exactly**, {replay} of them with the replay engine.
+
+{versions}
 
 - *Engine*: what `explain_generate` uses without being told. A model of your own is checked once before it is replayed.
 - *Error*: the largest difference from the reference, over the largest score.
@@ -47,25 +54,50 @@ no code with the package and runs one forward and one backward pass of the model
 """
 
 
+ENGINES = (("replay", "stepwise"), ("replay",))
+_VERSIONS_HEAD = """\
+| Transformers | torch | types with softmax attention that run | explained exactly | of them by replay |
+|---|---|---|---|---|"""
+_VERSIONS = re.compile(re.escape(_VERSIONS_HEAD) + r"(?:\n\| \d.*)*")
+
+
 def main() -> None:
     transformers_logging.set_verbosity(logging.CRITICAL)
-    types = decoder_only_types()
+    types = [model_type for model_type in decoder_only_types() if why_not_run(model_type) is None]
     outcomes = {model_type: default_outcome(model_type) for model_type in types}
     softmax = [outcomes[model_type] for model_type in types if is_causal(model_type) and has_attention(model_type)]
+    exact, replayed = (sum(outcome.exact and outcome.engine in engines for outcome in softmax) for engines in ENGINES)
+    path = ROOT / "docs" / "architectures.md"
+    line = f"| {transformers.__version__} | {torch.__version__.partition('+')[0]} | {len(softmax)} | {exact} | {replayed} |"
+    versions = version_table(path.read_text() if path.exists() else "", line)
+    print(line)
+    if not IS_NEWEST:
+        write_atomically(path, _VERSIONS.sub(lambda _: versions, path.read_text()).encode())
+        return
     page = PAGE.format(
         version=transformers.__version__,
         steps=STEPS,
         prompt=PROMPT,
-        exact=sum(outcome.exact for outcome in softmax),
+        exact=exact,
         softmax=len(softmax),
-        replay=sum(outcome.exact and outcome.engine == "replay" for outcome in softmax),
+        replay=replayed,
+        versions=versions,
         rows="\n".join(row(model_type, outcome) for model_type, outcome in outcomes.items()),
         excluded=excluded_types(),
     )
-    path = ROOT / "docs" / "architectures.md"
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, page.encode())
-    print(f"{path.relative_to(ROOT)}: {sum(outcome.exact for outcome in softmax)} of {len(softmax)} exact")
+
+
+def version_table(page: str, line: str) -> str:
+    """The table of versions in a page, with a line put in, or in place of the one of its version."""
+    found = _VERSIONS.search(page)
+    lines = {row.split(" | ")[0]: row for row in [*(found[0].splitlines()[2:] if found else ()), line]}
+    return "\n".join([_VERSIONS_HEAD, *(lines[version] for version in sorted(lines, key=numbers, reverse=True))])
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def row(model_type: str, outcome: Outcome) -> str:
@@ -92,7 +124,7 @@ def excluded_types() -> str:
             by_reason[why.split(" (")[0].split(" `")[0] if "composite" in why or "name" in why else why].append(model_type)
     titles = {
         "encoder-decoder": "Encoder-decoder models",
-        "composite of models": "Composites of models; where the text part is registered as a type, that is in the table",
+        "composite of models": "Composites of models; if the text part is registered as a type, it is in the table",
         "another name of": "Second names of a type in the table",
         "encoder, unless `is_decoder` is set": "Encoders, unless `is_decoder` is set",
     }

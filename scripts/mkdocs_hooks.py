@@ -1,4 +1,4 @@
-"""For `mkdocs build`: addresses of what lies outside docs/, and marks that are for the tests alone."""
+"""For `mkdocs build`: changes links to files outside docs/, and removes marks that are for the tests only."""
 
 import re
 from typing import Any
@@ -8,7 +8,7 @@ _MARKED_FENCE = re.compile(r"^```(\w+) notest$", flags=re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Pages link to files as they are found in the source, so that the links work there too."""
+    """Pages link to files by their paths in the source, so that the links work there too."""
     for file, page in _PAGES.items():
         markdown = markdown.replace(f"]({file})", f"]({page})")
     return _MARKED_FENCE.sub(r"```\1", markdown)

@@ -1,13 +1,13 @@
-"""Do the tests notice? Breaks one small thing at a time in a copy of the checkout, and runs the tests that should see it.
+"""Do the tests notice? Breaks one small thing at a time in a copy of the checkout, and runs the tests that should notice it.
 
     python -m scripts.mutate gradellm_hf/engines/*.py --limit 4                                 # 4 lines of each file
     python -m scripts.mutate gradellm_hf/checks/schema.py --line 31 --tests tests/checks        # one line, in every way
 
-Which lines, and which break of each, is drawn by `--seed`. Without `--tests`, the tests are those that `NOTICED_BY` names,
-fast ones first: a break is done with at the first test that fails. What they let pass goes on to the rest of the suite with
-`--widen` (many minutes a break; without the files of `SLOW`). Prints a table as it goes.
+`--seed` draws the lines, and the break of each. Without `--tests`, the tests are those of `NOTICED_BY`, fast ones first, until
+one fails. With `--widen`, what they do not notice is tried with the rest of the suite too (many minutes per break; without the
+files of `SLOW`). Prints a table row by row.
 
-A break that survives is either a test that is missing, or no break at all (a shortcut that only saves time, say).
+If a break survives, either a test is missing, or it is no break (it may only undo a shortcut that saves time).
 """
 
 import argparse
@@ -62,7 +62,7 @@ NOTICED_BY = {
     "targets": ["targets", *_ENGINES],
     "written_logits": ["as_generated", "unusual_logits", *_GENERATION],
 }
-#: Left out of the rest of the suite: minutes each, or another process for each of their tests.
+#: Left out of the rest of the suite: each takes minutes, or starts a process per test.
 SLOW = {
     *("architectures", "custom_generate", "docs", "examples", "killed", "lxt", "packaging", "planted_answers"),
     *("positive_control", "report_browser", "same_weights", "tensor_parallel"),
@@ -182,7 +182,7 @@ def chosen(path: Path, limit: int | None, seed: int) -> list[Break]:
 
 
 def first_failure(copied: Path, tests: list[str], time_limit: float) -> str | None:
-    """The first of the tests that fails, or that the time ran out; None where all pass."""
+    """The first of the tests that fails, or that the time ran out; None if all pass."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
     environment = {**os.environ, "PYTHONPATH": str(copied), "PYTHONDONTWRITEBYTECODE": "1"}
     try:

@@ -20,6 +20,7 @@ from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate
 from gradellm_hf.streaming import ExplainedStep, explain_stream
 from tests.support.small_llama import PAD, assert_same_heatmaps, padded_prompts, random_ids, small_llama
 from tests.support.tiny_models import tiny_model
+from tests.support.versions import CACHE, since
 
 FAVOURITE = 13
 
@@ -156,14 +157,15 @@ def test_a_cache_that_already_holds_the_start_of_the_prompt_is_used() -> None:
     def filled() -> DynamicCache:
         cache = DynamicCache(config=model.config)
         with torch.no_grad():
-            model(ids[:, :5], cache=cache)
+            model(ids[:, :5], **{CACHE: cache})
         return cache
 
-    expected: Any = explain_generate(model, ids, cache=filled(), max_new_tokens=3)
-    steps = list(explain_stream(model, ids, cache=filled(), max_new_tokens=3))
+    expected: Any = explain_generate(model, ids, max_new_tokens=3, **{CACHE: filled()})
+    steps = list(explain_stream(model, ids, max_new_tokens=3, **{CACHE: filled()}))
     assert_same_heatmaps(steps[-1].attributions, expected.attributions[:, -1, :-1])
 
 
+@since("5.1", "prompt lookup decoding without an end-of-sequence token")
 def test_assisted_decoding_streams_several_tokens_at_once() -> None:
     model, ids = small_llama(), random_ids(1, 3).repeat(1, 3)
     expected: Any = explain_generate(model, ids, max_new_tokens=7)
@@ -174,6 +176,7 @@ def test_assisted_decoding_streams_several_tokens_at_once() -> None:
 
 
 @pytest.mark.usefixtures("quiet_transformers")
+@since("5.3", "drafts of a model's own first layers that run")
 def test_drafts_of_the_models_own_first_layers_are_not_taken_for_what_it_wrote() -> None:
     assert_streams_the_same(small_llama(), inputs=random_ids(1, 9), max_new_tokens=6, assistant_early_exit=2)
 

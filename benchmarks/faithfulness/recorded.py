@@ -1,4 +1,4 @@
-"""What the variants of Grad-ELLM are made of, from one forward pass over a text and a backward pass a direction.
+"""What the variants of Grad-ELLM are made of, from one forward pass over a text and one backward pass per direction.
 
 Shape letters: R rows, P prompt length, N generated tokens, S = P + N, T = S - 1 positions that the model reads, L layers,
 H query heads, G key/value heads (M = H / G query heads share one), D head dim, E model width, K likeliest tokens.
@@ -40,7 +40,7 @@ class Recording:
         mean_attention: Of all positions, mean over the heads, `[R, L, T, T]`.
         values: Of the query heads: those that share a key/value head have the same, `[R, L, H, T, D]`.
         output_norms: `||W_o^h v||`, with the columns of the output projection that belong to a head, `[R, L, H, T]`.
-        stream_norms: Norm of the residual stream where it enters a layer, at the positions `p`, `[R, L, N]`.
+        stream_norms: Norm of the residual stream that enters a layer, at the positions `p`, `[R, L, N]`.
         input_norms: Norm of the embeddings, `[R, T]`.
         gradient: Of the generated token's logit, `[R, L, H, N, D]`.
         expected_gradient: Of the mean logit under the model's distribution, held constant. The gradient of a token's
@@ -49,8 +49,8 @@ class Recording:
         likeliest_probabilities: `[K, R, N]`, descending.
         runner_up: Which of the likeliest tokens is the first that is not the generated one, `[R, N]`.
         probability: Of the generated token, `[R, N]`.
-        saliency: Gives `||d f_n / d x_i||` at the embeddings, `f_n` the logit, `[R, N, T]`; a backward pass a step when first
-            called.
+        saliency: Returns `||d f_n / d x_i||` at the embeddings, `f_n` the logit, `[R, N, T]`. The first call takes one
+            backward pass per step.
     """
 
     prompt_length: int
@@ -124,9 +124,9 @@ _last: tuple[tuple, Recording] | None = None
 
 
 def last_recording(text: PerturbedText) -> Recording:
-    """`record(text)`, made anew only where the model, its precision or the text is another than in the last call.
+    """`record(text)`, made again only if the model, its precision or the text differs from the last call.
 
-    The weights are taken to be the same as then.
+    It is assumed that the weights have not changed.
     """
     global _last
     tensors = (text.token_ids, text.real, text.step_mask)
@@ -151,7 +151,7 @@ def record(text: PerturbedText) -> Recording:
     heads = _Heads(last, precision)
     real, embeddings = text.real[:, :length], text.embeddings[:, :length]
     with explainable(model, padded=not bool(text.real.all())), torch.enable_grad():
-        with attention_handler(heads.attend):
+        with attention_handler(model, heads.attend):
             optional = {"position_ids": text.position_ids[:, :length], "use_cache": False, "logits_to_keep": text.num_steps}
             out = model(
                 inputs_embeds=embeddings.clone().requires_grad_(),
@@ -194,9 +194,9 @@ def record(text: PerturbedText) -> Recording:
 
 
 def position_local_attention(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> tuple[Tensor, Tensor]:
-    """Attention in which, to autograd, the keys and values of all other positions than the query's own are constants.
+    """Attention in which autograd sees the keys and values of all positions but the query's own as constants.
 
-    With it a backward pass of the sum over the steps gives the gradient of each of them (docs/mathematics.md).
+    Then one backward pass from the sum over the steps gives the gradient of each step (docs/mathematics.md).
 
     Args:
         query: `[R, H, T, D]`.

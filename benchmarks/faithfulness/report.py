@@ -30,7 +30,7 @@ _HEADER = """# Faithfulness: results
 
 Written by `python -m benchmarks.faithfulness.report` on {date}: gradellm_hf {version}, torch {torch}, Transformers
 {transformers}, Python {python}.
-SmolLM2-135M-Instruct in bfloat16 on a CPU, one thread a process. {draws}
+SmolLM2-135M-Instruct in bfloat16 on a CPU, one thread per process. {draws}
 
 Each cell is the mean over prompts and half the width of its 95 % interval (bootstrap over prompts). The best of a column is
 bold. `+` and `-`: better, or worse, than `grad_ellm` by more than the 95 % interval of the difference, prompt by prompt.
@@ -88,7 +88,7 @@ def _ablation(name: str, summary: Summary) -> str:
     prompts = "prompts to tune on" if name == "ablation" else "reported prompts, looked at once"
     lines = [
         f"## Ablation: {count} {prompts}\n",
-        "Difference to the default preset, with its 95 % interval; bold where the interval leaves out 0.\n",
+        "Difference to the default preset, with its 95 % interval; bold if the interval leaves out 0.\n",
         "| variant | what | " + " | ".join(summary.metrics) + " |",
         "|---" * (2 + len(summary.metrics)) + "|",
         *_ablation_rows(summary),
@@ -112,7 +112,7 @@ def _difference(value: Mean, difference: Mean | None) -> str:
 
 
 def _json_lines(summaries: Mapping[str, Summary]) -> Iterator[str]:
-    """Every mean and every cost, one a line."""
+    """Every mean and every cost, one per line."""
     for part, summary in summaries.items():
         data = json.loads(json.dumps(summary.to_dict()), parse_float=lambda number: round(float(number), 5))
         for item in (*data["rows"], *data["costs"]):

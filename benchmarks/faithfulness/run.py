@@ -1,7 +1,7 @@
 """`python -m benchmarks.faithfulness.run`: all methods and metrics on the prompts of this folder, and the ablation.
 
-Each part can be stopped and continues when it is run again. Parts may run at the same time, in processes of their own:
-`--parts sentiment yes_no`. Once they are done, `python -m benchmarks.faithfulness.report` writes RESULTS.md.
+A part that was stopped continues when it is run again. Parts may run at the same time, in several processes:
+`--parts sentiment yes_no`. When all are done, `python -m benchmarks.faithfulness.report` writes RESULTS.md.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from gradellm_hf.demo_model import load_smollm2
 from gradellm_hf.evaluation import Evaluation, Settings, evaluate
 from gradellm_hf.methods import Method, attn_lrp, get_method, integrated_gradients, lime, method_names
 from gradellm_hf.methods.lxt_adapter import INTERPRETER
-from gradellm_hf.metrics.perturbation import Scope
+from gradellm_hf.metrics.options import Scope
 
 from .variants import VARIANTS
 
@@ -44,7 +44,7 @@ class Part(NamedTuple):
     variants: Sequence[str] = ()
 
 
-# What did well on the prompts to tune on; then looked at once on those that are reported.
+# The variants that did well on the prompts to tune on. On the reported prompts they were run once.
 _CHOSEN = (
     "default",
     "relu_per_head",
@@ -109,7 +109,7 @@ def run_part(name: str, model: Any, tokenizer: Any, options: argparse.Namespace)
 
 
 def _methods() -> dict[str, Method]:
-    """All that are registered; and AttnLRP, where an environment with lxt is named."""
+    """All registered methods, and AttnLRP if an environment with lxt is named."""
     methods = {method: _CHEAPER.get(method, get_method(method)) for method in method_names()}
     if os.environ.get(INTERPRETER):
         methods |= {"attn_lrp": attn_lrp(), "attn_lrp_absolute": attn_lrp(absolute=True)}
@@ -119,8 +119,8 @@ def _methods() -> dict[str, Method]:
 def read_prompts() -> list[dict[str, Any]]:
     """The prompts of this folder, as they are given to the model.
 
-    So small a model seldom begins its turn in a chat with the word that was asked for, so questions with one right answer are
-    given as text that ends where the word belongs. Other chats get an empty system message, instead of the one that the chat
+    So small a model seldom begins its turn in a chat with the word that was asked for. So questions with one right answer are
+    given as text that ends where the word belongs. Other chats get an empty system message instead of the one that the chat
     template would write.
     """
     records = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]

@@ -1,7 +1,7 @@
-"""Variants of Grad-ELLM: what may bring it closer to leave-one-out at the cost of a replay.
+"""Variants of Grad-ELLM that may bring it closer to leave-one-out, at the cost of one replay.
 
-A variant is a function of a `Recording`, from which all variants of a text are made. Its scores are `[R, N, T]`; shape
-letters as in `recorded.py`.
+A variant is a function of a `Recording`; one recording serves all variants of a text. Its scores are `[R, N, T]`; shape letters
+as in `recorded.py`.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from gradellm_hf.metrics.perturbation import PerturbedText
 
 from .recorded import Recording, last_recording
 
-_SMALLEST_REST = 1e-4  # of the attention: what is left of it once a position is taken out
+_SMALLEST_REST = 1e-4  # the least attention that counts as left when a position is taken out; by hand: keeps quotients finite
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Variant:
     Attributes:
         name: What `VARIANTS` calls it.
         group: What it varies.
-        description: In a line.
-        scores: From a recording to scores `[R, N, T]`, of whatever sign; those of positions not seen do not count.
+        description: One line.
+        scores: From a recording to scores `[R, N, T]`, of any sign; those of positions not seen do not count.
     """
 
     name: str
@@ -73,7 +73,7 @@ def between(first: float, last: float) -> Callable[[Recording], Tensor]:
 
 
 def without_first(weights: Tensor, r: Recording) -> Tensor:
-    """Attention weights `[R, ..., T]` without the first position, scaled to the same sum; 0 where nothing else is seen."""
+    """Attention weights `[R, ..., T]` without the first position, scaled to the same sum; 0 if nothing else is seen."""
     first = r.first.view(r.first.shape[0], *(1 for _ in weights.shape[2:]), -1)
     rest = weights.masked_fill(first, 0)
     return rest * ratio(weights.sum(-1, keepdim=True), rest.sum(-1, keepdim=True))
@@ -102,7 +102,7 @@ def removal(r: Recording) -> Tensor:
 
 
 def layered(contributions: Tensor) -> Tensor:
-    """Contributions `[R, L, H, N, T]` put together as by default: added up in each layer, whose positive parts add up."""
+    """Contributions `[R, L, H, N, T]` combined as by default: added up in each layer; the layers' positive parts added up."""
     return contributions.sum(2).relu().sum(1)
 
 
@@ -110,7 +110,7 @@ def layered(contributions: Tensor) -> Tensor:
 
 
 def ratio(x: Tensor, y: Tensor) -> Tensor:
-    """`x / y` for `y >= 0`; 0 where both are."""
+    """`x / y` for `y >= 0`; 0 if both are 0."""
     return x / y.clamp_min(torch.finfo(y.dtype).tiny)
 
 
@@ -180,12 +180,12 @@ def likeliest_mean(r: Recording) -> Tensor:
 
 
 def rollout(attention: Tensor, kept: float) -> list[Tensor]:
-    """For each layer, of which positions the stream that enters it is made, if each layer below keeps a share of it.
+    """For each layer, the positions that the stream that enters it is made of, if each layer below keeps a share of it.
 
     The rest is what the layer reads by `attention [R, L, T, T]`. Source: Abnar & Zuidema 2020.
 
     Returns:
-        `[R, T, T]` a layer: a row for each position of the layer, a column for each position of the text.
+        `[R, T, T]` per layer: one row per position of the layer, one column per position of the text.
     """
     identity = torch.eye(attention.shape[-1], dtype=attention.dtype, device=attention.device)
     origins = [identity.expand_as(attention[:, 0])]
@@ -401,13 +401,13 @@ _TABLE = [
     Variant(
         "saliency_sum",
         "combinations",
-        "Default and saliency, each scaled to the sum 1, added up. A backward pass a step.",
+        "Default and saliency, each scaled to the sum 1, added up. One backward pass per step.",
         lambda r: share(default(r)) + share(r.saliency()),
     ),
     Variant(
         "saliency_product",
         "combinations",
-        "Default times the root of `||x_i|| ||d f / d x_i||`. A backward pass a step.",
+        "Default times the root of `||x_i|| ||d f / d x_i||`. One backward pass per step.",
         lambda r: default(r) * input_gradient(r).sqrt(),
     ),
     Variant(
@@ -437,13 +437,13 @@ _TABLE = [
     Variant(
         "relu_per_head_saliency_product",
         "combinations",
-        "`relu_per_head` times the root of `||x_i|| ||d f / d x_i||`. A backward pass a step.",
+        "`relu_per_head` times the root of `||x_i|| ||d f / d x_i||`. One backward pass per step.",
         lambda r: r.contributions.relu().sum((1, 2)) * input_gradient(r).sqrt(),
     ),
     Variant(
         "second_hop_saliency",
         "combinations",
-        "Geometric mean of `second_hop_80` and saliency. A backward pass a step.",
+        "Geometric mean of `second_hop_80` and saliency. One backward pass per step.",
         lambda r: (second_hop(r, 0.8) * r.saliency()).sqrt(),
     ),
 ]

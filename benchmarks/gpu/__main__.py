@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -33,7 +34,9 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=480, help="seconds that a part may take (default: 480)")
     parser.add_argument("--again", action="store_true", help="also run parts that are done")
     parser.add_argument("--device", help="cuda:0 if there is one; with --scale tiny, else the CPU")
-    parser.add_argument("--scratch", type=Path, help="folder for large files, such as weights that are offloaded to a disk")
+    parser.add_argument(
+        "--scratch", type=Path, help="folder for large files, such as weights on a disk (default: that of --out)"
+    )
     options = parser.parse_args()
     device = options.device or ("cuda:0" if torch.cuda.is_available() else "cpu")
     if options.scale == "full" and not device.startswith("cuda"):
@@ -61,20 +64,21 @@ def run_in_process(part: str, options: argparse.Namespace, device: str) -> PartR
     """Runs a part in a process of its own, which is ended at the limit; returns what it wrote, or why it wrote nothing."""
     command = [sys.executable, "-m", "benchmarks.gpu.part", part, "--out", options.out, "--device", device]
     command += ["--scale", options.scale, "--limit", options.limit]
-    command += ["--scratch", options.scratch] if options.scratch else []
     path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
     settings = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
     (options.out / f"{part}.json").unlink(missing_ok=True)
-    process = subprocess.Popen(list(map(str, command)), env={**os.environ, **settings}, start_new_session=True)
-    try:
-        code = process.wait(options.limit)
-        ended = f"its process ended with signal {-code}, for want of memory perhaps" if code < 0 else f"exit status {code}"
-    except subprocess.TimeoutExpired:
-        ended = f"it took longer than {options.limit:g} s"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # and what it has started, such as compilers
-            process.wait()
+    with tempfile.TemporaryDirectory(dir=options.scratch or options.out, prefix="scratch-") as scratch:  # goes, however it ends
+        command += ["--scratch", scratch]
+        process = subprocess.Popen(list(map(str, command)), env={**os.environ, **settings}, start_new_session=True)
+        try:
+            code = process.wait(options.limit)
+            ended = f"its process ended with signal {-code}, for want of memory perhaps" if code < 0 else f"exit status {code}"
+        except subprocess.TimeoutExpired:
+            ended = f"it took longer than {options.limit:g} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # and what it has started, such as compilers
+                process.wait()
     result = PartResult.read(options.out, part) or PartResult(part, part, options.scale)
     if result.status == "running":
         result.status, result.error = "failed", ended

@@ -1,5 +1,6 @@
 """The biggest model that the card explains: as many of Llama 3 70B's layers as fit, then more in CPU memory and on a disk."""
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def rows(setting: Setting) -> Iterator[Row]:
     alone = [Plan(max(1, int((share * free - rest) // layer))) for share in CARD_SHARES]
     yield from _grow(setting, shape, alone, "on the card alone")
     on_card = max(1, int((CARD_SHARE * free - rest) // layer))
-    host = setting.pick(psutil.virtual_memory().available, _TINY_HOST) / layer
+    host = setting.pick(_free_host_memory(), _TINY_HOST) / layer
     disk = setting.pick(shutil.disk_usage(setting.folder).free, _TINY_DISK) / layer
     offloaded = [Plan(on_card, max(1, int(share * host))) for share in HOST_STEPS]
     offloaded += [Plan(on_card, offloaded[-1].host, max(1, int(share * disk))) for share in DISK_STEPS]
@@ -143,6 +144,16 @@ def _random_weight(weight: nn.Parameter, device: torch.device) -> Tensor:
     """Made on the device, which is many times faster than a CPU."""
     value = torch.empty(weight.shape, dtype=weight.dtype, device=device)
     return value.fill_(1) if value.ndim == 1 else value.normal_(std=0.02)
+
+
+def _free_host_memory() -> int:
+    """Bytes, also in a container that may not have all of the machine's."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no such files, or "max"
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
 
 
 def _sizes(shape: dict[str, Any]) -> tuple[int, int]:

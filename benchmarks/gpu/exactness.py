@@ -1,7 +1,6 @@
 """Exactness on the device: every attention kernel, cache and placement, against a CPU in float64, and engine against engine."""
 
 import copy
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -17,7 +16,7 @@ from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences
 from gradellm_hf.architecture.tolerances import HEATMAPS, relative_difference
 
 from .models import SMALL_LLAMA, TINY, llama, random_ids, random_model, writing
-from .report import Row, not_run, with_target
+from .report import Row, is_installed, not_run, with_target
 from .setting import Setting
 
 TITLE = "Exactness: largest difference of any layer's heatmap, relative to the largest score"
@@ -34,8 +33,11 @@ FLASH_PACKAGES = {"flash_attention_2": "flash_attn", "flash_attention_3": "flash
 
 def rows(setting: Setting) -> Iterator[Row]:
     shape = setting.pick(SMALL_LLAMA, TINY)
-    for dtype in (torch.float32, torch.bfloat16):
-        yield from _Comparison(setting, shape, dtype).rows()
+    comparisons = [_Comparison(setting, shape, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    for comparison in comparisons:
+        yield from comparison.rows()
+    for comparison in comparisons:  # last, as compilers take minutes
+        yield comparison.compiled()
 
 
 class _Comparison:
@@ -61,12 +63,14 @@ class _Comparison:
         yield self._attempt("given text, kernels as torch chooses them", self._given, self.model)
         for name, backend in KERNELS.items():
             yield self._attempt(f"given text, {name} kernel", self._kernel, backend)
-        for cache in ("static", "offloaded", "offloaded_static"):
-            yield self._attempt(f"{cache} cache" + (", `torch.compile`" if cache == "static" else ""), self._cache, cache)
+        yield self._attempt("offloaded cache", self._cache, "offloaded")
         for implementation, package in FLASH_PACKAGES.items():
             yield self._attempt(f"`{implementation}`", self._flash_attention, implementation, package)
         for places in self._places():
             yield self._attempt(f"layers on {', '.join(map(str, places))}", self._spread, places)
+
+    def compiled(self) -> Row:
+        return self._attempt("static cache, `torch.compile`", self._cache, "static")
 
     def _attempt(self, what: str, compare: Callable[..., "dict[str, Any] | str"], *arguments: Any) -> Row:
         return self.setting.attempt(f"{self.name}, {what}", self._row, compare, *arguments)
@@ -160,7 +164,7 @@ class _Comparison:
         return found
 
     def _flash_attention(self, implementation: str, package: str) -> "dict[str, Any] | str":
-        if importlib.util.find_spec(package) is None:
+        if not is_installed(package):
             return f"{package} is not installed"
         if self.dtype == torch.float32:
             return "its kernels are for half precision"

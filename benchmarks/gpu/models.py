@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 #: Llama 2 7B; positions for the longest text here.
 LLAMA_7B: dict[str, int] = {
@@ -68,7 +68,7 @@ def llama(shape: dict[str, Any]) -> LlamaConfig:
 
 
 def random_model(
-    config: PreTrainedConfig, device: torch.device | str, dtype: torch.dtype, attention: str = "sdpa", seed: int = 0
+    config: Any, device: torch.device | str, dtype: torch.dtype, attention: str = "sdpa", seed: int = 0
 ) -> PreTrainedModel:
     """A model with random weights, which are made on the device, in `dtype`."""
     torch.manual_seed(seed)
@@ -76,7 +76,7 @@ def random_model(
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention).eval()
 
 
-def random_ids(config: PreTrainedConfig, length: int, device: torch.device | str, seed: int = 0) -> Tensor:
+def random_ids(config: Any, length: int, device: torch.device | str, seed: int = 0) -> Tensor:
     """Token ids, `[1, length]`."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(config.vocab_size, (1, length), generator=generator).to(device)

@@ -4,7 +4,6 @@ import argparse
 import importlib
 import logging
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -17,9 +16,7 @@ from .setting import Setting
 _SHARE = 0.9  # of the limit: a part that looks at the time is done before it is ended
 
 
-def run_part(
-    part: str, folder: Path, device: torch.device, scale: str, limit: float, scratch: Path | None = None
-) -> PartResult:
+def run_part(part: str, folder: Path, device: torch.device, scale: str, limit: float, scratch: Path) -> PartResult:
     """Runs a part and writes its result after every row. An error is recorded, not raised.
 
     Args:
@@ -28,7 +25,7 @@ def run_part(
         device: Where its models are.
         scale: "full" or "tiny".
         limit: Seconds that it may take.
-        scratch: An existing folder for large files; None: where the system keeps temporary ones.
+        scratch: A folder for large files, of which some may be left.
     """
     start = time.monotonic()
     module = importlib.import_module(f"{__package__}.{part}")
@@ -36,14 +33,13 @@ def run_part(
     result.write(folder)
     try:
         result.environment = environment(device)
-        with tempfile.TemporaryDirectory(dir=scratch, prefix="gradellm-gpu-") as files:
-            setting = Setting(device, scale, Path(files), start + _SHARE * limit)
-            with setting.on_device():
-                for row in module.rows(setting):
-                    print(f"  {row.what}: {row.measured}  [{row.target}]", flush=True)
-                    result.rows.append(row)
-                    result.seconds = time.monotonic() - start
-                    result.write(folder)
+        setting = Setting(device, scale, scratch, start + _SHARE * limit)
+        with setting.on_device():
+            for row in module.rows(setting):
+                print(f"  {row.what}: {row.measured}  [{row.target}]", flush=True)
+                result.rows.append(row)
+                result.seconds = time.monotonic() - start
+                result.write(folder)
     except Exception as error:
         logging.getLogger(__name__).error("the part `%s` failed", part, exc_info=True)
         result.status, result.error = "failed", described(error)
@@ -61,7 +57,7 @@ def main() -> int:
     parser.add_argument("--device", type=torch.device, required=True)
     parser.add_argument("--scale", required=True)
     parser.add_argument("--limit", type=float, required=True)
-    parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--scratch", type=Path, required=True)
     options = parser.parse_args()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

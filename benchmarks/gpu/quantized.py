@@ -1,7 +1,6 @@
 """Quantised models on the device: against the same model with its weights dequantised, and what explaining costs."""
 
 import importlib
-import importlib.util
 import json
 import statistics
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from gradellm_hf.architecture.tolerances import HEATMAPS, REPLAYED_LOGITS, logit
 
 from .models import llama, random_ids, random_model, writing
 from .packing import GROUP, Quantized, awq_tensors, gptq_tensors, quantize
-from .report import Row, not_run, with_target
+from .report import Row, is_installed, not_run, with_target
 from .setting import Setting
 
 TITLE = "Quantised models: heatmaps against those of the dequantised weights, relative to the largest score"
@@ -37,7 +36,7 @@ Pair = "tuple[PreTrainedModel, PreTrainedModel] | str"
 def rows(setting: Setting) -> Iterator[Row]:
     models = _Models(setting)
     for what, (packages, load) in models.kinds().items():
-        missing = [package for package in packages if importlib.util.find_spec(package) is None]
+        missing = [package for package in packages if not is_installed(package)]
         if missing:
             yield not_run(what, f"{', '.join(missing)} is not installed")
         else:
@@ -97,7 +96,7 @@ class _Models:
             "torchao, int8 weights": (("torchao",), self.torchao),
             "Quanto, int8 weights": (("optimum.quanto",), lambda: self.by_library("QuantoConfig", weights="int8")),
             "GPTQ, 4 bit": (
-                ("gptqmodel", "optimum"),
+                ("gptqmodel", "optimum.gptq"),
                 lambda: self.from_checkpoint("gptq", gptq_tensors, desc_act=False, sym=False),
             ),
             "AWQ, 4 bit": (("gptqmodel",), lambda: self.from_checkpoint("awq", awq_tensors, version="gemm", zero_point=True)),

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import importlib.util
 import json
 import platform
 from dataclasses import asdict, dataclass, field
@@ -114,6 +115,14 @@ def environment(device: torch.device) -> dict[str, str]:
     import gradellm_hf
 
     return {**facts, "gradellm_hf": gradellm_hf.__version__}
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module, or one of a package (`optimum.quanto`), is there; it is not imported, but what it is in is."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
 
 
 def _file(folder: Path, part: str) -> Path:

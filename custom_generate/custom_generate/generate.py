@@ -12,7 +12,7 @@ def generate(*inputs: Any, model: Any, explain_config: Any = None, **kwargs: Any
     """Generates as `model.generate` does, and explains every generated token.
 
     Args:
-        *inputs: Prompt, `[batch, P]`, where it is given by position.
+        *inputs: Prompt, `[batch, P]`, if it is given by position.
         model: The model whose `generate` was called.
         explain_config: A `gradellm_hf.GradELLMConfig`: what to explain and how.
         **kwargs: Everything else that `model.generate` takes.
@@ -20,7 +20,7 @@ def generate(*inputs: Any, model: Any, explain_config: Any = None, **kwargs: Any
     Returns:
         `gradellm_hf.ExplainGenerateOutput`, whether or not `return_dict_in_generate=True` is given.
     """
-    if _explaining.get():  # where this folder lies beside a model's weights, this function is also `model.generate`
+    if _explaining.get():  # if this folder is beside a model's weights, this function is also `model.generate`
         return type(model).generate(model, *inputs, **kwargs)
     token = _explaining.set(True)
     try:

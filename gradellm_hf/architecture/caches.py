@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from .compat import num_keys, quantized_layer_type
+
 _mutable_lock = threading.RLock()  # torch lets one thread at a time change saved tensors
 
 
@@ -91,9 +93,8 @@ def is_plain(cache: Any) -> bool:
 
 def is_quantized_cache(cache: Any) -> bool:
     """Whether keys and values are only close to those that the model computed."""
-    from transformers.cache_utils import BaseQuantizedLayer
-
-    return any(isinstance(layer, BaseQuantizedLayer) for layer in getattr(cache, "layers", ()))
+    quantized = quantized_layer_type()
+    return any(isinstance(layer, quantized) for layer in getattr(cache, "layers", ()))
 
 
 def key_lengths(cache: Any, num_positions: int) -> dict[int, int]:
@@ -101,7 +102,7 @@ def key_lengths(cache: Any, num_positions: int) -> dict[int, int]:
     from transformers.cache_utils import CacheLayerMixin
 
     layers = getattr(cache, "layers", ())
-    return {i: x.get_mask_sizes(num_positions)[0] for i, x in enumerate(layers) if isinstance(x, CacheLayerMixin)}
+    return {i: num_keys(x, num_positions) for i, x in enumerate(layers) if isinstance(x, CacheLayerMixin)}
 
 
 def detach_cache(cache: Any) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..configuration import GradELLMConfig
 from ..errors import UnsupportedArchitectureError
+from .compat import cache_argument, check_version
 from .identity import Findings, Layout, look_again
 from .layout import find_layout
 from .quantization import is_quantized
@@ -71,6 +72,11 @@ class ModelFacts:
         return self._layout.keeps_cache
 
     @cached_property
+    def cache_argument(self) -> str:
+        """The name under which the model takes its cache."""
+        return cache_argument(self.parameters)
+
+    @cached_property
     def vocabulary_size(self) -> int:
         """Number of token ids that the model can read."""
         return vocabulary_size(self.model)
@@ -108,9 +114,11 @@ def look_at(model: Any) -> ModelFacts:
         model: As for `explain_generate`; wrappers are taken off.
 
     Raises:
+        UnsupportedVersionError: Transformers is too old.
         InvalidInputError: It is no model, in training mode, or its weights were created in inference mode.
         UnsupportedArchitectureError: It cannot be explained exactly.
     """
+    check_version()
     inner = unwrap(model)
     check_model(inner)
     return ModelFacts(inner, look_again(inner), forward_parameters(inner))

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import UnsupportedArchitectureError
 from .adapters import find_adapter
+from .compat import cache_of
 from .identity import Layout, findings
 from .interception import AttentionFunction, attention_handler
 from .offloading import reload_offloaded_weights
@@ -44,13 +45,13 @@ def find_layout(model: "PreTrainedModel") -> Layout:
         return function(module, *args, **kwargs)
 
     options = {"use_cache": True} if "use_cache" in forward_parameters(model) else {}
-    with explainable(model), torch.enable_grad(), reload_offloaded_weights(model), attention_handler(count):
+    with explainable(model), torch.enable_grad(), reload_offloaded_weights(model), attention_handler(model, count):
         token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
         outputs = model(input_ids=token, return_dict=True, **options)
     known.layout = Layout(
         modules=[weakref.ref(module) for module in callers or _declared_attention(model)],
         calls_interface=bool(callers),
-        keeps_cache=getattr(outputs, "cache", None) is not None,
+        keeps_cache=cache_of(outputs) is not None,
     )
     return known.layout
 

@@ -30,20 +30,35 @@ def needs_plain_attention(model: "PreTrainedModel") -> bool:
     return any(config._attn_implementation not in (None, "eager", "sdpa") for config in configs if config is not None)
 
 
-def plain_attention(model: "PreTrainedModel") -> str:
-    """The implementation that computes the same: sdpa, or eager if sdpa cannot express the attention (soft-capping, sinks)."""
-    supported = (getattr(module, "_supports_sdpa", True) for module in model.modules())
-    return "sdpa" if all(supported) else "eager"
+def plain_attention(model: "PreTrainedModel", padded: bool) -> str:
+    """What computes the same as the model's own attention: sdpa, or eager if sdpa cannot express it (soft-capping, sinks).
 
-
-def check_plain_attention(model: "PreTrainedModel", padded: bool) -> None:
-    """Runs a short text with the model's own attention and with the one for the explanation; once per model.
+    Found by running a short text with both, once per model.
 
     Raises:
-        UnsupportedArchitectureError: They differ by more than rounding.
+        UnsupportedArchitectureError: Neither does: they differ from it by more than rounding.
     """
-    own, plain = model.config.get_text_config(decoder=True)._attn_implementation, plain_attention(model)
-    key = (own, model.dtype, padded)
+    supported = all(getattr(module, "_supports_sdpa", True) for module in model.modules())
+    candidates = ("sdpa", "eager") if supported else ("eager",)
+    for plain in candidates:
+        if _difference(model, plain, padded) <= OTHER_KERNELS.of(model.dtype):
+            return plain
+    plain, own = candidates[0], _own_attention(model)
+    raise UnsupportedArchitectureError(
+        f"The attention implementation `{own}` cannot be watched, and `{plain}`, with which the model would be explained "
+        f"instead, changes its logits by {_difference(model, plain, padded):.1e} of their size: it computes something else. "
+        f'Load the model with `attn_implementation="{plain}"`, and generate and explain with that.'
+    )
+
+
+def _own_attention(model: "PreTrainedModel") -> str | None:
+    name: str | None = model.config.get_text_config(decoder=True)._attn_implementation
+    return name
+
+
+def _difference(model: "PreTrainedModel", plain: str, padded: bool) -> float:
+    """Of the logits with this attention from those with the model's own, relative to the largest."""
+    key = (_own_attention(model), plain, model.dtype, padded)
     differences = findings(model).differences
     if key not in differences:
         length = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None) or _PROBE_LENGTH
@@ -55,12 +70,7 @@ def check_plain_attention(model: "PreTrainedModel", padded: bool) -> None:
             with attention_implementation(model, plain):
                 actual = model(input_ids=text, attention_mask=mask, return_dict=True).logits[:, padding:]
         differences[key] = logits_difference(actual, expected)
-    if not differences[key] <= OTHER_KERNELS.of(model.dtype):
-        raise UnsupportedArchitectureError(
-            f"The attention implementation `{own}` cannot be watched, and `{plain}`, with which the model would be explained "
-            f"instead, changes its logits by {differences[key]:.1e} of their size: it computes something else. Load the model "
-            f'with `attn_implementation="{plain}"`, and generate and explain with that.'
-        )
+    return differences[key]
 
 
 @contextlib.contextmanager

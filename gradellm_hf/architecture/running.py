@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .identity import findings
-from .plain_attention import attention_implementation, check_plain_attention, needs_plain_attention, plain_attention
+from .plain_attention import attention_implementation, needs_plain_attention, plain_attention
 from .quantization import differentiable_weights
 from .switches import shared
 
@@ -29,8 +29,7 @@ def explainable(model: "PreTrainedModel", padded: bool = False) -> Iterator[None
             stack.enter_context(_uncompiled())
         layout = findings(model).layout
         if needs_plain_attention(model):
-            check_plain_attention(model, padded)
-            stack.enter_context(attention_implementation(model, plain_attention(model)))
+            stack.enter_context(attention_implementation(model, plain_attention(model, padded)))
         elif layout is not None and not layout.calls_interface:
             stack.enter_context(attention_implementation(model, "eager"))  # which returns its attention weights
         yield

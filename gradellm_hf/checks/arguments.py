@@ -139,3 +139,12 @@ def binary_mask(name: str, mask: Any, shape: torch.Size | None = None) -> Tensor
         raise InvalidInputError(
             f"`{name}` must broadcast to the scores' shape {list(shape)}, got {list(mask.shape)}."
         ) from error
+
+
+def checked_generator(generator: torch.Generator | None) -> torch.Generator:
+    """The generator to draw from; raises InvalidInputError where it is not usable."""
+    if generator is None:
+        return torch.Generator().manual_seed(0)
+    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
+        raise InvalidInputError("`generator` must be a torch.Generator on the CPU, so that every device sees the same draws.")
+    return generator

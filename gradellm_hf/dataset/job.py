@@ -6,7 +6,6 @@ missing shards and writes each to a file of its own, which appears as a whole or
 each process loses at most the shard that it was working on. The job continues there when it is started again.
 """
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,23 +16,22 @@ import torch
 from ..architecture.facts import explained_layers, look_at
 from ..architecture.support import without_wrapper
 from ..checks.arguments import choice, whole_number
-from ..checks.files import remove_partial_files
 from ..checks.renamed import renamed
 from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
-from ..jobs.manifest import check_same_job, describe_job, read_manifest, write_manifest
-from ..jobs.processes import only_writer, processes
+from ..jobs.manifest import describe_job
 from ..jobs.prompts import PromptReader
+from ..jobs.run import job_folder, shared_out
 from ..model import GradELLM
 from ..text.encoding import text_tokenizer
 from .batches import SortedPrompts
 from .explanations import FORMAT, DatasetExplanations, load_dataset_explanations
-from .shards import Result, Shard, shard_path, shard_paths, write_shard
+from .shards import SHARDS, Result, Shard, shard_path, write_shard
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16}
 # Chosen by hand. A job of any size has about 64 shards, so that several processes have like shares, and a stopped one loses
 # little; but a shard has at most 32 batches, whose explanations are in memory until it is written.
-_SHARDS, _BATCHES_PER_SHARD = 64, 32
+_MOST_SHARDS, _BATCHES_PER_SHARD = 64, 32
 
 
 @renamed(dtype="score_dtype")
@@ -99,7 +97,7 @@ def explain_dataset(
     explained_layers(look_at(inner), config)
     ordered = SortedPrompts(explainer, PromptReader(prompts, column), batch_size, seed, _DTYPES[score_dtype], generate_kwargs)
     if shard_size is None:
-        shard_size = min(-(-len(ordered) // _SHARDS), _BATCHES_PER_SHARD * batch_size)
+        shard_size = min(-(-len(ordered) // _MOST_SHARDS), _BATCHES_PER_SHARD * batch_size)
     shard_size = -(-int(shard_size) // batch_size) * batch_size
     options = {
         "explain_config": config.to_dict(),
@@ -109,45 +107,19 @@ def explain_dataset(
         "dtype": score_dtype,  # as folders of the first release have it
     }
     job = describe_job(FORMAT, inner, tokenizer, generate_kwargs, ordered.fingerprint, len(ordered), **options)
-    _run(ordered, job, Path(output_dir))
+    _write_missing_shards(ordered, job, Path(output_dir))
     return load_dataset_explanations(output_dir)
 
 
-def _run(prompts: SortedPrompts, job: dict[str, Any], folder: Path) -> None:
-    state = processes()
-    if shard_paths(folder):
-        _check_folder(folder, job)
-    if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-    with only_writer(folder) if state.is_main_process else contextlib.nullcontext():
-        if state.is_main_process:
-            remove_partial_files(folder)
-            read_manifest(folder, FORMAT)  # of a job of this kind, if of any
-            if not shard_paths(folder):  # a job that has written nothing (an argument was wrong, say) may be replaced
-                write_manifest(folder, job)
-        state.wait_for_everyone()
-        _check_folder(folder, job)  # against the job of the main process, which may have got other arguments
-        _write_missing_shards(prompts, job, folder, state)
-
-
-def _write_missing_shards(prompts: SortedPrompts, job: dict[str, Any], folder: Path, state: Any) -> None:
-    from tqdm.auto import tqdm
-
+def _write_missing_shards(prompts: SortedPrompts, job: dict[str, Any], folder: Path) -> None:
     size = job["shard_size"]
     shards = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
-    missing = {number: _to_do(prompts, places, folder, number) for number, places in enumerate(shards)}
-    to_do = {number: count for number, count in missing.items() if count}
-    state.wait_for_everyone()  # all have seen the same files
-    share = list(to_do)[state.process_index :: state.num_processes]
-    total = sum(to_do[number] for number in share)
-    disable = None if state.is_main_process else True  # None: unless it is a terminal
-    options: Any = {"total": total, "desc": "Explaining", "unit": "prompt", "disable": disable}
-    progress: Any = tqdm(**options)
-    with progress:
-        for number in share:
-            path = shard_path(folder, number)
-            write_shard(path, _results(prompts, shards[number], path, progress), _DTYPES[job["dtype"]])
-    state.wait_for_everyone()
+    with job_folder(folder, job, SHARDS) as state:
+        to_do = {number: count for number, places in enumerate(shards) if (count := _to_do(prompts, places, folder, number))}
+        with shared_out(to_do, state, "Explaining") as (share, progress):
+            for number in share:
+                path = shard_path(folder, number)
+                write_shard(path, _results(prompts, shards[number], path, progress), _DTYPES[job["dtype"]])
 
 
 def _to_do(prompts: SortedPrompts, places: range, folder: Path, number: int) -> int:
@@ -182,11 +154,3 @@ def _check_arguments(tokenizer: Any, batch_size: Any, shard_size: Any, seed: Any
     whole_number("batch_size", batch_size, 1)
     if shard_size is not None:
         whole_number("shard_size", shard_size, 1, none="chosen from the number of prompts")
-
-
-def _check_folder(folder: Path, job: dict[str, Any]) -> None:
-    found = read_manifest(folder, FORMAT)
-    if found is not None:
-        check_same_job(folder, found, job)
-    elif shard_paths(folder):
-        raise InvalidInputError(f"{str(folder)!r} holds explanations without a manifest. Write to another folder.")

@@ -17,6 +17,7 @@ from ..text.readable import earlier_positions
 
 FORMAT = "gradellm_hf.shard"
 FORMAT_VERSION = 1
+SHARDS = "shard-*.safetensors"  # what their files are called
 _WRITER = "explain_dataset"
 _ADVICE = "Delete it and run the job again, which explains the prompts of this file anew."
 _FLOAT, _INT = (torch.float32,), (torch.int32,)
@@ -77,7 +78,7 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def shard_paths(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shard-*.safetensors"))
+    return sorted(folder.glob(SHARDS))
 
 
 def write_shard(path: Path, results: Iterable[Result], dtype: torch.dtype) -> None:

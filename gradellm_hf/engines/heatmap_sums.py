@@ -47,7 +47,7 @@ class Heatmaps:
 
     @property
     def kept_layer_attributions(self) -> Tensor:
-        """`layer_attributions`, where they were asked for."""
+        """`layer_attributions`, if they were asked for."""
         if self.layer_attributions is None:
             raise ValueError("The heatmaps of the layers were not asked for: `output_layer_attributions=True` keeps them.")
         return self.layer_attributions

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architecture.caches import detach_cache, fork_if_plain, key_lengths, written_to_before_backward
+from ..architecture.compat import cache_of, heeded_keywords
 from ..architecture.facts import ModelFacts
 from ..architecture.interception import attention_handler
 from ..architecture.offloading import reload_offloaded_weights
@@ -85,7 +86,7 @@ class InterfaceWatch(AttentionWatch):
     def open(self, cache: Any, num_positions: int) -> Iterator[None]:
         self._num_keys = key_lengths(cache, num_positions)
         try:
-            with attention_handler(self._handle):
+            with attention_handler(self.facts.model, self._handle):
                 yield
         finally:
             # The last one refers to the graph, whose backward functions refer to this watch: a cycle that nobody collects.
@@ -124,7 +125,7 @@ class InterfaceWatch(AttentionWatch):
             return function(module, query, key, value, attention_mask, scaling=scaling, **keywords)
 
         def options() -> AttentionOptions:
-            return AttentionOptions.from_call(module, query, key, attention_mask, scaling, keywords)
+            return AttentionOptions.from_call(module, query, key, attention_mask, scaling, heeded_keywords(function, keywords))
 
         self._mask = lambda: options().mask
         self.head_widths[layer] = query.shape[1] * value.shape[-1]
@@ -273,8 +274,8 @@ class _Run:
         self.heatmaps.put(heatmaps, targets.scale)
         if watch.whole_prefix:
             return cache
-        detach_cache(outputs.cache)
-        return outputs.cache
+        detach_cache(cache := cache_of(outputs))
+        return cache
 
     def undo(self) -> None:
         """Forgets what a failed attempt has left."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..architecture.adapters import find_adapter
+from ..architecture.compat import cache_of
 from ..architecture.hooks import thread_hook
 from ..errors import UnsupportedArchitectureError
 from .formula import explains_head_outputs, head_heatmap
@@ -66,7 +67,7 @@ class ProjectionWatch(AttentionWatch):
 
     def _values(self, layer: int, outputs: Any) -> Tensor:
         """`[R, G, T, Dv]`."""
-        values: Tensor = outputs.cache.layers[layer].values
+        values: Tensor = cache_of(outputs).layers[layer].values
         return values.detach()
 
     def _keep(self, layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...]]:

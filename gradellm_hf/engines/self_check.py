@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..architecture.caches import fork_cache, is_plain
+from ..architecture.compat import cache_of
 from ..architecture.facts import ModelFacts
 from ..architecture.support import not_finite
 from ..architecture.tensor_parallel import first_reason
@@ -72,7 +73,7 @@ def _check(facts: ModelFacts, sequences: ExplainedSequences, cache: Any) -> str 
     with torch.no_grad():
         for position in range(start, start + steps):
             outputs = sequences.forward(facts, position, position + 1, step_cache)
-            step_cache = outputs.cache
+            step_cache = cache_of(outputs)
             reference.append(outputs.logits)
     expected = torch.cat(reference, dim=1)
     replayed: list[Tensor] = []

@@ -1,8 +1,8 @@
 """The metrics by name, as an evaluation runs them."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -13,7 +13,8 @@ from .. import metrics
 from ..checks.arguments import choice, shares, true_or_false, whole_number
 from ..errors import InvalidInputError
 from ..metrics.calibration import Calibration
-from ..metrics.perturbation import Removal, Scope, masked_mean
+from ..metrics.options import Scope
+from ..metrics.perturbation import masked_mean
 from .texts import EvaluatedText
 
 
@@ -66,6 +67,9 @@ class Settings:
         return torch.Generator().manual_seed((self.seed * 1_000_003 + index) % 2**63)
 
 
+Measure = Callable[[Any, EvaluatedText, Tensor, Settings, torch.Generator], Tensor]
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric as an evaluation runs it.
@@ -82,76 +86,51 @@ class Metric:
         (False, True)
     """
 
-    measure: Callable[[Any, EvaluatedText, Tensor, Settings, torch.Generator], Tensor]
+    measure: Measure
     higher_is_better: bool = True
     is_curve: bool = False
     needs_rationale: bool = False
 
 
-def _perturbing(
-    function: Callable[..., Tensor],
-    options: Callable[[Settings, torch.Generator], dict[str, Any]],
-    model: Any,
-    text: EvaluatedText,
-    heatmaps: Tensor,
-    settings: Settings,
-    generator: torch.Generator,
-) -> Tensor:
-    values = function(
-        model,
-        text.sequences,
-        text.prompt_length,
-        heatmaps,
-        text.attention_mask,
-        level=settings.level,
-        fixed=text.fixed,
-        batch_size=settings.batch_size,
-        **options(settings, generator),
-    )
-    return values[:, 0]
+def _perturbing(function: Callable[..., Tensor], **given: Any) -> Measure:
+    """A metric that takes keywords: those given here, the settings that it has by the same name, and what the text has."""
+    names = inspect.signature(function).parameters
+
+    def measure(model: Any, text: EvaluatedText, heatmaps: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
+        known = {**vars(settings), "fixed": text.fixed, "generator": generator, **given}
+        keywords = {name: known[name] for name in names if name in known}
+        return function(model, text.sequences, text.prompt_length, heatmaps, text.attention_mask, **keywords)[:, 0]
+
+    return measure
 
 
-def _agreement(
-    function: Callable[[Tensor, Tensor, Tensor], Tensor],
-    model: Any,
-    text: EvaluatedText,
-    heatmaps: Tensor,
-    settings: Settings,
-    generator: torch.Generator,
-) -> Tensor:
-    if text.rationale is None:
-        raise InvalidInputError("The text has no human rationale to compare with.")
-    scores = heatmaps[:, 0, :, : text.prompt_length]
-    if settings.level == "sequence":
-        scores = scores.mean(1, keepdim=True)
-    values = function(scores, text.rationale.to(scores.device), ~text.fixed.to(scores.device))
-    return masked_mean(values, ~values.isnan())
+def _agreement(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Measure:
+    """A metric that compares scores with a human rationale."""
 
+    def measure(model: Any, text: EvaluatedText, heatmaps: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
+        if text.rationale is None:
+            raise InvalidInputError("The text has no human rationale to compare with.")
+        scores = heatmaps[:, 0, :, : text.prompt_length]
+        if settings.level == "sequence":
+            scores = scores.mean(1, keepdim=True)
+        values = function(scores, text.rationale.to(scores.device), ~text.fixed.to(scores.device))
+        return masked_mean(values, ~values.isnan())
 
-def _soft(settings: Settings, generator: torch.Generator) -> dict[str, Any]:
-    return {"generator": generator, "num_samples": settings.num_samples}
-
-
-def _pi_soft(settings: Settings, generator: torch.Generator) -> dict[str, Any]:
-    return {**_soft(settings, generator), "pis": settings.pis, "calibration": settings.calibration}
-
-
-def _order(removal: Removal, settings: Settings, generator: torch.Generator) -> dict[str, Any]:
-    return {"generator": generator, "removal": removal, "num_portions": settings.num_portions}
+    return measure
 
 
 METRICS: dict[str, Metric] = {
-    "pi_soft_ns": Metric(partial(_perturbing, metrics.pi_soft_ns, _pi_soft), is_curve=True),
-    "pi_soft_nc": Metric(partial(_perturbing, metrics.pi_soft_nc, _pi_soft), is_curve=True),
-    "soft_ns": Metric(partial(_perturbing, metrics.soft_ns, _soft)),
-    "soft_nc": Metric(partial(_perturbing, metrics.soft_nc, _soft)),
-    "insertion": Metric(partial(_perturbing, metrics.insertion, partial(_order, "zero"))),
-    "insertion_mask": Metric(partial(_perturbing, metrics.insertion, partial(_order, "mask"))),
-    "insertion_drop": Metric(partial(_perturbing, metrics.insertion, partial(_order, "drop"))),
-    "deletion": Metric(partial(_perturbing, metrics.deletion, partial(_order, "zero")), higher_is_better=False),
-    "deletion_mask": Metric(partial(_perturbing, metrics.deletion, partial(_order, "mask")), higher_is_better=False),
-    "deletion_drop": Metric(partial(_perturbing, metrics.deletion, partial(_order, "drop")), higher_is_better=False),
-    "rank_correlation": Metric(partial(_perturbing, metrics.rank_correlation, lambda settings, generator: {})),
-    "auc": Metric(partial(_agreement, metrics.auc), needs_rationale=True),
-    "average_precision": Metric(partial(_agreement, metrics.average_precision), needs_rationale=True),
+    "pi_soft_ns": Metric(_perturbing(metrics.pi_soft_ns), is_curve=True),
+    "pi_soft_nc": Metric(_perturbing(metrics.pi_soft_nc), is_curve=True),
+    "soft_ns": Metric(_perturbing(metrics.soft_ns)),
+    "soft_nc": Metric(_perturbing(metrics.soft_nc)),
+    "insertion": Metric(_perturbing(metrics.insertion, removal="zero")),
+    "insertion_mask": Metric(_perturbing(metrics.insertion, removal="mask")),
+    "insertion_drop": Metric(_perturbing(metrics.insertion, removal="drop")),
+    "deletion": Metric(_perturbing(metrics.deletion, removal="zero"), higher_is_better=False),
+    "deletion_mask": Metric(_perturbing(metrics.deletion, removal="mask"), higher_is_better=False),
+    "deletion_drop": Metric(_perturbing(metrics.deletion, removal="drop"), higher_is_better=False),
+    "rank_correlation": Metric(_perturbing(metrics.rank_correlation)),
+    "auc": Metric(_agreement(metrics.auc), needs_rationale=True),
+    "average_precision": Metric(_agreement(metrics.average_precision), needs_rationale=True),
 }

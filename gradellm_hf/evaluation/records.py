@@ -12,7 +12,7 @@ from ..checks.schema import Natural, check, parse_json
 from ..errors import InvalidInputError
 
 Value = float | None | list[float | None]
-_PATTERN = "records-*.jsonl"
+RECORDS = "records-*.jsonl"  # what their files are called
 
 
 class Failed(TypedDict):
@@ -46,7 +46,7 @@ def read_records(folder: Path) -> dict[int, dict[str, Any]]:
         InvalidInputError: A line is not a record.
     """
     records: dict[int, dict[str, Any]] = {}
-    for path in sorted(folder.glob(_PATTERN)):
+    for path in sorted(folder.glob(RECORDS)):
         for number, line in enumerate(_whole_lines(path), 1):
             record = _record(path, number, line)
             if "error" not in record or "error" in records.get(record["index"], record):
@@ -68,7 +68,7 @@ def _record(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def drop_partial_records(folder: Path) -> None:
     """Cuts off the record that a process was writing when it was stopped."""
-    for path in folder.glob(_PATTERN):
+    for path in folder.glob(RECORDS):
         size = sum(map(len, _whole_lines(path)))
         if size < path.stat().st_size:
             os.truncate(path, size)

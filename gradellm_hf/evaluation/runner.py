@@ -1,6 +1,5 @@
 """Runs methods and metrics on prompts, into a folder. The same call continues a job that was stopped."""
 
-import contextlib
 import inspect
 import os
 import time
@@ -15,19 +14,18 @@ from torch import Tensor
 
 from ..architecture.support import unwrap
 from ..checks.arguments import whole_number
-from ..checks.files import remove_partial_files
 from ..checks.schema import check
 from ..engines.memory import is_out_of_memory, release_memory
 from ..errors import InvalidInputError, may_pass
-from ..jobs.manifest import check_same_job, describe_job, fingerprint, read_manifest, write_manifest
-from ..jobs.processes import only_writer, processes
+from ..jobs.manifest import describe_job, fingerprint
 from ..jobs.prompts import Prompt, PromptReader
+from ..jobs.run import job_folder, shared_out
 from ..methods import Method, get_method, method_names
 from ..methods.registry import check_method
 from ..model import GradELLM
 from ..text.encoding import text_tokenizer
 from .measures import METRICS, Settings
-from .records import append_record, drop_partial_records, read_records
+from .records import RECORDS, append_record, drop_partial_records, read_records
 from .results import FORMAT, Evaluation, load_evaluation
 from .texts import FIELDS, EvaluatedText, read_text
 
@@ -137,34 +135,17 @@ class _Run:
         self._settings, self._generate_kwargs = settings, generate_kwargs
 
     def into(self, folder: Path, job: dict[str, Any], prompts: list[Prompt]) -> None:
-        state = processes()
-        if state.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
-        with only_writer(folder) if state.is_main_process else contextlib.nullcontext():
-            if state.is_main_process:
-                remove_partial_files(folder)
-                if read_manifest(folder, FORMAT) is None:
-                    write_manifest(folder, job)
-            state.wait_for_everyone()
-            check_same_job(folder, read_manifest(folder, FORMAT) or {}, job)
+        with job_folder(folder, job, RECORDS) as state:
             if state.is_main_process:
                 drop_partial_records(folder)
             state.wait_for_everyone()
-            self._write_missing(folder, prompts, state)
-
-    def _write_missing(self, folder: Path, prompts: list[Prompt], state: Any) -> None:
-        from tqdm.auto import tqdm
-
-        done = {index for index, r in read_records(folder).items() if "error" not in r or not may_pass(r["error"])}
-        state.wait_for_everyone()  # all have seen the same records
-        missing = [index for index in range(len(prompts)) if index not in done][state.process_index :: state.num_processes]
-        disable = None if state.is_main_process else True  # None: unless it is a terminal
-        options: Any = {"iterable": missing, "desc": "Evaluating", "unit": "prompt", "disable": disable}
-        progress: Any = tqdm(**options)
-        for index in progress:
-            record = self._record(index, prompts[index], is_first=index == missing[0])
-            append_record(folder, state.process_index, record)
-        state.wait_for_everyone()
+            done = {index for index, r in read_records(folder).items() if "error" not in r or not may_pass(r["error"])}
+            missing = {index: 1 for index in range(len(prompts)) if index not in done}
+            with shared_out(missing, state, "Evaluating") as (share, progress):
+                for index in share:
+                    record = self._record(index, prompts[index], is_first=index == share[0])
+                    append_record(folder, state.process_index, record)
+                    progress.update()
 
     def _record(self, index: int, prompt: Prompt, is_first: bool) -> dict[str, Any]:
         record: dict[str, Any] = {"index": index, "id": prompt.id, "task": str(prompt.fields.get("task", ""))}

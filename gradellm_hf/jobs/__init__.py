@@ -1,4 +1,4 @@
-"""What the jobs over many prompts share: reading prompts, the manifest, processes.
+"""What jobs over many prompts share: their prompts, manifest, folder and processes.
 
 May import `architecture`, `checks` and `errors` only.
 """

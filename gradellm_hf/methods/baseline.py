@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks.arguments import checked_generator
 from ..metrics.perturbation import PerturbedText
-from ..metrics.soft import checked_generator
 from .registry import heatmaps
 
 

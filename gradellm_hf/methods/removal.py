@@ -5,9 +5,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..checks.arguments import choice, real_number, whole_number
+from ..checks.arguments import checked_generator, choice, real_number, whole_number
 from ..metrics.perturbation import PerturbedText, Window, hellinger
-from ..metrics.soft import checked_generator
 from .gradients import predicted_targets
 from .registry import heatmaps
 

@@ -1,7 +1,7 @@
 """Agreement of scores with the tokens that people marked, and with the effect of leaving tokens out."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -9,7 +9,9 @@ from torch import Tensor
 from ..checks.arguments import binary_mask, is_index, is_list
 from ..checks.schema import check
 from ..errors import InvalidInputError
-from .perturbation import PerturbedText, Scope, Window
+from .measured import MeasuredText
+from .options import MetricKeywords, MetricOptions, takes_options
+from .perturbation import PerturbedText, Window
 from .ranks import average_ranks, check_no_nan, spearman
 
 
@@ -124,16 +126,14 @@ def leave_one_out(text: PerturbedText, window: Window, rows: Tensor) -> Tensor:
     return changes
 
 
+@takes_options
 def rank_correlation(
     model: Any,
     sequences: Tensor,
     prompt_length: int,
     attributions: Tensor,
     attention_mask: Tensor | None = None,
-    *,
-    level: Scope = "step",
-    fixed: Tensor | None = None,
-    batch_size: int = 16,
+    **options: Unpack[MetricKeywords],
 ) -> Tensor:
     """Spearman correlation of scores with the effect of leaving one token out. Range [-1, 1], higher is better.
 
@@ -146,10 +146,7 @@ def rank_correlation(
         prompt_length: `P`.
         attributions: Heatmaps `[R, N, S]`, or of several methods `[M, R, N, S]`. Scores of the prompt count.
         attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
-        level: `"step"`: every generated token by itself, then the mean; `"sequence"`: their joint distribution (see
-            `joint_hellinger`), with the mean of their scores.
-        fixed: True for prompt positions that are left out of the comparison, `[P]` or `[R, P]`.
-        batch_size: Texts per forward pass.
+        **options: `level`, `fixed` (which are left out of the comparison), `batch_size`; see `MetricOptions`.
 
     Returns:
         `[R]`, or `[M, R]`; NaN for a row whose scores, or effects, are all equal.
@@ -162,14 +159,12 @@ def rank_correlation(
         >>> rank_correlation(model, out.sequences, out.prompt_length, out.attributions).shape  # [R]
         torch.Size([1])
     """
-    text = PerturbedText(model, sequences, prompt_length, attention_mask, fixed=fixed, batch_size=batch_size)
-    text.check_attributions(attributions)
+    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
 
-    def measure(window: Window, rows: Tensor) -> Tensor:
-        changes = leave_one_out(text, window, rows)
-        return spearman(text.scores(attributions, window, rows), changes, text.removable[rows])
+    def measure(window: Window, rows: Tensor, scores: Tensor) -> Tensor:
+        return spearman(scores, leave_one_out(text, window, rows), text.removable[rows])
 
-    return text.mean_over_windows(level, measure)
+    return text.mean_over_windows(measure)
 
 
 def _labels(scores: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks.arguments import real_number, tensor, whole_number
+from ..checks.arguments import checked_generator, real_number, tensor, whole_number
 from ..errors import InvalidInputError
-from .soft import checked_generator
 
 _ELEMENTS = 2**24  # of one chunk of resamples: 128 MiB in float64; chosen by hand
 

@@ -1,17 +1,19 @@
 """Deletion and insertion: the target's probability while prompt tokens are removed, or come back, in order of their scores."""
 
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
 import torch
 from torch import Tensor
 
 from ..checks.arguments import choice, whole_number
 from ..checks.renamed import renamed
-from .perturbation import PerturbedText, Removal, Scope, Window
-from .soft import checked_generator
+from .measured import MeasuredText
+from .options import MetricOptions, RandomKeywords, takes_options
+from .perturbation import Removal, Window
 
 
 @renamed(num_steps="num_portions")
+@takes_options
 def deletion(
     model: Any,
     sequences: Tensor,
@@ -21,10 +23,7 @@ def deletion(
     *,
     removal: Removal = "zero",
     num_portions: int | None = None,
-    generator: torch.Generator | None = None,
-    level: Scope = "step",
-    fixed: Tensor | None = None,
-    batch_size: int = 16,
+    **options: Unpack[RandomKeywords],
 ) -> Tensor:
     """Area under the generated token's probability while the prompt's tokens are removed, highest score first.
 
@@ -43,11 +42,7 @@ def deletion(
         removal: `"zero"` sets a token's embedding to 0, `"mask"` hides it from attention, `"drop"` takes it out of the text.
             The last two never remove the prompt's last token, from which the first generated one is predicted.
         num_portions: Number of equal portions in which tokens are removed; None: one token at a time.
-        generator: Puts tokens with equal scores in a random order, the same for all methods. On the CPU; None: with seed 0.
-        level: `"step"`: every generated token by itself, then the mean; `"sequence"`: the geometric mean of their probabilities
-            (their joint probability, per token), with the mean of their scores.
-        fixed: True for prompt positions that are never removed (special tokens, say), `[P]` or `[R, P]`.
-        batch_size: Texts per forward pass.
+        **options: `level`, `fixed`, `batch_size`, `generator`; see `MetricOptions`.
 
     Returns:
         `[R]`, or `[M, R]`.
@@ -60,11 +55,13 @@ def deletion(
         >>> deletion(model, out.sequences, out.prompt_length, out.attributions, removal="mask").shape  # [R]
         torch.Size([1])
     """
-    text = _text(model, sequences, prompt_length, attention_mask, removal, fixed, batch_size)
-    return _area(text, attributions, removal, num_portions, generator, level, inserts=False)
+    keep_last, given = removal != "zero", MetricOptions(**options)
+    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, given, keep_last=keep_last)
+    return _area(text, removal, num_portions, inserts=False)
 
 
 @renamed(num_steps="num_portions")
+@takes_options
 def insertion(
     model: Any,
     sequences: Tensor,
@@ -74,10 +71,7 @@ def insertion(
     *,
     removal: Removal = "zero",
     num_portions: int | None = None,
-    generator: torch.Generator | None = None,
-    level: Scope = "step",
-    fixed: Tensor | None = None,
-    batch_size: int = 16,
+    **options: Unpack[RandomKeywords],
 ) -> Tensor:
     """Area under the generated token's probability while removed tokens come back, highest score first.
 
@@ -94,43 +88,19 @@ def insertion(
         >>> insertion(model, out.sequences, out.prompt_length, two_methods).shape  # [M, R]
         torch.Size([2, 1])
     """
-    text = _text(model, sequences, prompt_length, attention_mask, removal, fixed, batch_size)
-    return _area(text, attributions, removal, num_portions, generator, level, inserts=True)
+    keep_last, given = removal != "zero", MetricOptions(**options)
+    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, given, keep_last=keep_last)
+    return _area(text, removal, num_portions, inserts=True)
 
 
-def _text(
-    model: Any,
-    sequences: Tensor,
-    prompt_length: int,
-    attention_mask: Tensor | None,
-    removal: Removal,
-    fixed: Tensor | None,
-    batch_size: int,
-) -> PerturbedText:
+def _area(text: MeasuredText, removal: Removal, num_portions: int | None, inserts: bool) -> Tensor:
     choice("removal", removal, get_args(Removal))
-    keep_last = removal != "zero"
-    return PerturbedText(
-        model, sequences, prompt_length, attention_mask, fixed=fixed, keep_last=keep_last, batch_size=batch_size
-    )
-
-
-def _area(
-    text: PerturbedText,
-    attributions: Tensor,
-    removal: Removal,
-    num_portions: int | None,
-    generator: torch.Generator | None,
-    level: Scope,
-    inserts: bool,
-) -> Tensor:
-    text.check_attributions(attributions)
     if num_portions is not None:
         num_portions = whole_number("num_portions", num_portions, 1, none="one token at a time")
-    source = checked_generator(generator)
 
-    def measure(window: Window, rows: Tensor) -> Tensor:
-        ties = torch.rand(text.num_rows, text.prompt_length, generator=source).to(rows.device)[rows]
-        ranks = _descending_ranks(text.scores(attributions, window, rows), text.removable[rows], ties)
+    def measure(window: Window, rows: Tensor, scores: Tensor) -> Tensor:
+        ties = torch.rand(text.num_rows, text.prompt_length, generator=text.source).to(rows.device)[rows]
+        ranks = _descending_ranks(scores, text.removable[rows], ties)
         counts, last = _counts(text.removable[rows].sum(-1), num_portions)
         flat = ranks.reshape(-1, text.prompt_length)
         heatmap, point = (
@@ -147,7 +117,7 @@ def _area(
         share = counts / counts[:, -1:]
         return torch.trapezoid(curve.reshape(*ranks.shape[:-1], -1), share.broadcast_to(*ranks.shape[:-1], -1))
 
-    return text.mean_over_windows(level, measure)
+    return text.mean_over_windows(measure)
 
 
 def _descending_ranks(scores: Tensor, removable: Tensor, ties: Tensor) -> Tensor:

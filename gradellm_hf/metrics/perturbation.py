@@ -1,19 +1,18 @@
 """Runs a model on its text with parts of the prompt taken out, in batches over rows, random draws and methods."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..architecture.facts import look_at
 from ..architecture.support import not_finite
-from ..checks.arguments import binary_mask, choice, whole_number
+from ..checks.arguments import binary_mask, whole_number
 from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
 from ..sequences.given import given_sequences
 
-Scope = Literal["step", "sequence"]  # each generated token by itself, or all of them together: `level` of the metrics
 Removal = Literal["zero", "mask", "drop"]
 
 
@@ -93,17 +92,6 @@ class PerturbedText:
     @property
     def num_rows(self) -> int:
         return self.token_ids.shape[0]
-
-    def windows(self, level: Scope) -> list[Window]:
-        """What is predicted together: each generated token alone, or all of them."""
-        choice("level", level, get_args(Scope))
-        if level == "sequence":
-            return [Window(0, self.num_steps)]
-        return [Window(step, step + 1) for step in range(self.num_steps)]
-
-    def rows(self, window: Window) -> Tensor:
-        """The rows that have a token in a window."""
-        return self.step_mask[:, window.first : window.last].any(dim=1).nonzero()[:, 0]
 
     def log_probabilities(self, rows: Tensor, window: Window, keep: Tensor, removal: Removal = "zero") -> Tensor:
         """The model's next-token distributions at the tokens of a window.
@@ -215,42 +203,6 @@ class PerturbedText:
             return masked_mean(chosen, valid[r]).exp()
 
         return self.measure(rows, window, keep, value, removal)
-
-    def scores(self, attributions: Tensor, window: Window, rows: Tensor) -> Tensor:
-        """Scores of the prompt's positions, mean over the steps of a window, `[..., r, P]`, float64; 0 if not removable."""
-        steps = slice(window.first, window.last)
-        a = attributions[..., steps, : self.prompt_length].to(self.token_ids.device, torch.float64)[..., rows, :, :]
-        return masked_mean(a.transpose(-1, -2), self.step_mask[rows, None, steps]).masked_fill(~self.removable[rows], 0)
-
-    def check_attributions(self, attributions: Tensor) -> None:
-        """Raises InvalidInputError unless these are finite heatmaps `[..., R, N, S]` of this text."""
-        expected = (self.num_rows, self.num_steps, self.token_ids.shape[1])
-        if not isinstance(attributions, Tensor) or attributions.shape[-3:] != expected:
-            got = list(attributions.shape) if isinstance(attributions, Tensor) else type(attributions).__name__
-            raise InvalidInputError(
-                f"`attributions` must have shape [..., R, N, S] = [..., {str(list(expected))[1:]}, got {got}."
-            )
-        if not attributions.isfinite().all():
-            raise InvalidInputError("`attributions` holds values that are not finite.")
-
-    def mean_over_windows(self, level: Scope, measure: Callable[[Window, Tensor], Tensor]) -> Tensor:
-        """Mean of a metric over the windows of each row.
-
-        Args:
-            measure: From a window and the `r` rows that have it to values `[..., r]`; NaN if undefined.
-
-        Returns:
-            `[..., R]`, float64; NaN for rows without any defined value.
-        """
-        return torch.stack(list(self._by_window(level, measure))).nanmean(dim=0)
-
-    def _by_window(self, level: Scope, measure: Callable[[Window, Tensor], Tensor]) -> Iterator[Tensor]:
-        for window in self.windows(level):
-            rows = self.rows(window)
-            if len(rows):
-                values = measure(window, rows).double()
-                full = values.new_full((*values.shape[:-1], self.num_rows), torch.nan)
-                yield full.index_copy(-1, rows, values)
 
 
 def hellinger(log_p: Tensor, log_q: Tensor) -> Tensor:

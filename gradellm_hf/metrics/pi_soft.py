@@ -1,21 +1,24 @@
 """pi-Soft-NS and pi-Soft-NC: the soft metrics with a fixed expected share of what is kept, the same for all methods."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack, get_args
 
 import torch
 from torch import Tensor
 
-from ..checks.arguments import is_list, real_number, shares, tensor, whole_number
+from ..checks.arguments import choice, is_list, real_number, shares, tensor
 from ..errors import InvalidInputError
 from .calibration import Calibration, calibrate
-from .perturbation import PerturbedText, Scope, Window
-from .soft import checked_generator, comprehensiveness, soft_distances, sufficiency
+from .measured import MeasuredText
+from .options import MetricOptions, SamplingKeywords, takes_options
+from .perturbation import Window
+from .soft import comprehensiveness, soft_distances, sufficiency
 
 PIS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
+@takes_options
 def pi_soft_ns(
     model: Any,
     sequences: Tensor,
@@ -25,11 +28,7 @@ def pi_soft_ns(
     *,
     pis: Sequence[float] = PIS,
     calibration: Calibration = "scale",
-    generator: torch.Generator | None = None,
-    num_samples: int = 4,
-    level: Scope = "step",
-    fixed: Tensor | None = None,
-    batch_size: int = 16,
+    **options: Unpack[SamplingKeywords],
 ) -> Tensor:
     """Soft-NS with `r = calibrate(a, pi)`: every method keeps the expected share `pi`. Range [0, 1], higher is better.
 
@@ -53,16 +52,17 @@ def pi_soft_ns(
         >>> curve.shape, normalised_area(curve, [0.2, 0.5, 0.8]).shape  # [R, len(pis)] and [R]
         (torch.Size([1, 3]), torch.Size([1]))
     """
-    pis, num_samples = shares("pis", pis), whole_number("num_samples", num_samples, 1)
+    pis, calibration = shares("pis", pis), choice("calibration", calibration, get_args(Calibration))
+    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
 
-    def measure(text: PerturbedText, window: Window, rows: Tensor, a: Tensor, source: torch.Generator) -> Tensor:
-        r = torch.stack([calibrate(a, pi, text.removable[rows], method=calibration) for pi in pis])
-        return sufficiency(*soft_distances(text, window, rows, r, num_samples, source))
+    def measure(window: Window, rows: Tensor, scores: Tensor) -> Tensor:
+        r = torch.stack([calibrate(scores, pi, text.removable[rows], method=calibration) for pi in pis])
+        return sufficiency(*soft_distances(text, window, rows, r))
 
-    text = PerturbedText(model, sequences, prompt_length, attention_mask, fixed=fixed, batch_size=batch_size)
-    return _curve(text, attributions, generator, level, measure)
+    return text.mean_over_windows(measure).movedim(0, -1)
 
 
+@takes_options
 def pi_soft_nc(
     model: Any,
     sequences: Tensor,
@@ -72,11 +72,7 @@ def pi_soft_nc(
     *,
     pis: Sequence[float] = PIS,
     calibration: Calibration = "scale",
-    generator: torch.Generator | None = None,
-    num_samples: int = 4,
-    level: Scope = "step",
-    fixed: Tensor | None = None,
-    batch_size: int = 16,
+    **options: Unpack[SamplingKeywords],
 ) -> Tensor:
     """Soft-NC with `r = 1 - calibrate(a, 1 - pi)`: every method keeps the expected share `pi`. From 0; higher is better.
 
@@ -89,14 +85,14 @@ def pi_soft_nc(
         >>> pi_soft_nc(model, out.sequences, out.prompt_length, out.attributions, calibration="rank").shape  # [R, len(PIS)]
         torch.Size([1, 9])
     """
-    pis, num_samples = shares("pis", pis), whole_number("num_samples", num_samples, 1)
+    pis, calibration = shares("pis", pis), choice("calibration", calibration, get_args(Calibration))
+    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
 
-    def measure(text: PerturbedText, window: Window, rows: Tensor, a: Tensor, source: torch.Generator) -> Tensor:
-        r = torch.stack([1 - calibrate(a, 1 - pi, text.removable[rows], method=calibration) for pi in pis])
-        return comprehensiveness(*soft_distances(text, window, rows, r, num_samples, source))
+    def measure(window: Window, rows: Tensor, scores: Tensor) -> Tensor:
+        r = torch.stack([1 - calibrate(scores, 1 - pi, text.removable[rows], method=calibration) for pi in pis])
+        return comprehensiveness(*soft_distances(text, window, rows, r))
 
-    text = PerturbedText(model, sequences, prompt_length, attention_mask, fixed=fixed, batch_size=batch_size)
-    return _curve(text, attributions, generator, level, measure)
+    return text.mean_over_windows(measure).movedim(0, -1)
 
 
 def normalised_area(curve: Tensor, points: Sequence[float] | Tensor = PIS) -> Tensor:
@@ -127,18 +123,3 @@ def normalised_area(curve: Tensor, points: Sequence[float] | Tensor = PIS) -> Te
     if bool((x.diff() <= 0).any()):
         raise InvalidInputError(f"`points` must be {expected}, got {given!r}.")
     return torch.trapezoid(curve.double(), x) / (x[-1] - x[0])
-
-
-def _curve(
-    text: PerturbedText,
-    attributions: Tensor,
-    generator: torch.Generator | None,
-    level: Scope,
-    measure: Callable[[PerturbedText, Window, Tensor, Tensor, torch.Generator], Tensor],
-) -> Tensor:
-    text.check_attributions(attributions)
-    source = checked_generator(generator)
-    curve = text.mean_over_windows(
-        level, lambda window, rows: measure(text, window, rows, text.scores(attributions, window, rows), source)
-    )
-    return curve.movedim(0, -1)

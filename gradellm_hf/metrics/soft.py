@@ -1,18 +1,20 @@
 """Soft-NS and Soft-NC: sufficiency and comprehensiveness under random, element-wise retention of the embeddings."""
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
 
-from ..checks.arguments import choice, whole_number
-from ..errors import InvalidInputError
+from ..checks.arguments import choice
 from .calibration import minmax
-from .perturbation import PerturbedText, Scope, Window
+from .measured import MeasuredText
+from .options import MetricOptions, SamplingKeywords, takes_options
+from .perturbation import Window
 
 Scaling = Literal["minmax", "none"]
 
 
+@takes_options
 def soft_ns(
     model: Any,
     sequences: Tensor,
@@ -20,12 +22,8 @@ def soft_ns(
     attributions: Tensor,
     attention_mask: Tensor | None = None,
     *,
-    generator: torch.Generator | None = None,
-    num_samples: int = 4,
-    level: Scope = "step",
     scaling: Scaling = "minmax",
-    fixed: Tensor | None = None,
-    batch_size: int = 16,
+    **options: Unpack[SamplingKeywords],
 ) -> Tensor:
     """Soft normalised sufficiency: how much of the prediction is kept by what scores high. Range [0, 1], higher is better.
 
@@ -44,14 +42,8 @@ def soft_ns(
         attributions: Heatmaps `[R, N, S]`, or of several methods `[M, R, N, S]`, for all of which the same random numbers are
             drawn. Scores of the prompt count; the generated prefix is never perturbed.
         attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
-        generator: Source of randomness, on the CPU; None: one with seed 0. From the same state, the same numbers are drawn
-            whatever the attributions, the batch size and the device.
-        num_samples: Random draws, over which the metric is averaged.
-        level: `"step"`: every generated token by itself, then the mean; `"sequence"`: their joint distribution (see
-            `joint_hellinger`), with the mean of their scores.
         scaling: `"minmax"` scales scores to [0, 1] over the prompt; `"none"` takes them as they are, cut off at 0 and 1.
-        fixed: True for prompt positions that are never perturbed (special tokens, say), `[P]` or `[R, P]`.
-        batch_size: Texts per forward pass.
+        **options: `level`, `fixed`, `batch_size`, `generator`, `num_samples`; see `MetricOptions`.
 
     Returns:
         `[R]`, or `[M, R]`; NaN for rows whose prediction does not depend on the embeddings (`S(Z) = 1`).
@@ -65,17 +57,16 @@ def soft_ns(
         >>> value.shape, bool((value >= 0).all())  # [R]
         (torch.Size([1]), True)
     """
-    text = PerturbedText(model, sequences, prompt_length, attention_mask, fixed=fixed, batch_size=batch_size)
-    text.check_attributions(attributions)
+    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
 
-    def measure(window: Window, rows: Tensor) -> Tensor:
-        r = scaled(text.scores(attributions, window, rows), text.removable[rows], scaling)
-        return sufficiency(*soft_distances(text, window, rows, r, num_samples, source))
+    def measure(window: Window, rows: Tensor, scores: Tensor) -> Tensor:
+        r = scaled(scores, text.removable[rows], scaling)
+        return sufficiency(*soft_distances(text, window, rows, r))
 
-    source, num_samples = checked_generator(generator), whole_number("num_samples", num_samples, 1)
-    return text.mean_over_windows(level, measure)
+    return text.mean_over_windows(measure)
 
 
+@takes_options
 def soft_nc(
     model: Any,
     sequences: Tensor,
@@ -83,12 +74,8 @@ def soft_nc(
     attributions: Tensor,
     attention_mask: Tensor | None = None,
     *,
-    generator: torch.Generator | None = None,
-    num_samples: int = 4,
-    level: Scope = "step",
     scaling: Scaling = "minmax",
-    fixed: Tensor | None = None,
-    batch_size: int = 16,
+    **options: Unpack[SamplingKeywords],
 ) -> Tensor:
     """Soft normalised comprehensiveness: how much of the prediction is lost without what scores high. Higher is better.
 
@@ -105,20 +92,16 @@ def soft_nc(
         >>> soft_nc(model, out.sequences, out.prompt_length, out.attributions, num_samples=2).shape  # [R]
         torch.Size([1])
     """
-    text = PerturbedText(model, sequences, prompt_length, attention_mask, fixed=fixed, batch_size=batch_size)
-    text.check_attributions(attributions)
+    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
 
-    def measure(window: Window, rows: Tensor) -> Tensor:
-        r = 1 - scaled(text.scores(attributions, window, rows), text.removable[rows], scaling)
-        return comprehensiveness(*soft_distances(text, window, rows, r, num_samples, source))
+    def measure(window: Window, rows: Tensor, scores: Tensor) -> Tensor:
+        r = 1 - scaled(scores, text.removable[rows], scaling)
+        return comprehensiveness(*soft_distances(text, window, rows, r))
 
-    source, num_samples = checked_generator(generator), whole_number("num_samples", num_samples, 1)
-    return text.mean_over_windows(level, measure)
+    return text.mean_over_windows(measure)
 
 
-def soft_distances(
-    text: PerturbedText, window: Window, rows: Tensor, retention: Tensor, num_samples: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def soft_distances(text: MeasuredText, window: Window, rows: Tensor, retention: Tensor) -> tuple[Tensor, Tensor]:
     """`Hd(p(X), p(X'))` with elements kept at random, and `Hd(p(X), p(Z))`.
 
     Args:
@@ -132,9 +115,9 @@ def soft_distances(
     index = torch.arange(len(rows), device=rows.device).repeat(len(flat) // len(rows))
     removable = text.removable[rows, :, None]
     distances = []
-    for _ in range(num_samples):
+    for _ in range(text.options.num_samples):
         # One number per element of every row's prompt, so that what is drawn depends on the text alone.
-        drawn = torch.rand(text.num_rows, P, E, generator=generator).to(rows.device)[rows]
+        drawn = torch.rand(text.num_rows, P, E, generator=text.source).to(rows.device)[rows]
 
         def keep(items: Tensor, drawn: Tensor = drawn) -> Tensor:
             return (drawn[index[items]] < flat[items, :, None]) | ~removable[index[items]]
@@ -157,12 +140,3 @@ def scaled(scores: Tensor, mask: Tensor, scaling: Scaling) -> Tensor:
     """Scores as probabilities; see `soft_ns`."""
     choice("scaling", scaling, get_args(Scaling))
     return minmax(scores, mask) if scaling == "minmax" else scores.clamp(0, 1)
-
-
-def checked_generator(generator: torch.Generator | None) -> torch.Generator:
-    """The generator to draw from; raises InvalidInputError if it is not usable."""
-    if generator is None:
-        return torch.Generator().manual_seed(0)
-    if not isinstance(generator, torch.Generator) or generator.device.type != "cpu":
-        raise InvalidInputError("`generator` must be a torch.Generator on the CPU, so that every device sees the same draws.")
-    return generator

@@ -1,4 +1,4 @@
 """What an explanation returns, and its files.
 
-May import `text`, `visualization`, `checks`, `configuration` and `errors` only.
+May import `text`, `visualization`, `checks`, `configuration`, `errors` and, for the name of the cache, `architecture`.
 """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
+from ..architecture.compat import cache_named_as_by_generate
 from ..checks.arguments import whole_number
 from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import Natural, TensorKind, check, check_tensors
@@ -47,6 +48,7 @@ _ALWAYS: Any = None  # the default of fields that every output has: `ModelOutput
 
 
 @dataclass
+@cache_named_as_by_generate
 class ExplainGenerateOutput(ModelOutput):
     """Generated sequences with a heatmap for every generated token.
 

@@ -6,8 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..architecture.compat import cache_of
 from ..architecture.facts import ModelFacts
+from ..errors import UnsupportedArchitectureError
 from .written_logits import WrittenLogits
+
+#: By the decorators around its `forward`, if not by itself.
+_TAKEN_BY_EVERY_MODEL = {"return_dict", "use_cache"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class ExplainedSequences:
         """Runs the model over positions `first:last`. The cache holds the positions before; None: there are none."""
         inputs: dict[str, Any] = {**self.forward_kwargs, "return_dict": True}
         if facts.keeps_cache:
-            inputs |= {"cache": cache, "use_cache": True}
+            inputs |= {facts.cache_argument: cache, "use_cache": True}
         elif "use_cache" in facts.parameters:
             inputs["use_cache"] = False
         prompt_embeds = self._embeds_at(first)
@@ -82,6 +87,13 @@ class ExplainedSequences:
         if "cache_position" in facts.parameters:  # models outside of Transformers, written for its earlier versions
             inputs["cache_position"] = torch.arange(first, last, device=self.token_ids.device)
         inputs |= {name: x[..., first:last] for name, x in self.per_position.items() if name in facts.parameters}
+        if lost := sorted(inputs.keys() - facts.parameters - _TAKEN_BY_EVERY_MODEL):
+            raise UnsupportedArchitectureError(
+                f"`{facts.model_type}` would have to be given {lost}, which its `forward` does not name: it takes "
+                f"{sorted(facts.parameters)}. Among further keyword arguments they may get lost. Give it these parameters."
+            )
+        # as `generate` hands them on; models may rely on it (`view`)
+        inputs = {name: x.contiguous() if isinstance(x, Tensor) else x for name, x in inputs.items()}
         return facts.model(**inputs, **kwargs)
 
     def prefill(self, facts: ModelFacts) -> Any:
@@ -93,7 +105,7 @@ class ExplainedSequences:
         read_rows, cache_rows = self.prefill_rows if self.prefill_kwargs and self.prefill_rows else (None, None)
         prompts = self if read_rows is None else self._take(read_rows)
         with torch.no_grad():
-            cache = prompts.forward(facts, 0, length, None, **kwargs, **self.prefill_kwargs).cache
+            cache = cache_of(prompts.forward(facts, 0, length, None, **kwargs, **self.prefill_kwargs))
         if cache_rows is not None:
             cache.batch_select_indices(cache_rows)
         return cache

@@ -252,6 +252,7 @@ class GenerateCall:
         mask = until_end_of_sequence(ids, self.eos_token_ids)
         if self.ends_rows and self.pad_token_id is not None and self.pad_token_id not in self.eos_token_ids:
             padding_from_here = (ids == self.pad_token_id).flip(1).cumprod(1).flip(1).bool()
+            padding_from_here[:, :1] = False  # a row has at least one token
             mask = mask & ~padding_from_here
         return mask
 

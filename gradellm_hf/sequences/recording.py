@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..architecture.compat import CACHE_NAMES, cache_of, prompt_only_arguments
 from ..architecture.facts import ModelFacts
 from ..architecture.hooks import thread_hook
 from .prompt_checks import check_left_padding
@@ -20,7 +21,7 @@ _OURS = {
     "inputs_embeds",
     "attention_mask",
     "cache_position",
-    "cache",
+    *CACHE_NAMES,
     "use_cache",
     "return_dict",
     "logits_to_keep",
@@ -36,6 +37,7 @@ class PromptRecording:
     Attributes:
         logits: What these calls, and those after them, predict from the last prompt position on.
         rows: Rows of those calls: batch times beams, or batch times returned sequences.
+        cache: What these calls read the prompt into, given to them or made by the last of them; None where they keep none.
         padding: 1 for real tokens, `[rows, P]`; None if the calls do not show it.
         per_position: Arguments with one entry per position, by name, `[..., rows or 1, <= P]`. If the start of the prompt was
             in the cache before, they are those of its last positions.
@@ -47,6 +49,7 @@ class PromptRecording:
         self._prompt_length = prompt_length
         self._parameters = parameters
         self.rows = 0
+        self.cache: Any = None
         self.logits = LogitsRecording(prompt_length - 1)
         self.is_paused = False
         self._calls: list[dict[str, Any]] = []
@@ -56,11 +59,6 @@ class PromptRecording:
     def read_at_once(self) -> bool:
         """Whether one call read the prompt from its start."""
         return len(self._calls) == 1 and self._first_position == 0
-
-    @property
-    def cache(self) -> Any:
-        """The cache that these calls read the prompt into; None if they had none."""
-        return self._calls[-1].get("cache") if self._calls else None
 
     @property
     def complete(self) -> bool:
@@ -77,9 +75,9 @@ class PromptRecording:
 
     def add(self, arguments: dict[str, Any]) -> None:
         """Takes in the arguments of a call; raises InvalidInputError if a row's prompt ends in padding."""
+        self.cache = cache_of(arguments)
         if not self._calls:
-            cache = arguments.get("cache")
-            self._position = 0 if cache is None else int(cache.get_seq_length())
+            self._position = 0 if self.cache is None else int(self.cache.get_seq_length())
             self._first_position = self._position
         self.rows, num_positions = _inputs(arguments).shape[:2]
         self._position += num_positions
@@ -132,9 +130,7 @@ def _inputs(arguments: dict[str, Any]) -> Tensor:
 
 def _belongs_to_prompt(name: str, value: Any) -> bool:
     """Images, sound and the like: `generate` passes them on with the prompt only."""
-    from transformers.generation.utils import MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
-
-    return isinstance(value, Tensor) or name in MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL
+    return isinstance(value, Tensor) or name in prompt_only_arguments()
 
 
 @contextmanager
@@ -165,9 +161,10 @@ def record_prompt(facts: ModelFacts, prompt_length: int, decoding: bool = False)
     def after(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         logits = getattr(output, "logits", None)
         if recording.complete and logits is not None and not (recording.is_paused or is_draft()):
-            arguments, cache = _by_name(module, args, kwargs), getattr(output, "cache", None)
+            arguments, cache = _by_name(module, args, kwargs), cache_of(output)
             end = _inputs(arguments).shape[1] if cache is None else int(cache.get_seq_length())
             recording.logits.add(cache, end, logits)
+            recording.cache = cache if recording.cache is None else recording.cache
             if not decoding or _may_be_compiled(model, cache):
                 remove()  # decoding runs without hooks, and compiled decoding stays compiled
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 from gradellm_hf import GradELLMConfig, UnsupportedArchitectureError, explain_sequences
@@ -18,9 +19,11 @@ from tests.support.architectures.survey import (
     random_ids,
     relative_error,
     truth_of,
+    why_not_run,
 )
 from tests.support.architectures.tiny_configs import tiny_model
 from tests.support.reference import reference_heatmaps as full_prefix_heatmaps
+from tests.support.versions import IS_NEWEST
 
 TYPES = decoder_only_types()
 
@@ -39,9 +42,14 @@ PADDED = (
     "lfm2",  # a convolution beside attention
 )
 
+#: Kinds of attention and of caches.
+KINDS = {"llama", "bloom", "mistral", "gpt_oss", "diffllama", "lfm2", "mpt", "granite_swa"}
+
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_a_registered_type_is_explained_exactly_or_refused(model_type):
+    if (why := why_not_run(model_type)) is not None:
+        pytest.skip(f"{model_type} does not run with Transformers {transformers.__version__}: {why}")
     outcome = default_outcome(model_type)
     if not (is_causal(model_type) and has_attention(model_type) and keys_are_tokens(model_type)):
         assert outcome.engine == "refused", outcome
@@ -51,13 +59,15 @@ def test_a_registered_type_is_explained_exactly_or_refused(model_type):
 
 
 def test_all_but_four_types_with_softmax_attention_are_explained_exactly():
-    types = [model_type for model_type in TYPES if is_causal(model_type) and has_attention(model_type)]
+    """All but five of earlier versions, in which fewer classes look up their attention function."""
+    running = [model_type for model_type in TYPES if why_not_run(model_type) is None]
+    types = [model_type for model_type in running if is_causal(model_type) and has_attention(model_type)]
     inexact = {model_type: default_outcome(model_type) for model_type in types if not default_outcome(model_type).exact}
-    assert len(types) >= 137
-    assert len(inexact) <= 4, inexact
+    assert len(types) >= (137 if IS_NEWEST else 90)
+    assert len(inexact) <= (4 if IS_NEWEST else 5), inexact
 
 
-@pytest.mark.parametrize("model_type", ["llama", "bloom", "mistral", "gpt_oss", "diffllama", "lfm2", "mpt", "granite_swa"])
+@pytest.mark.parametrize("model_type", sorted(KINDS.intersection(TYPES)))
 def test_the_reference_is_the_same_on_a_cache_and_without(model_type):
     full = reference_heatmaps(tiny_model(model_type, "eager"), random_ids(), PROMPT, cached=False)
     assert relative_error(full, truth_of(model_type)) < 1e-12

@@ -111,8 +111,7 @@ def test_flex_attention_generates_and_sdpa_explains():
 def test_where_sdpa_cannot_express_the_attention_eager_explains(model_type):
     """Soft-capping and sinks."""
     expected = explained(without_sdpa(model_type, "eager"))
-    eager = ALL_ATTENTION_FUNCTIONS.get_interface("eager", modeling(without_sdpa(model_type, "eager")).eager_attention_forward)
-    function = Counted(eager)
+    function = Counted(modeling(without_sdpa(model_type, "eager")).eager_attention_forward)
     with registered(function, AttentionMaskInterface._global_mapping["eager"]) as name:
         model = without_sdpa(model_type, name)
         assert_same(explained(model), expected)

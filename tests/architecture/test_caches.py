@@ -13,14 +13,16 @@ from tests.support.small_llama import (
     random_ids,
     small_llama,
 )
+from tests.support.versions import CACHE, since
 
 FILLED = {
     "static": {"cache_implementation": "static"},
     "static, beams": {"cache_implementation": "static", "num_beams": 3, "num_return_sequences": 2},
     "static, several samples": {"cache_implementation": "static", "do_sample": True, "num_return_sequences": 2},
-    "prefilled in chunks": {"prefill_chunk_size": 4},
-    "prefilled in one chunk and a rest of one": {"prefill_chunk_size": 8},
+    "prefilled in chunks": {"prefill_chunk_size": 4, "cache_implementation": "dynamic"},
+    "prefilled in one chunk and a rest of one": {"prefill_chunk_size": 8, "cache_implementation": "dynamic"},
 }
+only_new_ids = since("5.3", "way to continue a cache with the new token ids alone")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,7 @@ def test_an_assistant_that_guesses_everything_right_is_no_exception(llama, seed)
     assert_explained_as_existing_text(llama, out)
 
 
+@since("5.1", "prompt lookup decoding without an end-of-sequence token")
 def test_prompt_lookup_decoding_is_explained_like_any_other(llama):
     ids = random_ids(1, 4).repeat(1, 3)
     expected, out = generate_both(llama, input_ids=ids, max_new_tokens=8, prompt_lookup_num_tokens=3)
@@ -103,7 +106,7 @@ def prefilled(model, ids, mask, length, cache):
     """A cache that has read the first `length` columns."""
     positions = (mask.cumsum(-1) - 1).clamp_min(0)[:, :length]
     with torch.no_grad():
-        model(input_ids=ids[:, :length], attention_mask=mask[:, :length], position_ids=positions, cache=cache)
+        model(input_ids=ids[:, :length], attention_mask=mask[:, :length], position_ids=positions, **{CACHE: cache})
     return cache
 
 
@@ -120,19 +123,20 @@ def test_a_cache_that_has_read_part_of_the_prompt_is_used_beside_the_whole_promp
     ids, mask = prompts["input_ids"], prompts["attention_mask"]
     plain = llama.generate(**prompts, max_new_tokens=6)
     cache = prefilled(llama, ids, mask, length, CACHES[kind](llama))
-    out = explain_generate(llama, **prompts, max_new_tokens=6, cache=cache)
+    out = explain_generate(llama, **prompts, max_new_tokens=6, **{CACHE: cache})
     assert torch.equal(out.sequences, plain)
     assert cache.get_seq_length() == 9 + 5
     assert_explained_as_existing_text(llama, out, mask)
 
 
+@only_new_ids
 @pytest.mark.parametrize("kind", CACHES)
 def test_a_cache_that_holds_the_start_of_the_prompt_needs_only_the_new_ids_and_the_whole_mask(llama, kind):
     prompts = padded_prompts()
     ids, mask = prompts["input_ids"], prompts["attention_mask"]
     options = {"input_ids": ids[:, 6:], "attention_mask": mask, "max_new_tokens": 6}
-    expected = llama.generate(**options, cache=prefilled(llama, ids, mask, 6, CACHES[kind](llama)))
-    out = explain_generate(llama, **options, cache=prefilled(llama, ids, mask, 6, CACHES[kind](llama)))
+    expected = llama.generate(**options, **{CACHE: prefilled(llama, ids, mask, 6, CACHES[kind](llama))})
+    out = explain_generate(llama, **options, **{CACHE: prefilled(llama, ids, mask, 6, CACHES[kind](llama))})
     assert torch.equal(out.sequences, expected)
     whole = torch.cat([ids[:, :6], expected], dim=1)
     given = explain_sequences(llama, whole, 9, mask)
@@ -140,12 +144,13 @@ def test_a_cache_that_holds_the_start_of_the_prompt_needs_only_the_new_ids_and_t
     assert_same_heatmaps(out.attributions, given.attributions)
 
 
+@only_new_ids
 def test_a_start_of_the_prompt_that_has_left_the_window_cannot_be_explained(windowed_mistral):
     ids = random_ids(1, 9)
     mask = torch.ones_like(ids)
     cache = prefilled(windowed_mistral, ids, mask, 7, DynamicCache(config=windowed_mistral.config))
     with pytest.raises(InvalidInputError, match=r"only in `cache`.*Pass the token ids of the whole prompt") as raised:
-        explain_generate(windowed_mistral, ids[:, 7:], attention_mask=mask, max_new_tokens=4, cache=cache)
+        explain_generate(windowed_mistral, ids[:, 7:], attention_mask=mask, max_new_tokens=4, **{CACHE: cache})
     assert raised.value.generated.sequences.shape == (1, 2 + 4)
 
 
@@ -153,10 +158,10 @@ def test_a_start_of_the_prompt_that_has_left_the_window_cannot_be_explained(wind
 def test_generation_goes_on_from_the_returned_cache(llama, options):
     ids = random_ids(2, 9)
     if options:
-        options = {"cache": StaticCache(config=llama.config, max_cache_len=40)}
+        options = {CACHE: StaticCache(config=llama.config, max_cache_len=40)}
     out = explain_generate(llama, ids, max_new_tokens=5, return_dict_in_generate=True, **options)
     assert out.cache.get_seq_length() == 9 + 4
-    continued = llama.generate(out.sequences, cache=out.cache, max_new_tokens=5)
+    continued = llama.generate(out.sequences, max_new_tokens=5, **{CACHE: out.cache})
     assert torch.equal(continued, llama.generate(ids, max_new_tokens=10))
 
 
@@ -164,7 +169,7 @@ def test_the_returned_cache_is_the_one_that_generate_returns(llama):
     prompts = padded_prompts()
     expected, out = generate_both(llama, **prompts, max_new_tokens=6, return_dict_in_generate=True)
     assert len(out.cache.layers) == 5
-    for mine, theirs in zip(out.cache.layers, expected.cache.layers, strict=True):
+    for mine, theirs in zip(out.cache.layers, expected[CACHE].layers, strict=True):
         assert torch.equal(mine.keys, theirs.keys)
         assert torch.equal(mine.values, theirs.values)
     assert not any(layer.keys.requires_grad for layer in out.cache.layers)
@@ -173,7 +178,7 @@ def test_the_returned_cache_is_the_one_that_generate_returns(llama):
 def test_a_conversation_is_explained_turn_by_turn_on_one_cache(llama):
     cache, ids = DynamicCache(config=llama.config), random_ids(1, 7)
     for turn in range(3):
-        out = explain_generate(llama, ids, max_new_tokens=4, cache=cache)
+        out = explain_generate(llama, ids, max_new_tokens=4, **{CACHE: cache})
         assert torch.equal(out.sequences, llama.generate(ids, max_new_tokens=4))
         assert_explained_as_existing_text(llama, out)
         ids = torch.cat([out.sequences, random_ids(1, 3, seed=turn)], dim=1)
@@ -183,6 +188,6 @@ def test_a_cache_made_in_inference_mode_is_used_like_any_other(llama):
     prompts = padded_prompts()
     with torch.inference_mode():
         cache = prefilled(llama, prompts["input_ids"], prompts["attention_mask"], 6, DynamicCache(config=llama.config))
-        out = explain_generate(llama, **prompts, max_new_tokens=6, cache=cache)
+        out = explain_generate(llama, **prompts, max_new_tokens=6, **{CACHE: cache})
     assert torch.equal(out.sequences, llama.generate(**prompts, max_new_tokens=6))
     assert_explained_as_existing_text(llama, out, prompts["attention_mask"])

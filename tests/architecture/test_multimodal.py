@@ -22,6 +22,7 @@ from gradellm_hf.sequences.explained import extended_prompt
 from tests.support.architectures.lifted_precision import lifted_precision
 from tests.support.architectures.step_reference import _heatmap, record_attention
 from tests.support.tiny_multimodal import CONFIGURATIONS, GRID, IMAGE, Prompt, prompt_with_images, tiny_multimodal
+from tests.support.versions import CACHE
 
 pytestmark = pytest.mark.filterwarnings("error::gradellm_hf.GradELLMWarning")  # that another engine was needed
 
@@ -178,7 +179,7 @@ def test_a_second_turn_on_the_cache_of_the_first_is_explained_exactly(name):
     text = torch.cat([first.sequences, more], dim=1)
     mask = torch.ones_like(text)
     with lifted_precision():
-        out = explain_generate(model, text, attention_mask=mask, cache=first.cache, explain_config=CONFIG, **GREEDY)
+        out = explain_generate(model, text, attention_mask=mask, explain_config=CONFIG, **{CACHE: first.cache}, **GREEDY)
     whole = {**prompt.inputs, "input_ids": text, "attention_mask": mask}
     if "mm_token_type_ids" in whole:
         whole["mm_token_type_ids"] = (text == IMAGE).int()
@@ -193,7 +194,7 @@ def test_a_second_turn_of_text_that_has_left_the_window_is_explained_exactly(nam
     text = torch.cat([first.sequences, torch.tensor([[7, 8, 9], [10, 11, 12]])], dim=1)
     mask = torch.nn.functional.pad(prompt.inputs["attention_mask"], (0, text.shape[1] - 9), value=1)
     whole = Prompt({"input_ids": text, "attention_mask": mask}, text == IMAGE)
-    assert_exact(explained(model, whole, cache=first.cache), name, whole)
+    assert_exact(explained(model, whole, **{CACHE: first.cache}), name, whole)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3"])

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -25,10 +25,13 @@ from model_patches.fused import side_by_side
 from tests.support.architectures.lifted_precision import lifted_precision
 from tests.support.architectures.step_reference import reference_heatmaps
 from tests.support.remote_code import RemoteForCausalLM, remote_model
+from tests.support.versions import CACHE, since
 
 CONFIG = GradELLMConfig(positive_only=False, output_layer_attributions=True)
 WITHOUT_INTERFACE = "does not look up its attention function in Transformers' AttentionInterface"
 PROMPT, STEPS = 9, 4
+has_get_interface = since("5.1", "AttentionInterface.get_interface")
+LOOKED_UP = pytest.param("get_interface", marks=has_get_interface)
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +64,13 @@ def assert_exact(out: ExplainGenerateOutput, reference: RemoteForCausalLM) -> No
 
 @pytest.mark.filterwarnings("error::gradellm_hf.GradELLMWarning")
 @pytest.mark.parametrize(
-    ("attention", "implementation"), [("get_interface", "sdpa"), ("get_interface", "eager"), ("index", "sdpa")]
+    ("attention", "implementation"),
+    [
+        pytest.param("get_interface", "sdpa", marks=has_get_interface),
+        pytest.param("get_interface", "eager", marks=has_get_interface),
+        ("index", "sdpa"),
+        ("index", "eager"),
+    ],
 )
 def test_attention_looked_up_in_the_interface_is_replayed_exactly(attention, implementation):
     model, token_ids = remote_model(attention, implementation), prompts()
@@ -71,7 +80,7 @@ def test_attention_looked_up_in_the_interface_is_replayed_exactly(attention, imp
     assert verify(model) < 1e-9
 
 
-@pytest.mark.parametrize(("attention", "implementation"), [("index", "eager"), ("own", "sdpa"), ("own", "eager")])
+@pytest.mark.parametrize(("attention", "implementation"), [("own", "sdpa"), ("own", "eager")])
 def test_attention_of_its_own_is_explained_stepwise_with_a_warning(attention, implementation):
     model, token_ids = remote_model(attention, implementation), prompts()
     with pytest.warns(GradELLMWarning, match=WITHOUT_INTERFACE):
@@ -81,7 +90,7 @@ def test_attention_of_its_own_is_explained_stepwise_with_a_warning(attention, im
 
 
 @pytest.mark.filterwarnings("ignore::gradellm_hf.GradELLMWarning")
-@pytest.mark.parametrize("attention", ["get_interface", "index", "own"])
+@pytest.mark.parametrize("attention", [LOOKED_UP, "index", "own"])
 def test_a_padded_row_is_explained_as_it_is_alone(attention):
     model, token_ids = remote_model(attention), prompts()
     mask = torch.ones_like(token_ids)
@@ -93,7 +102,7 @@ def test_a_padded_row_is_explained_as_it_is_alone(attention):
 
 
 @pytest.mark.filterwarnings("ignore::gradellm_hf.GradELLMWarning")
-@pytest.mark.parametrize("attention", ["get_interface", "index", "own"])
+@pytest.mark.parametrize("attention", [LOOKED_UP, "index", "own"])
 def test_text_that_is_given_is_explained_by_a_model_that_counts_cache_positions(attention):
     model = remote_model(attention)
     out = explained(model, prompts())
@@ -103,7 +112,7 @@ def test_text_that_is_given_is_explained_by_a_model_that_counts_cache_positions(
 
 
 @pytest.mark.parametrize(
-    ("attention", "reason"), [("get_interface", "it keeps no cache of keys and values"), ("own", WITHOUT_INTERFACE)]
+    ("attention", "reason"), [("index", "it keeps no cache of keys and values"), ("own", WITHOUT_INTERFACE)]
 )
 def test_a_model_without_a_cache_reads_the_whole_text_at_every_step(attention, reason):
     model, token_ids = remote_model(attention, keeps_cache=False), prompts()
@@ -113,15 +122,15 @@ def test_a_model_without_a_cache_reads_the_whole_text_at_every_step(attention, r
         sequences = model.generate(token_ids, max_new_tokens=STEPS, do_sample=False, pad_token_id=0, use_cache=False)
         with pytest.warns(GradELLMWarning, match=reason):
             out = explain_sequences(model, sequences, PROMPT, explain_config=CONFIG)
-    assert_exact(out, remote_model("get_interface", "eager"))
+    assert_exact(out, remote_model("index", "eager"))
 
 
 def test_a_model_that_takes_cache_positions_is_always_told_them():
     """Not every one finds them out by itself."""
-    model, calls = remote_model("get_interface"), []
+    model, calls = remote_model("index"), []
     model.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
     explain_sequences(model, prompts(), PROMPT - 2, explain_config=CONFIG)
-    with_cache = [call["cache_position"].tolist() for call in calls if call.get("cache") is not None]
+    with_cache = [call["cache_position"].tolist() for call in calls if call.get(CACHE) is not None]
     assert [PROMPT - 3, PROMPT - 2] in with_cache  # of the two steps together
 
 
@@ -150,7 +159,7 @@ def test_an_output_projection_of_another_name_is_refused_until_an_adapter_names_
     assert_exact(explained(model, prompts()), remote_model("own", output_projection="mix"))
 
 
-@pytest.mark.parametrize("lookup", ["get_interface", "index"])
+@pytest.mark.parametrize("lookup", [LOOKED_UP, "index"])
 def test_a_lookup_elsewhere_finds_the_function_itself(lookup):
     """In another thread, while an explanation runs; and in this one afterwards."""
 
@@ -160,7 +169,7 @@ def test_a_lookup_elsewhere_finds_the_function_itself(lookup):
         return ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", None)
 
     before, elsewhere = dict(vars(AttentionInterface)), []
-    with attention_handler(lambda function, *args: (function, args)):
+    with attention_handler(nn.Module(), lambda function, *args: (function, args)):
         function, args = found()("module")
         thread = threading.Thread(target=lambda: elsewhere.append(found()))
         thread.start()

@@ -103,6 +103,7 @@ def test_a_part_that_takes_too_long_is_ended_and_recorded(tmp_path):
     assert done.returncode == 1, done.stderr[-3000:]
     result = results(tmp_path)["exactness"]
     assert (result["status"], result["error"]) == ("failed", "it took longer than 0.5 s")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"exactness.json", "RESULTS.md"}
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from model_patches.registry import _built_in
 from tests.support import reference
 from tests.support.architectures.lifted_precision import lifted_precision
 from tests.support.architectures.tiny_configs import tiny_config, tiny_model
+from tests.support.versions import CACHE
 
 ROWS, PROMPT, STEPS = 2, 5, 3
 
@@ -104,7 +105,7 @@ def watch(case: str) -> dict[nn.Module, Seen]:
             handles.append(projection.register_forward_hook(keep_projected))
         keep_input = lambda m, args, to=record: setattr(to, "head_outputs", args[0])  # noqa: E731
         handles.append(adapter.output_projection_of(module).register_forward_pre_hook(keep_input))
-    with torch.no_grad(), lifted_precision(), attention_handler(handler), operands:
+    with torch.no_grad(), lifted_precision(), attention_handler(model, handler), operands:
         use_cache = {"use_cache": True} if "use_cache" in forward_parameters(model) else {}
         outputs = model(input_ids=random_ids(4), output_attentions=True, **use_cache)
     for handle in handles:
@@ -112,8 +113,8 @@ def watch(case: str) -> dict[nn.Module, Seen]:
     for layer, record in enumerate(seen.values()):
         if not record.arguments:
             weights = outputs.attentions[layer]
-            if "cache" in outputs:
-                cache = outputs.cache.layers[layer]
+            if CACHE in outputs:
+                cache = outputs[CACHE].layers[layer]
                 record.arguments = [first_query(record, *weights.shape[:2]), cache.keys, cache.values]
                 record.output = (weights @ cache.values.expand(-1, weights.shape[1], -1, -1)).transpose(1, 2)
             else:  # openai-gpt keeps none; nothing lies between its projections and its attention

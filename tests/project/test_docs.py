@@ -20,6 +20,7 @@ from tests.support import ROOT
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+LINKING = [*PAGES, *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"))]
 MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 _FENCE = re.compile(r"^```(\S*)([^\n]*)\n(.*?)^```$", flags=re.MULTILINE | re.DOTALL)
@@ -85,7 +86,7 @@ def test_the_quick_start_of_the_readme_is_ten_lines():
     assert len([line for line in quick_start.splitlines() if line.strip()]) == 10
 
 
-@pytest.mark.parametrize("page", PAGES, ids=_ids(PAGES))
+@pytest.mark.parametrize("page", LINKING, ids=_ids(LINKING))
 def test_the_files_that_a_page_links_to_exist(page):
     missing = [link for link in _LINK.findall(page.read_text(encoding="utf-8")) if not (page.parent / link).exists()]
     assert not missing

@@ -23,6 +23,7 @@ from gradellm_hf import ArchitectureAdapter, Explanation, GradELLM, GradELLMConf
 from gradellm_hf.methods import registry
 from gradellm_hf.results.output import ExplainGenerateOutput
 from tests.support.evaluated import model_and_tokenizer
+from tests.support.small_llama import small_llama
 
 PARTS = (
     "gradellm_hf",
@@ -69,7 +70,8 @@ def _section(value: Any, title: str) -> str | None:
 @functools.cache
 def _shared() -> dict[str, Any]:
     """What the examples need besides names of the package."""
-    model, tokenizer = model_and_tokenizer()
+    _, tokenizer = model_and_tokenizer()
+    model = small_llama(vocab_size=len(tokenizer))  # every token that it writes has a text
     inputs = tokenizer("The capital of Italy is", return_tensors="pt")
     out = explain_generate(model, **inputs, max_new_tokens=4, do_sample=False)
     explanation = out.explanations(tokenizer)[0]

@@ -1,6 +1,6 @@
 """The house keeps its floors: imports point down, nothing runs in a circle, and every folder says what it is for.
 
-A room is a folder or a module of `gradellm_hf`, or `model_patches`. `FLOORS` is the one table of them.
+A room is a folder or a module of `gradellm_hf`, or `model_patches`; `scripts/house.py` has the one table of them.
 """
 
 import ast
@@ -8,25 +8,11 @@ import re
 
 import pytest
 
+from scripts.house import DRAWING, FLOORS, WAYS_IN, draw
 from tests.support import ROOT
 from tests.support.imports import circles, imports, modules
 
 PACKAGES = ("gradellm_hf", "model_patches")
-#: From the top. A room imports from lower floors only: not from above, and not from next door.
-FLOORS = [
-    ["cli"],
-    ["dataset", "evaluation"],
-    ["calibration", "methods", "model", "pipeline"],
-    ["generation", "streaming", "verification"],
-    ["engines", "metrics", "interchange"],
-    ["sequences", "jobs", "results"],
-    ["architecture", "visualization"],
-    ["configuration", "text", "demo_model"],
-    ["checks"],
-    ["errors", "model_patches"],
-]
-#: Stand before the house: they may import whatever they open, and nobody imports them.
-WAYS_IN = ["gradellm_hf", "__main__", "dataset.__main__", "evaluate"]
 #: What may be had from a way in nevertheless: a constant, for which nothing is imported.
 _CONSTANTS = {("gradellm_hf", "__version__")}
 MOST_FLOORS, MOST_MODULES = 10, 9
@@ -99,6 +85,10 @@ def test_every_room_of_the_table_is_there():
     rooms = [name for names in FLOORS for name in names] + WAYS_IN
     assert len(rooms) == len(set(rooms))
     assert set(rooms) == {room(module) for module in modules(ROOT, PACKAGES)}
+
+
+def test_the_drawing_shows_the_rooms_as_they_are():
+    assert DRAWING.read_text(encoding="utf-8") == draw(), "Draw it anew: python -m scripts.house"
 
 
 # The checks themselves, on a small house.

@@ -7,6 +7,7 @@ from gradellm_hf.dataset import explanations, shards
 from gradellm_hf.evaluation import runner
 from gradellm_hf.results import explanation
 from model_patches.registry import ENTRY_POINT_GROUP
+from scripts.house import FLOORS
 from tests.support import ROOT
 
 _FOLDERS = ("gradellm_hf", "model_patches", "tests", "scripts", "benchmarks", "docs", "examples", "custom_generate")
@@ -65,3 +66,10 @@ def test_every_file_that_is_named_is_there():
     paths = written(_PATH)
     assert len(paths) > 20
     assert {path: files for path, files in paths.items() if not (ROOT / path).exists()} == {}
+
+
+def test_every_room_that_the_page_on_the_design_names_is_there():
+    rooms = "|".join(room for rooms in FLOORS for room in rooms)
+    names = re.findall(rf"`((?:{rooms})\.[\w.]+)`", (ROOT / "docs" / "design.md").read_text(encoding="utf-8"))
+    assert len(names) > 20
+    assert [name for name in names if not leads_somewhere(f"gradellm_hf.{name}")] == []

@@ -22,6 +22,7 @@ from gradellm_hf.sequences.written_logits import LogitsRecording, sample
 from tests.engines.test_self_check import with_chunk_mean, with_previous_value
 from tests.support.small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
 from tests.support.tiny_models import float64_islands
+from tests.support.versions import CACHE
 
 STEPWISE = GradELLMConfig(engine="stepwise")
 STEERED = {"while it decodes": lambda length: length == 1, "in the prompt": lambda length: length > 1}
@@ -55,8 +56,9 @@ def read_like_generate(model: nn.Module, sequences: Tensor, prompt_length: int) 
     heatmap, cache = torch.zeros(num_steps, sequences.shape[1], dtype=torch.float64), None
     for step in range(num_steps):
         end = prompt_length + step
-        out = model(sequences[:1, 0 if cache is None else end - 1 : end], cache=cache, use_cache=True, output_attentions=True)
-        cache = out.cache
+        options = {CACHE: cache, "use_cache": True, "output_attentions": True}
+        out = model(sequences[:1, 0 if cache is None else end - 1 : end], **options)
+        cache = out[CACHE]
         gradients = torch.autograd.grad(out.logits[0, -1, sequences[0, end]], list(kept.values()))
         for number, gradient in enumerate(gradients):
             values, weights = cache.layers[number].values.detach()[0], out.attentions[number].detach()[0, :, -1]

@@ -17,6 +17,7 @@ from transformers import (
 
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate, explain_sequences
 from tests.support.small_llama import PAD, assert_same_heatmaps, padded_prompts, random_ids, small_llama
+from tests.support.versions import CACHE
 
 
 class EndRow(StoppingCriteria):
@@ -55,8 +56,8 @@ def test_a_prompt_in_a_cache_whose_window_has_moved_on_is_read_again_at_its_own_
     model = MistralForCausalLM(MistralConfig(**{**values, "sliding_window": 5})).eval()
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(ids[:, :9], cache=cache, use_cache=True)
-    out = explain_generate(model, ids, cache=cache, max_new_tokens=4)
+        model(ids[:, :9], use_cache=True, **{CACHE: cache})
+    out = explain_generate(model, ids, max_new_tokens=4, **{CACHE: cache})
     assert_same_heatmaps(out.attributions, explain_sequences(model, out.sequences, 12).attributions)
 
 

@@ -370,7 +370,7 @@ def test_a_model_that_is_loaded_over_devices_explains_as_on_one(reading, tmp_pat
 
 @pytest.mark.parametrize("part", ["exactness", "ratio", "long_text", "biggest"])
 def test_the_benchmarks_for_gpus_run_on_a_device(part, tmp_path):
-    result = run_part(part, tmp_path, torch.device("cuda:1"), "tiny", limit=300)
+    result = run_part(part, tmp_path, torch.device("cuda:1"), "tiny", 300, scratch=tmp_path)
     assert result.status == "done", result.error
     ran = {row.what: row for row in result.rows if row.outcome != "not run"}
     lacking = ("torch.compile", "offloaded")  # simulated devices have neither a compiler nor streams
@@ -385,7 +385,7 @@ def test_the_benchmarks_for_gpus_run_on_a_device(part, tmp_path):
 def test_the_benchmark_of_the_biggest_model_grows_it_until_memory_ends(tmp_path):
     DEVICES.set_capacity(2, 470_000)
     try:
-        result = run_part("biggest", tmp_path, torch.device("cuda:2"), "tiny", limit=300)
+        result = run_part("biggest", tmp_path, torch.device("cuda:2"), "tiny", 300, scratch=tmp_path)
     finally:
         DEVICES.set_capacity(2, 0)
     assert result.status == "done", result.error

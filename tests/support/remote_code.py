@@ -1,7 +1,7 @@
 """A small language model as a hub repository brings it along, written against the public interfaces of Transformers.
 
-Three ways to attend, by `config.attention`: `get_interface` and `index` look up the attention function of Transformers, as
-today's and as earlier models do; `own` computes it here.
+Three ways to attend, by `config.attention`: `get_interface` and `index` look up the attention function as today's and as
+earlier models of Transformers do; `own` computes it here, under a name of its own.
 """
 
 from typing import Any
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tests.support.versions import CACHE
 
 
 class RemoteConfig(PreTrainedConfig):
@@ -42,6 +44,9 @@ def eager_attention(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+eager_attention_forward = eager_attention  # by which name models of Transformers call it
+
+
 class RemoteAttention(nn.Module):
     is_causal = True
 
@@ -69,8 +74,8 @@ class RemoteAttention(nn.Module):
         name = self.config._attn_implementation
         if self.config.attention == "get_interface":
             return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
-        if self.config.attention == "index" and name != "eager":
-            return ALL_ATTENTION_FUNCTIONS[name]
+        if self.config.attention == "index":
+            return eager_attention_forward if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
         return eager_attention
 
 
@@ -107,7 +112,7 @@ class RemoteForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings
 
-    def forward(
+    def read(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
@@ -115,7 +120,6 @@ class RemoteForCausalLM(PreTrainedModel, GenerationMixin):
         cache_position: Tensor | None = None,
         use_cache: bool | None = True,
         output_attentions: bool | None = None,
-        return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput | CausalLMOutputWithPast:
         if not self.config.keeps_cache:
@@ -142,7 +146,33 @@ class RemoteForCausalLM(PreTrainedModel, GenerationMixin):
         returned = {"logits": self.head(hidden_states), "attentions": attentions if output_attentions else None}
         if not self.config.keeps_cache:
             return CausalLMOutput(**returned)
-        return CausalLMOutputWithPast(**returned, cache=cache if use_cache else None)
+        return CausalLMOutputWithPast(**returned, **{CACHE: cache if use_cache else None})
+
+    if CACHE == "cache":
+
+        def forward(
+            self,
+            input_ids: Tensor,
+            attention_mask: Tensor | None = None,
+            cache: Any = None,
+            cache_position: Tensor | None = None,
+            return_dict: bool | None = None,
+            **kwargs: Any,
+        ) -> CausalLMOutput | CausalLMOutputWithPast:
+            return self.read(input_ids, attention_mask, cache, cache_position, **kwargs)
+
+    else:
+
+        def forward(
+            self,
+            input_ids: Tensor,
+            attention_mask: Tensor | None = None,
+            past_key_values: Any = None,
+            cache_position: Tensor | None = None,
+            return_dict: bool | None = None,
+            **kwargs: Any,
+        ) -> CausalLMOutput | CausalLMOutputWithPast:
+            return self.read(input_ids, attention_mask, past_key_values, cache_position, **kwargs)
 
 
 RemoteForCausalLM.register_for_auto_class("AutoModelForCausalLM")  # which is how Transformers knows code of a hub

@@ -1,4 +1,4 @@
-"""`PYTHONPATH=tests python -m architectures [types]`: the table of all types, or of some, as Markdown."""
+"""`python -m tests.support.architectures [types]`: the table of all types, or of some, as Markdown."""
 
 import logging
 import sys

@@ -1,6 +1,5 @@
 """Tiny random models of any decoder-only type, by rules about the names of configuration fields."""
 
-import dataclasses
 import re
 import warnings
 from typing import Any
@@ -9,6 +8,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tests.support.versions import config_fields
 
 from .lifted_precision import lifted_precision
 
@@ -72,7 +73,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]], "num_layers": 4},
     # The attention module is shared by the hybrid layers, of which there must be two.
-    "zamba": {"layers_block_type": _SHARED, "num_hidden_layers": 4},
+    "zamba": {"layers_block_type": _SHARED, "num_hidden_layers": 4, "use_mamba_kernels": False},
     "zamba2": {"layers_block_type": _SHARED, "num_hidden_layers": 4},
     # Layers before, in and after the loop add up to all three.
     "dory": {"n_input_layers": 1, "n_recurrent_layers": 1, "n_output_layers": 1},
@@ -97,6 +98,8 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         "indexer_budget": 4,
         "indexer_compress_ratio": 1,
     },
+    # Earlier versions insist on kernels for CUDA.
+    "jamba": {"use_mamba_kernels": False},
     # Widths that must multiply to another width, or are rounded up to multiples of 64.
     "mamba2": {"num_heads": 8},
     "xlstm": {"hidden_size": 64, "embedding_dim": 64, "qk_dim_factor": 1.0, "chunk_size": 16},
@@ -115,7 +118,7 @@ def tiny_config(model_type: str) -> PreTrainedConfig:
 
 def _small_values(default: PreTrainedConfig) -> dict[str, Any]:
     values: dict[str, Any] = {"experts_implementation": "eager"}  # the others have no float64
-    defaults = {field.name: field.default for field in dataclasses.fields(type(default))}
+    defaults = config_fields(type(default))
     for name, value in defaults.items():
         if name in SPECIAL_TOKENS:
             values[name] = None if value is None else SPECIAL_TOKENS[name]
@@ -137,7 +140,7 @@ def _small(name: str, value: Any) -> Any:
 
 def _kept_layers(default: PreTrainedConfig) -> dict[str, Any]:
     """The lists with one entry a layer, cut to a layer of each kind and the one after, and their common length."""
-    fields = {field.name for field in dataclasses.fields(type(default))}
+    fields = config_fields(type(default))
     depth = next((getattr(default, name) for name in ("num_hidden_layers", "num_layers") if name in fields), None)
     lists = {
         name: value

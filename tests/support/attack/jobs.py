@@ -54,7 +54,7 @@ def _dataset(world: World) -> _Calls:
     }.items():
         for value in values:
             records = [{"prompt": "Rome is"}] if name == "column" else ["Rome is"]
-            words = (name, "prompt in", "`config`")  # a `GradELLM` names it so
+            words = (name, "prompt in")
             yield f"{name}={value!r}", functools.partial(explain, records, **{name: value}), refused(*words)
     yield "layers out of range", lambda: explain(explain_config=GradELLMConfig(layers=9)), refused("layers")
     yield "no tokenizer", lambda: explain(model=world.model), refused("tokenizer")

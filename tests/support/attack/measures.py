@@ -84,7 +84,7 @@ def _perturbing(world: World) -> _Calls:
             options |= {"removal": ("x", None), "num_portions": _NUMBERS}
         for option, values in options.items():
             for value in values:
-                words = (option, {"fixed": "position", "calibration": "method"}.get(option, option))
+                words = (option, {"fixed": "position"}.get(option, option))
                 yield f"{name}: {option}={str(value)[:30]}", functools.partial(measure, **{option: value}), refused(*words)
         yield f"{name}: an unknown option", functools.partial(measure, batches=3), missing("batches")
         yield f"{name}: no scores", functools.partial(metric, model, text, 5), missing("attributions")
