@@ -82,7 +82,8 @@ class ExplainGenerateOutput(ModelOutput):
         model_name (`str`): `config.name_or_path` of the model, or its class.
         tokens (`list[list[str]]` of `R` lists of length `S`, *optional*): Set by `load` if the file holds tokens.
         scores, logits, attentions, hidden_states, cache, sequences_scores, beam_indices (*optional*):
-            As `model.generate` returns them, when asked for.
+            As `model.generate` returns them, when asked for. Before Transformers 5.24 `generate` calls the cache
+            `past_key_values`, and so does this; the attribute `cache` is there with every version.
 
     Examples:
         >>> out = explain_generate(model, **inputs, max_new_tokens=4)
