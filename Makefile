@@ -17,7 +17,7 @@ FAST := -m "not (slow or browser or distributed or devices)"
 DEMO := .venv/ready-for-demo
 READY := .venv/ready
 
-.PHONY: demo test fast-test test-versions test-oldest test-middle lint docs bench faithfulness architectures release environment
+.PHONY: demo test fast-test test-versions test-oldest test-middle test-lowest lint docs bench faithfulness architectures release environment
 .PRECIOUS: .venv-%/ready
 .DELETE_ON_ERROR:
 
@@ -38,7 +38,10 @@ test-oldest: test-$(OLDEST)
 
 test-middle: test-$(MIDDLE)
 
-# test-lowest: with the lowest version that pyproject.toml allows, of everything.
+# With the lowest version that pyproject.toml allows, of everything.
+test-lowest: .venv-lowest/ready
+	@.venv-lowest/bin/python $(PYTEST) $(FAST)
+
 test-%: .venv-%/ready
 	@.venv-$*/bin/python $(PYTEST) $(FAST)
 
