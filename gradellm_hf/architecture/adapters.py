@@ -24,8 +24,8 @@ except Exception as error:  # another one may fail in any way
         f"gradellm_hf comes with a package named `model_patches`, and Python finds "
         f"{'none' if found is None else f'another one of that name, at {str(found)!r}'} ({type(error).__name__}: {error}). "
         "If the other one is a file or folder of yours, rename it, or take its place off PYTHONPATH and sys.path. If it is "
-        "installed, use an environment without it; there `pip install --force-reinstall --no-deps gradellm-hf` puts the right "
-        "one in place.",
+        "installed, use an environment without it; there, install gradellm-hf again as before, with `pip install "
+        "--force-reinstall --no-deps`, which puts the right one in place.",
         name="model_patches",
     ) from error
 

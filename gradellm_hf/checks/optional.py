@@ -1,4 +1,4 @@
-"""Packages that only a part of this one needs, as the extras of `pyproject.toml` install them."""
+"""Packages that only a part of this one needs. Every one is in an extra of `pyproject.toml`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,13 +7,12 @@ from ..errors import MissingDependencyError
 
 
 @contextmanager
-def needed_for(what: str, package: str, extra: str) -> Iterator[None]:
+def needed_for(what: str, package: str) -> Iterator[None]:
     """A context for importing a package that may be missing.
 
     Args:
         what: What needs it, as the error names it, with its verb: "Plots need".
-        package: The name of the package.
-        extra: The extra of this package that installs it.
+        package: The name of the package, for pip.
 
     Raises:
         MissingDependencyError: It is missing.
@@ -21,6 +20,5 @@ def needed_for(what: str, package: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise MissingDependencyError(
-            f'{what} {package}, which is not installed: pip install "gradellm-hf[{extra}]"', name=package
-        ) from error
+        message = f"{what} {package}, which is not installed: pip install {package}"
+        raise MissingDependencyError(message, name=package) from error

@@ -9,7 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, NotRequired, Union
+from typing import Annotated, Any, Literal, NamedTuple, Union
 
 import torch
 from torch import Tensor
@@ -194,5 +194,4 @@ def short(value: Any) -> str:
 @functools.cache
 def field_types(kind: Any) -> dict[str, Any]:
     """The types of the fields of a dataclass or `TypedDict`."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    return {name: typing.get_args(hint)[0] if typing.get_origin(hint) is NotRequired else hint for name, hint in hints.items()}
+    return typing.get_type_hints(kind, include_extras=True)

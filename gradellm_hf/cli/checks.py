@@ -107,7 +107,7 @@ def check_picture(option: str, path: Path | None) -> None:
 
 def check_matplotlib(who_needs: str) -> None:
     """Raises MissingDependencyError if matplotlib is not installed."""
-    with needed_for(who_needs, "matplotlib", "plots"):
+    with needed_for(who_needs, "matplotlib"):
         import matplotlib.figure  # noqa: F401
 
 

@@ -39,6 +39,7 @@ def _ask_and_explain(folder: Path, color: bool) -> None:
     logging.disable_progress_bar()
     print("Loading SmolLM2-135M-Instruct (the first time, its weights are unpacked: half a minute) ...", flush=True)
     model, tokenizer = load_smollm2()
+    print("Asking it, and explaining its answer ...", flush=True)
     chat = [{"role": "user", "content": f"{CONTEXT}\n\n{QUESTION}"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     generate_kwargs = {**inputs, "max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False}

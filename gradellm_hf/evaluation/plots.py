@@ -95,7 +95,7 @@ def _style(summary: Summary, method: str) -> dict[str, Any]:
 
 
 def _figure(width: float, height: float) -> "Figure":
-    with needed_for("Plots need", "matplotlib", "plots"):
+    with needed_for("Plots need", "matplotlib"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")

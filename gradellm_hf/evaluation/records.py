@@ -5,7 +5,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from ..checks.files import reading, sealed, unsealed
 from ..checks.schema import Natural, check, parse_json
@@ -23,7 +23,11 @@ class Failed(TypedDict):
     error: str
 
 
-class Done(TypedDict):
+class _SomeFailed(TypedDict, total=False):
+    metric_errors: dict[str, str]
+
+
+class Done(_SomeFailed):
     """The record of a prompt that was evaluated; by method, and of values by metric and method."""
 
     index: Natural
@@ -32,7 +36,6 @@ class Done(TypedDict):
     generate_seconds: float | None
     seconds: dict[str, float]
     errors: dict[str, str]
-    metric_errors: NotRequired[dict[str, str]]
     values: dict[str, dict[str, Value]]
 
 

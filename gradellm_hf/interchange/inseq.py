@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError
@@ -25,18 +25,18 @@ _INSEQ_DATA = "inseq.data.attribution"
 _GRANULAR = "GranularFeatureAttributionSequenceOutput"
 
 
-class _Ours(TypedDict):
+class _Ours(TypedDict, total=False):
     """What `save_inseq` adds about a sequence."""
 
-    level: NotRequired[str]
-    special: NotRequired[list[bool]]
-    unit_names: NotRequired[list[str | None] | None]
+    level: str
+    special: list[bool]
+    unit_names: list[str | None] | None
 
 
-class _Info(TypedDict):
-    model_name: NotRequired[str | None]
-    step_scores: NotRequired[list[str] | None]
-    gradellm_hf: NotRequired[list[_Ours] | None]
+class _Info(TypedDict, total=False):
+    model_name: str | None
+    step_scores: list[str] | None
+    gradellm_hf: list[_Ours] | None
 
 
 class _Token(TypedDict):

@@ -54,7 +54,7 @@ def save_parquet(explanations: Explanation | Sequence[Explanation], path: str | 
         >>> save_parquet([explanation, explanation], "answers.parquet")
     """
     frame = to_dataframe(explanations)
-    with needed_for("Parquet needs", "pyarrow", "tables"):
+    with needed_for("Parquet needs", "pyarrow"):
         content = frame.to_parquet(None, index=False)
     write_atomically(path, content)
 

@@ -106,7 +106,7 @@ class ParquetRows(Sequence[Any]):
     """The rows of a Parquet file. Only the given columns are read."""
 
     def __init__(self, path: Path, columns: Sequence[str]):
-        with needed_for("Parquet files need", "pyarrow", "datasets"):
+        with needed_for("Parquet files need", "pyarrow"):
             import pyarrow.parquet as parquet
         try:
             wanted = [name for name in parquet.read_schema(path).names if name in columns]
@@ -137,7 +137,7 @@ def _records(source: Any, columns: Sequence[str]) -> Sequence[Any]:
 
 def _from_path(path: Path, columns: Sequence[str]) -> Sequence[Any]:
     if path.is_dir():
-        with needed_for("Dataset folders need", "datasets", "datasets"):
+        with needed_for("Dataset folders need", "datasets"):
             from datasets import load_from_disk
         try:
             dataset = load_from_disk(path)

@@ -67,7 +67,7 @@ def _run(
     model: PreTrainedModel, name: str, tokenizer: Any, options: dict[str, Any], ids: list[int], prompt_length: int
 ) -> Tensor:
     """Scores of each token for each generated one, `[len(ids), N]`."""
-    with needed_for(f"`{name}` needs", "inseq", "inseq"):
+    with needed_for(f"`{name}` needs", "inseq"):
         import inseq
     logging.getLogger("inseq").setLevel(logging.ERROR)
     try:

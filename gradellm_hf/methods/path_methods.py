@@ -158,6 +158,6 @@ def _rescaled(activation: type) -> Iterator[None]:
 
 
 def _captum(name: str) -> ModuleType:
-    with needed_for(f"`{name}` needs", "captum", "methods"):
+    with needed_for(f"`{name}` needs", "captum"):
         import captum.attr
     return captum.attr

@@ -66,7 +66,7 @@ def plot_heatmap(
     """
     dpi = whole_number("dpi", dpi, 1)
     string("title", title, none="no title")
-    with needed_for("Plots need", "matplotlib", "plots"):
+    with needed_for("Plots need", "matplotlib"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
         from matplotlib.font_manager import get_font_names

@@ -16,7 +16,7 @@ def table(explanations: Iterable[Readable]) -> "DataFrame":
     Raises:
         MissingDependencyError: pandas is not installed.
     """
-    with needed_for("Tables need", "pandas", "tables"):
+    with needed_for("Tables need", "pandas"):
         import pandas
     parts = [_columns(i, explanation) for i, explanation in enumerate(explanations)]
     names = list(dict.fromkeys(name for part in parts for name in part))

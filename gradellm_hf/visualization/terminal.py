@@ -1,5 +1,7 @@
 """The strongest sources of each generated unit, as lines of text."""
 
+from unicodedata import category, east_asian_width
+
 from ..checks.arguments import whole_number
 from ..text.readable import Readable
 
@@ -7,6 +9,7 @@ from ..text.readable import Readable
 _SHADES = ((16, 195), (16, 153), (16, 117), (16, 75), (231, 25), (231, 18))
 _AGAINST = ((16, 230), (16, 223), (16, 216), (16, 209), (231, 130), (231, 94))
 _BOLD, _RESET = "\x1b[1m", "\x1b[0m"
+_COMBINING = ("Mn", "Me")  # categories of marks that are drawn over the character before them
 
 
 def render(explanation: Readable, *, top: int = 6, color: bool = False, include_special: bool = False) -> str:
@@ -56,11 +59,7 @@ def visible(text: str) -> str:
 
 def cell_width(text: str) -> int:
     """Columns that a text takes in a terminal: Chinese characters and emoji take two, combining marks none."""
-    try:
-        from rich.cells import cell_len
-    except ImportError:
-        return len(text)
-    return cell_len(text)
+    return sum(0 if category(c) in _COMBINING else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _part(token: str, strength: float, color: bool) -> str:

@@ -38,7 +38,7 @@ def test_another_package_of_that_name_is_named_with_its_place_and_what_to_do(use
     assert error.startswith("ImportError: gradellm_hf comes with a package named `model_patches`, and Python finds another one")
     assert repr(str(other / "__init__.py")) in error
     assert "rename it" in error
-    assert "pip install --force-reinstall --no-deps gradellm-hf" in error
+    assert "pip install --force-reinstall --no-deps`" in error
 
 
 def test_another_package_that_fails_with_an_error_of_its_own_is_named_too(other, tmp_path):

@@ -180,7 +180,7 @@ def test_a_picture_without_matplotlib_is_refused_before_a_model_is_loaded(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: list[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert 'matplotlib, which is not installed: pip install "gradellm-hf[plots]"' in refused(work, capsys, arguments)
+    assert "matplotlib, which is not installed: pip install matplotlib" in refused(work, capsys, arguments)
 
 
 def test_a_folder_without_permission_is_refused_before_a_model_is_loaded(

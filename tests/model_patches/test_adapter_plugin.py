@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import textwrap
-import tomllib
 import warnings
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from model_patches import ArchitectureAdapter, register_adapter, registered_adapters
 from model_patches import registry as adapter_registry
 from tests.support import ROOT, SUPPORT
+from tests.support.third_party import Project
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +94,7 @@ def searched(site, monkeypatch):
 
 
 def test_an_installed_package_makes_its_architecture_known_to_the_paper_preset(site):
-    project = tomllib.loads((PLUGIN / "pyproject.toml").read_text())["project"]
+    project = Project(PLUGIN).table["project"]
     install(site, project["name"], project["entry-points"]["gradellm_hf.adapters"], PLUGIN / "tandem_lm")
     assert run(EXPLAIN_BOTH, site) == "explained as Llama is"
 

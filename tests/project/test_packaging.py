@@ -1,17 +1,19 @@
 """The wheel and the sdist as they are built, and what importing the package does to a process."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
-import tomllib
 import zipfile
 from email.parser import Parser
+from importlib.metadata import requires
 
 import pytest
 
 from tests.support import ROOT
+from tests.support.third_party import Project
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +53,7 @@ def test_the_wheel_holds_every_file_of_both_packages_and_nothing_else(wheel):
 
 
 def test_the_sdist_holds_every_file_of_what_it_includes(unpacked):
-    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    included = Project(ROOT).table["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
     expected = {*_files(ROOT, included), ".gitignore", "PKG-INFO", "pyproject.toml"}
     assert set(_files(unpacked, ["."])) == expected
     assert {name for name in included if not (unpacked / name).exists()} == set()
@@ -74,19 +76,20 @@ def test_the_sdist_builds_the_same_wheel(wheel, unpacked, tmp_path):
         }
 
 
-def test_the_wheel_carries_its_license_and_asks_for_four_packages(wheel):
+def test_the_wheel_carries_its_license_and_asks_for_what_is_declared(wheel):
     with zipfile.ZipFile(wheel) as archive:
         (metadata_name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         (license_name,) = (name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE"))
         metadata = Parser().parsestr(archive.read(metadata_name).decode())
         assert "Apache License" in archive.read(license_name).decode()
     core = [requirement for requirement in metadata.get_all("Requires-Dist") if "extra ==" not in requirement]
-    assert {requirement.split(">")[0].split("<")[0] for requirement in core} == {
-        "torch",
-        "transformers",
-        "accelerate",
-        "safetensors",
-    }
+    assert {requirement.split(">")[0].split("<")[0] for requirement in core} == set(Project(ROOT).dependencies)
+
+
+def test_it_needs_no_package_that_torch_transformers_and_accelerate_do_not_need():
+    main = {"torch", "transformers", "accelerate"}
+    brought = {name for package in main for name in map(_name, requires(package)) if name}
+    assert set(Project(ROOT).dependencies) <= main | brought
 
 
 def test_the_installed_wheel_explains_a_generation_away_from_the_checkout(wheel, tmp_path):
@@ -159,6 +162,11 @@ def test_importing_the_package_changes_nothing_in_torch_and_transformers():
         """
     )
     assert changed == "True\n[]"
+
+
+def _name(requirement):
+    """The package of a requirement that holds without extras; None for others."""
+    return None if "extra ==" in requirement else re.match(r"[\w.-]+", requirement)[0]
 
 
 def _files(folder, names):

@@ -1,12 +1,12 @@
 """What meets whoever comes to the repository: the commands, forms and settings that it names are real."""
 
 import re
-import tomllib
 
 import pytest
 import yaml
 
 from tests.support import ROOT
+from tests.support.third_party import Project
 
 GITHUB = ROOT / ".github"
 FORMS = sorted(path for path in GITHUB.glob("ISSUE_TEMPLATE/*.yml") if path.name != "config.yml")
@@ -22,19 +22,22 @@ def read(name):
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
+def make_targets():
+    return set(re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1].split())
+
+
 @pytest.mark.parametrize("name", _TEXTS)
 def test_every_make_command_that_is_named_is_in_the_makefile(name):
-    targets = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)[1].split()
     text = (ROOT / name).read_text(encoding="utf-8")
     named = re.findall(r"(?:^|`|run: |entry: )make ([a-z]+(?:-[a-z]+)*)", text, flags=re.MULTILINE)
     assert named or "make" not in text
-    assert set(named) <= set(targets)
+    assert set(named) <= make_targets()
 
 
 def test_every_extra_that_is_named_is_in_the_project():
-    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    extras = set(Project(ROOT).extras)
     for path in [ROOT / "CONTRIBUTING.md", ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "scripts").glob("*.py")]:
-        named = re.findall(r"gradellm-hf\[([\w,]+)\]", path.read_text(encoding="utf-8"))
+        named = re.findall(r"(?:gradellm-hf|pip install \"?\.)\[([\w,]+)\]", path.read_text(encoding="utf-8"))
         assert {extra for names in named for extra in names.split(",")} <= extras, path
 
 
@@ -52,9 +55,14 @@ def test_the_workflow_runs_everything_on_changes_and_the_suite_on_the_next_trans
     assert runs["everything"] == [".ci/run"]
     assert "github.com/huggingface/transformers" in runs["transformers-main"][1]
     assert runs["transformers-main"][2] == "make test"
-    supported = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    for job in workflow["jobs"].values():
-        assert f">={job['container'].removeprefix('python:').partition('-')[0]}" == supported
+    assert runs["versions"] == ["make ${{ matrix.tests }}"]
+    matrix = workflow["jobs"]["versions"]["strategy"]["matrix"]["include"]
+    assert {job["tests"] for job in matrix} <= make_targets()
+    classifiers = Project(ROOT).table["project"]["classifiers"]
+    supported = {name.rpartition(" ")[2] for name in classifiers if name.startswith("Programming Language :: Python :: 3.")}
+    containers = {job["container"] for job in workflow["jobs"].values()}
+    assert containers == {"python:3.11-bookworm", "python:${{ matrix.python }}-bookworm"}
+    assert {"3.11", *(job["python"] for job in matrix)} == supported
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
@@ -79,7 +87,7 @@ def test_there_are_forms_for_bugs_architectures_and_features():
 def test_the_citation_names_the_software_and_the_paper_as_the_project_does():
     citation = read("CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = Project(ROOT).table["project"]
     assert citation["license"] == project["license"]
     (paper,) = citation["references"]
     assert paper["url"] == project["urls"]["Paper"]

@@ -1,9 +1,10 @@
 """Explanations as lines of text."""
 
+import pytest
 import torch
-from rich.cells import cell_len
 
 from gradellm_hf.results.explanation import Explanation
+from gradellm_hf.visualization.terminal import cell_width
 from tests.support.explained import HOSTILE, explanation_of
 
 
@@ -37,8 +38,16 @@ def test_nothing_of_the_text_controls_the_terminal():
 
 def test_columns_line_up_for_wide_characters():
     explained = explanation_of(["x", "y", "\u4f60\u597d", "abc", "e\u0301"], 2)
-    starts = [cell_len(line[: line.rindex("  ") if line.count("  ") else 0]) for line in explained.render(top=1).split("\n")]
-    assert starts == [4, 4, 4]
+    lines = explained.render(top=1).split("\n")
+    assert [line[: line.rindex("  ")] for line in lines] == ["\u4f60\u597d", "abc ", "e\u0301   "]
+
+
+@pytest.mark.parametrize(
+    ("text", "width"),
+    [("abc", 3), ("\u4f60\u597d", 4), ("e\u0301", 1), ("\U0001f600", 2), ("\uff21", 2), ("\uff71", 1), ("", 0)],
+)
+def test_a_terminal_gives_wide_characters_two_columns_and_combining_ones_none(text, width):
+    assert cell_width(text) == width
 
 
 def test_the_coloured_form_shades_by_relative_score_and_by_sign():

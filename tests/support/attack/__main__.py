@@ -10,6 +10,7 @@ import collections
 import contextlib
 import io
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -48,7 +49,9 @@ def main() -> int:
     table: dict[str, collections.Counter[Outcome]] = collections.defaultdict(collections.Counter)
     faults: list[str] = []
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # where a relative path leads
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        stack.callback(os.chdir, os.getcwd())
+        os.chdir(folder)  # where a relative path leads
         for attack in attacks(make_world(Path(folder)), options.files, options.seed, options.only):
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 outcome, what = judged(attack)
