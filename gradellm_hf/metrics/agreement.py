@@ -1,10 +1,11 @@
 """Agreement of scores with the tokens that people marked, and with the effect of leaving tokens out."""
 
 from collections.abc import Sequence
-from typing import Any, Unpack
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..checks.arguments import binary_mask, is_index, is_list
 from ..checks.schema import check

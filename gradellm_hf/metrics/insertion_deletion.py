@@ -1,9 +1,10 @@
 """Deletion and insertion: the target's probability while prompt tokens are removed, or come back, in order of their scores."""
 
-from typing import Any, Unpack, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..checks.arguments import choice, whole_number
 from ..checks.renamed import renamed

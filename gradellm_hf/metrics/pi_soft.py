@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Unpack, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..checks.arguments import choice, is_list, real_number, shares, tensor
 from ..errors import InvalidInputError

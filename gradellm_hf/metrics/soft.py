@@ -1,9 +1,10 @@
 """Soft-NS and Soft-NC: sufficiency and comprehensiveness under random, element-wise retention of the embeddings."""
 
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..checks.arguments import choice
 from .calibration import minmax
