@@ -16,8 +16,8 @@ _PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(_FOLDERS)})/[\w./-]*\w(?![\w*{{])
 #: Looks like modules in quotation marks: the kinds of files, and the group of entry points.
 _FORMATS = (explanation.FORMAT, explanations.FORMAT, shards.FORMAT, runner.FORMAT)
 _NO_MODULES = (*(f'"{name}"' for name in (*_FORMATS, ENTRY_POINT_GROUP)), f"`{ENTRY_POINT_GROUP}`")
-#: Makes up packages to try its checks on.
-_MADE_UP = ROOT / "tests" / "project" / "test_layers.py"
+#: Make up packages to try their checks on.
+_MADE_UP = [ROOT / "tests" / "project" / name for name in ("test_layers.py", "test_dependencies.py")]
 
 
 def written(pattern):
@@ -29,7 +29,7 @@ def written(pattern):
         path for path in ROOT.iterdir() if path.suffix in suffixes or path.name in ("Makefile", ".pre-commit-config.yaml")
     )
     for path in [*inside, *beside, ROOT / ".ci" / "run"]:
-        if path.is_file() and path != _MADE_UP:  # an unpacked sdist has not all of them
+        if path.is_file() and path not in _MADE_UP:  # an unpacked sdist has not all of them
             text = path.read_text(encoding="utf-8")
             for quoted in _NO_MODULES:
                 text = text.replace(quoted, "")
