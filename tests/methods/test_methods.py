@@ -270,15 +270,15 @@ def test_models_that_return_no_attention_weights_are_refused():
 
 
 @pytest.mark.parametrize("method", [integrated_gradients, deep_lift])
-def test_without_captum_the_error_names_the_extra(llama, ids, monkeypatch, method):
+def test_without_captum_the_error_has_the_command_that_installs_it(llama, ids, monkeypatch, method):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    with pytest.raises(GradELLMError, match=r"gradellm-hf\[methods\]"):
+    with pytest.raises(GradELLMError, match="pip install captum"):
         method(llama, ids, P)
 
 
-def test_without_inseq_the_error_names_the_extra(llama, ids, monkeypatch):
+def test_without_inseq_the_error_has_the_command_that_installs_it(llama, ids, monkeypatch):
     monkeypatch.setitem(sys.modules, "inseq", None)
-    with pytest.raises(GradELLMError, match=r"gradellm-hf\[inseq\]"):
+    with pytest.raises(GradELLMError, match="pip install inseq"):
         inseq_method("saliency")(llama, ids, P, None)
 
 
