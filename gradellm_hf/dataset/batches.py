@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..engines.memory import is_out_of_memory, release_memory
+from ..engines.memory import is_device_lost, is_out_of_memory, release_memory
 from ..errors import InvalidInputError, UnsupportedArchitectureError
 from ..jobs.manifest import fingerprint
 from ..jobs.prompts import PromptReader
@@ -84,9 +84,9 @@ class SortedPrompts:
         """One batch. If it does not fit into memory, its halves are explained; if it fails otherwise, each prompt alone."""
         try:
             return self._explain_batch(batch)
-        except (UnsupportedArchitectureError, torch.AcceleratorError):
-            raise  # no other prompt will work: the model is not supported, or the device is lost until a new start
         except Exception as error:
+            if isinstance(error, UnsupportedArchitectureError) or is_device_lost(error):
+                raise  # no other prompt will work
             if len(batch) == 1:
                 self._check_others(batch.start, error)
                 index = self._order[batch.start]
