@@ -10,8 +10,12 @@ from gradellm_hf import GradELLMConfig, InvalidInputError, explain_dataset, load
 from gradellm_hf.evaluation import Settings, evaluate, load_evaluation
 from tests.support.dataset_job import contents, texts, tiny_llama
 from tests.support.tiny_tokenizers import byte_level_bpe
+from tests.support.versions import since
 
 FOLDERS = Path(__file__).parents[1] / "support" / "version_1"
+
+#: A job is the same only if the model has the same options of generation.
+with_the_same_options = since("5.17", "`max_cache_len` and `use_mtp` among the options of generation, which the folders have")
 
 
 def explain(folder, **changes):
@@ -41,6 +45,7 @@ def folder(tmp_path):
     return shutil.copytree(FOLDERS, tmp_path / "version_1")
 
 
+@with_the_same_options
 def test_explanations_are_continued_with_what_is_missing(folder):
     before = load_dataset_explanations(FOLDERS / "dataset")
     untouched = contents(folder / "dataset")
@@ -61,6 +66,7 @@ def test_explanations_with_scores_of_another_dtype_are_another_job(folder):
         explain(folder / "dataset", score_dtype="float16")
 
 
+@with_the_same_options
 def test_an_evaluation_is_continued_with_what_is_missing(folder):
     before = load_evaluation(FOLDERS / "evaluation")
     untouched = contents(folder / "evaluation")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import transformers
 from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import ModelOutput
 
 #: What this version calls the cache, in calls and in what they return.
@@ -28,6 +29,12 @@ def config_fields(config_class: type) -> dict[str, Any]:
 def chosen_attention(config: PreTrainedConfig) -> str | None:
     """None: the attention that Transformers chooses. Eager if it chooses sdpa and that would ignore soft-capping."""
     return "eager" if VERSION < (5, 22) and getattr(config, "attn_logit_softcapping", None) else None
+
+
+def needs_type(model_type: str) -> None:
+    """Skips the test in versions that lack this type of model."""
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"Transformers {transformers.__version__} has no `{model_type}`")
 
 
 def since(version: str, what: str) -> pytest.MarkDecorator:
