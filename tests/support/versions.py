@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import transformers
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, Qwen2VLForConditionalGeneration
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import ModelOutput
 
@@ -14,6 +14,8 @@ from transformers.utils import ModelOutput
 CACHE = "cache" if hasattr(ModelOutput, "past_key_values") else "past_key_values"
 #: Whether every architecture must run; of earlier versions, some lack a kernel, or have a fault of their own.
 IS_NEWEST = CACHE == "cache"
+#: Whether models of the Qwen family are told which of the tokens are images; before, they look at the tokens themselves.
+TAKES_MODALITIES = "mm_token_type_ids" in inspect.signature(Qwen2VLForConditionalGeneration.forward).parameters
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 
