@@ -47,7 +47,7 @@ def test_a_row_without_its_padding_and_what_follows_its_end(output):
     assert explanation.layers == [0, 3]
     assert explanation.layer_names == output.layer_names
     assert explanation.explain_config == output.explain_config
-    torch.testing.assert_close(explanation.attributions.sum(), output.attributions[1].sum())  # nothing is cut off
+    torch.testing.assert_close(explanation.attributions.sum(), output.attributions[1].sum())  # nothing is left out
 
 
 def test_every_row_is_what_it_is_alone(llama, output):
