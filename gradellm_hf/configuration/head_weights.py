@@ -18,7 +18,8 @@ from ..errors import GradELLMWarning, InvalidInputError
 
 Feature = Literal["contribution", "magnitude"]
 FILE_NAME = "head_weights.safetensors"  # in a folder, or a repository on the Hub
-_FORMAT, _FORMAT_VERSION, _WRITER = "gradellm_hf.head_weights", 1, "HeadWeights.save"
+FORMAT, FORMAT_VERSION = "gradellm_hf.head_weights", 1
+_WRITER = "HeadWeights.save"
 _TENSORS = {"values": TensorKind("LH", (torch.float32,))}
 _LEARN = "Learn weights of this model: `gradellm calibrate MODEL --output FILE`."
 
@@ -158,7 +159,7 @@ class HeadWeights:
             >>> HeadWeights.load("weights.safetensors") == weights
             True
         """
-        write_tensors(path, {"values": self.values}, {"format": _FORMAT, "format_version": _FORMAT_VERSION, **self._metadata()})
+        write_tensors(path, {"values": self.values}, {"format": FORMAT, "format_version": FORMAT_VERSION, **self._metadata()})
 
     @classmethod
     def load(cls, source: str | os.PathLike[str]) -> "HeadWeights":
@@ -178,7 +179,7 @@ class HeadWeights:
         """
         path = _found(source)
         file = TensorFile(path, _WRITER)
-        file.check_format(_FORMAT, _FORMAT_VERSION)
+        file.check_format(FORMAT, FORMAT_VERSION)
         with reading(path):
             check(file.metadata, _Metadata, "the metadata")
             tensors = file.tensors(_TENSORS)
@@ -241,7 +242,7 @@ def head_weights(given: Any) -> HeadWeights | None:
 def _found(source: Any) -> Path:
     """The file that is meant."""
     if not isinstance(source, str | os.PathLike) or not str(source):
-        raise InvalidInputError(f"`source` must be a file, a folder or a repository on the Hub, got {source!r}.")
+        raise InvalidInputError(f"`head_weights` are in a file, a folder or a repository on the Hub, got {source!r}.")
     path = Path(source)
     if path.is_dir():
         return path / FILE_NAME

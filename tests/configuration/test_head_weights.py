@@ -84,7 +84,7 @@ def test_other_files_and_other_things_are_refused_by_name(written, tmp_path):
     other.write_bytes(content)
     with pytest.raises(InvalidInputError, match="`values` does not have the checksum"):
         HeadWeights.load(other)
-    with pytest.raises(InvalidInputError, match=r"`source` must be a file, .* got 5"):
+    with pytest.raises(InvalidInputError, match=r"`head_weights` are in a file, .* got 5"):
         HeadWeights.load(5)
 
 
