@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .architecture.adapters import ArchitectureAdapter, register_adapter
-    from .configuration import GradELLMConfig
+    from .configuration import GradELLMConfig, HeadWeights
     from .dataset import explain_dataset
     from .dataset.explanations import load_dataset_explanations
     from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError, UnsupportedVersionError
@@ -29,6 +29,7 @@ __all__ = [
     "GradELLMConfig",
     "GradELLMError",
     "GradELLMWarning",
+    "HeadWeights",
     "InvalidInputError",
     "UnsupportedArchitectureError",
     "UnsupportedVersionError",
@@ -45,7 +46,7 @@ __all__ = [
 #: The module of each public name. It is imported when the name is first used, so `gradellm --help` does not wait for torch.
 _MODULES = {
     ".architecture.adapters": ("ArchitectureAdapter", "register_adapter"),
-    ".configuration": ("GradELLMConfig",),
+    ".configuration": ("GradELLMConfig", "HeadWeights"),
     ".dataset": ("explain_dataset", "load_dataset_explanations"),
     ".errors": (
         "GradELLMError",
