@@ -54,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--portions", type=at_least(1), metavar="N", help="in which tokens are deleted or inserted (default: single)"
     )
+    group.add_argument(
+        "--masks", type=at_least(2), default=64, metavar="N", help="random masks of the LDS (default: %(default)s)"
+    )
     group.add_argument("--perturb-special-tokens", action="store_true", help="perturb template markers and the like, too")
     group.add_argument(
         "--batch-size", type=at_least(1), default=32, metavar="N", help="texts per forward pass (default: %(default)s)"
@@ -96,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
         level=options.level,
         num_samples=options.samples,
         num_portions=options.portions,
+        num_masks=options.masks,
         perturb_special_tokens=options.perturb_special_tokens,
         batch_size=options.batch_size,
         seed=options.seed,

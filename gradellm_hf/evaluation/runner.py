@@ -4,7 +4,6 @@ import inspect
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ def evaluate(
         len(chosen),
         methods=list(by_name),
         metrics=metrics,
-        settings=asdict(settings),
+        settings=settings.described(),
     )
     _Run(explainer, by_name, metrics, settings, generate_kwargs).into(Path(output_dir), job, chosen)
     return load_evaluation(output_dir)

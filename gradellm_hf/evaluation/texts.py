@@ -15,6 +15,7 @@ from ..metrics.agreement import token_labels
 from ..model import GradELLM
 from ..text.encoding import encode_prompt, encode_target, text_tokenizer
 from ..text.token_text import special_tokens, token_texts
+from ..text.units import unit_ranges
 
 FIELDS = ("task", "target", "rationale")  # that a record may have besides its prompt and `id`
 
@@ -26,6 +27,7 @@ class EvaluatedText(NamedTuple):
         sequences: Token ids, `[1, S]`.
         prompt_length: `P`.
         fixed: True for prompt positions that are never perturbed, `[P]`.
+        sentences: The number of the sentence of each prompt token, `[P]`; -1 for fixed ones.
         rationale: True for prompt tokens that people marked, `[P]`; None if the record has no marks.
         continuation: The text after the prompt.
         seconds: How long writing it took; None if the record has it.
@@ -34,6 +36,7 @@ class EvaluatedText(NamedTuple):
     sequences: Tensor
     prompt_length: int
     fixed: Tensor
+    sentences: Tensor
     rationale: Tensor | None
     continuation: str
     seconds: float | None
@@ -72,17 +75,28 @@ def read_text(
     if not continuation_ids:
         raise InvalidInputError("The model wrote nothing after the prompt.")
     pieces = token_texts(tokenizer, [*ids, *continuation_ids])
-    fixed = torch.zeros(len(ids), dtype=torch.bool)
-    if not perturb_special_tokens:
-        fixed = torch.tensor(special_tokens(tokenizer, ids))
+    special = special_tokens(tokenizer, ids)
+    fixed = torch.zeros(len(ids), dtype=torch.bool) if perturb_special_tokens else torch.tensor(special)
     return EvaluatedText(
         torch.tensor([[*ids, *continuation_ids]], device=device),
         len(ids),
         fixed,
+        _sentences(_Prompt(pieces[: len(ids)], len(ids), special)).masked_fill(fixed, -1),
         _rationale(pieces[: len(ids)], prompt),
         "".join(pieces[len(ids) :]),
         seconds,
     )
+
+
+class _Prompt(NamedTuple):
+    tokens: list[str]
+    prompt_length: int
+    special: list[bool]
+
+
+def _sentences(prompt: _Prompt) -> Tensor:
+    sizes = [end - start for start, end in unit_ranges(prompt, "sentence")]
+    return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
 
 
 def _rationale(pieces: list[str], prompt: Prompt) -> Tensor | None:
