@@ -53,7 +53,7 @@ def weight_randomisation(
     Examples:
         >>> from gradellm_hf.methods import attention_mean
         >>> weight_randomisation(model, attention_mean, out.sequences, out.prompt_length).shape  # [L, R]
-        torch.Size([2, 1])
+        torch.Size([5, 1])
     """
     true_or_false("cascading", cascading)
     if not callable(method):
