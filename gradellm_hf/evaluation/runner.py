@@ -190,9 +190,9 @@ class _Run:
         return heatmaps, seconds, errors
 
     def _run(self, method: Method, index: int, text: EvaluatedText) -> Any:
-        run: Any = method
-        if "generator" in inspect.signature(method).parameters:  # a method that draws random numbers
-            run = partial(run, generator=self._settings.generator(index))
+        known = {"generator": self._settings.generator(index), "sources": text.sentences}
+        names = inspect.signature(method).parameters  # of a method that draws random numbers, or explains by source
+        run = partial(method, **{name: value for name, value in known.items() if name in names})
         return run(self._explainer.model, text.sequences, text.prompt_length, text.attention_mask)
 
     def _measure(

@@ -7,10 +7,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from ..checks.arguments import whole_number
+from .measured import MeasuredText
 from .options import MetricOptions, SourceKeywords, takes_options
 from .perturbation import Removal, Window, masked_mean
 from .ranks import descending_ranks, spearman
-from .sources import SourceText
+from .sources import Sources
 
 
 @takes_options
@@ -61,16 +62,15 @@ def linear_datamodelling_score(
         torch.Size([1])
     """
     num_masks = whole_number("num_masks", num_masks, 2)
-    text = SourceText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options), removal)
-    drawn = torch.rand(text.num_rows, num_masks, text.num_sources, generator=text.source).to(text.token_ids.device)
-    kept = drawn < 0.5  # [R, K, G]
-    row = torch.arange(text.num_rows, device=kept.device).repeat_interleave(num_masks)
-    found = text.log_probabilities_with(row, Window(0, text.num_steps), kept.flatten(0, 1)).unflatten(0, kept.shape[:2])
+    keep_last, given = removal != "zero", MetricOptions(**options)
+    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, given, keep_last=keep_last)
+    sources = Sources(text, given.sources, removal)
+    kept, found = sources.random_ablations(num_masks, text.source)
 
     def measure(window: Window, rows: Tensor, scores: Tensor) -> Tensor:
         steps = slice(window.first, window.last)
         values = masked_mean(found[rows][..., steps], text.step_mask[rows, None, steps])
-        return spearman(torch.einsum("...rg,rkg->...rk", scores, kept[rows].double()), values)
+        return spearman(torch.einsum("...rg,rkg->...rk", sources.sums(scores, rows), kept[rows].double()), values)
 
     return text.mean_over_windows(measure)
 
@@ -112,14 +112,17 @@ def top_k_drop(
         torch.Size([1])
     """
     k = whole_number("k", k, 1)
-    text = SourceText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options), removal)
+    keep_last, given = removal != "zero", MetricOptions(**options)
+    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, given, keep_last=keep_last)
+    sources = Sources(text, given.sources, removal)
 
     def measure(window: Window, rows: Tensor, scores: Tensor) -> Tensor:
-        ranks = descending_ranks(scores, text.present[rows], text.shuffled()[rows])
-        without = (ranks >= k).reshape(-1, text.num_sources)
+        present = sources.present[rows]
+        ranks = descending_ranks(sources.sums(scores, rows), present, sources.ties(text.source)[rows])
+        without = (ranks >= k).reshape(-1, sources.num_sources)
         row = rows.repeat(len(without) // len(rows))
-        whole = text.log_probabilities_with(rows, window, torch.ones_like(text.present[rows]))
-        left = text.log_probabilities_with(row, window, without).reshape(*ranks.shape[:-1], -1)
+        whole = sources.log_probabilities(rows, window, torch.ones_like(present))
+        left = sources.log_probabilities(row, window, without).reshape(*ranks.shape[:-1], -1)
         return masked_mean(whole - left, text.step_mask[rows, window.first : window.last])
 
     return text.mean_over_windows(measure)

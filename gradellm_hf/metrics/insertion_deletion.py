@@ -8,10 +8,11 @@ from typing_extensions import Unpack
 
 from ..checks.arguments import true_or_false, whole_number
 from ..checks.renamed import renamed
+from .measured import MeasuredText
 from .options import MetricOptions, SourceKeywords, takes_options
 from .perturbation import Removal, Window, masked_mean
 from .ranks import descending_ranks
-from .sources import SourceText
+from .sources import Sources
 
 
 @renamed(num_steps="num_portions")
@@ -62,8 +63,9 @@ def deletion(
         >>> deletion(model, out.sequences, out.prompt_length, out.attributions, removal="mask").shape  # [R]
         torch.Size([1])
     """
-    text = SourceText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options), removal)
-    return _area(text, num_portions, aligned, inserts=False)
+    keep_last, given = removal != "zero", MetricOptions(**options)
+    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, given, keep_last=keep_last)
+    return _area(text, Sources(text, given.sources, removal), num_portions, aligned, inserts=False)
 
 
 @renamed(num_steps="num_portions")
@@ -95,26 +97,27 @@ def insertion(
         >>> insertion(model, out.sequences, out.prompt_length, two_methods).shape  # [M, R]
         torch.Size([2, 1])
     """
-    text = SourceText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options), removal)
-    return _area(text, num_portions, aligned, inserts=True)
+    keep_last, given = removal != "zero", MetricOptions(**options)
+    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, given, keep_last=keep_last)
+    return _area(text, Sources(text, given.sources, removal), num_portions, aligned, inserts=True)
 
 
-def _area(text: SourceText, num_portions: int | None, aligned: bool, inserts: bool) -> Tensor:
+def _area(text: MeasuredText, sources: Sources, num_portions: int | None, aligned: bool, inserts: bool) -> Tensor:
     true_or_false("aligned", aligned)
     if num_portions is not None:
         num_portions = whole_number("num_portions", num_portions, 1, none="one token at a time")
 
     def measure(window: Window, rows: Tensor, scores: Tensor) -> Tensor:
-        present = text.present[rows]
-        ranks = descending_ranks(scores, present, text.shuffled()[rows])
+        present, scores = sources.present[rows], sources.sums(scores, rows)
+        ranks = descending_ranks(scores, present, sources.ties(text.source)[rows])
         counts, last = _counts(present.sum(-1), num_portions)
-        flat = ranks.reshape(-1, text.num_sources)
+        flat = ranks.reshape(-1, sources.num_sources)
         heatmap, point = (
             torch.arange(counts.shape[1], device=rows.device) <= last.repeat(len(flat) // len(rows))[:, None]
         ).nonzero(as_tuple=True)
         row = heatmap % len(rows)
         first = flat[heatmap] < counts[row, point, None]
-        found = text.log_probabilities_with(rows[row], window, first if inserts else ~first)
+        found = sources.log_probabilities(rows[row], window, first if inserts else ~first)
         mean = masked_mean(found, text.step_mask[rows[row], window.first : window.last])
         curve = torch.zeros(len(flat), counts.shape[1], dtype=torch.float64, device=rows.device)
         curve[heatmap, point] = (mean if aligned else mean.exp()).double()

@@ -51,8 +51,8 @@ class MeasuredText(PerturbedText):
         """Mean of a metric over the windows in which each row's generated tokens are measured: one by one, or all together.
 
         Args:
-            measure: From a window, the `r` rows that have it, and their scores of the prompt's positions `[..., r, P]` (or
-                sources, `[..., r, G]`) to values `[..., r]`; NaN if undefined.
+            measure: From a window, the `r` rows that have it, and their scores of the prompt's positions `[..., r, P]` to
+                values `[..., r]`; NaN if undefined.
 
         Returns:
             `[..., R]`, float64; NaN for rows without any defined value.

@@ -87,24 +87,29 @@ def test_metrics_by_sentence_take_the_sentences_of_the_prompt(llama, tokenizer, 
     ends = [sum(map(len, texts[: k + 1])) - 1 for k in range(3)]  # a token's leading space belongs to the sentence after it
     sources = torch.tensor([sum(offset >= end for end in ends) for offset in offsets])
     assert sources.max() == 3
+    given = []
 
-    def method(model, sequences, prompt_length, attention_mask=None):
+    def method(model, sequences, prompt_length, attention_mask=None, *, sources=sources):
         scores = torch.zeros(1, sequences.shape[1] - prompt_length, sequences.shape[1])
         scores[..., : ids.shape[1]] = torch.tensor([4.0, 1.0, 2.0, 3.0])[sources] / sources.bincount()[sources]
+        given.append(sources)
         return scores
 
     names = ["reciprocal_rank", "recall_at_1", "recall_at_3", "lds_sentence", "lds_sentence_drop", "top_3_drop"]
     options = {"tokenizer": tokenizer, "methods": {"mine": method}, "metrics": names, "settings": SETTINGS}
-    values = {name: found["mine"] for name, found in evaluate(llama, [record], tmp_path, **options).records[0]["values"].items()}
+    values = {
+        name: found["mine"] for name, found in evaluate(llama, [record], tmp_path, **options).records[0]["values"].items()
+    }
     assert (values["reciprocal_rank"], values["recall_at_1"], values["recall_at_3"]) == pytest.approx((1 / 3, 0, 1))
+    assert torch.equal(given[-1], sources)
     sequences = llama.generate(ids, max_new_tokens=1, do_sample=False)
     arguments, known = (llama, sequences, ids.shape[1], method(llama, sequences, ids.shape[1])), {"sources": sources}
-    for name, metric, given in (
+    for name, metric, chosen in (
         ("lds_sentence", linear_datamodelling_score, {"removal": "mask"}),
         ("lds_sentence_drop", linear_datamodelling_score, {"removal": "drop"}),
         ("top_3_drop", top_k_drop, {"k": 3}),
     ):
-        expected = metric(*arguments, **known, **given, generator=SETTINGS.generator(0))
+        expected = metric(*arguments, **known, **chosen, generator=SETTINGS.generator(0))
         assert values[name] == pytest.approx(expected.item(), rel=1e-4, abs=1e-6), name
 
 
