@@ -13,7 +13,8 @@ from .result_options import print_errors
 _EXAMPLES = """
 PROMPTS is a .jsonl or .parquet file or a folder of Dataset.save_to_disk. A record has a `prompt`, or a chat in `messages`. It
 may have: `id`; `task`, the group it is reported in; `target`, the continuation to explain; `rationale`, a list of [start, end],
-the characters that a person marked. Run the same command again to continue one that was stopped. For several processes:
+the characters that a person marked; `sources`, likewise, each the place of a source (without it, sentences are sources). Run
+the same command again to continue one that was stopped. For several processes:
 `torchrun --nproc_per_node N -m gradellm_hf.evaluate ...`.
 
 FOLDER gets manifest.json and records-*.jsonl during the run, and results.json, results.md and pictures at its end.

@@ -115,18 +115,18 @@ def _perturbing(function: Callable[..., Tensor], **given: Any) -> Measure:
     return measure
 
 
-def _by_sentence(function: Callable[..., Tensor], **given: Any) -> Measure:
-    """A metric that takes sources: sentences."""
+def _by_source(function: Callable[..., Tensor], **given: Any) -> Measure:
+    """A metric that takes sources: the text's."""
 
     def measure(model: Any, text: EvaluatedText, heatmaps: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
-        sentences = _perturbing(function, sources=text.sentences, **given)
-        return sentences(model, text, heatmaps, settings, generator)
+        by_source = _perturbing(function, sources=text.sources, **given)
+        return by_source(model, text, heatmaps, settings, generator)
 
     return measure
 
 
-def _agreement(function: Callable[..., Tensor], *, by_sentence: bool = False, **given: Any) -> Measure:
-    """A metric that compares scores, of tokens or of sentences, with a human rationale."""
+def _agreement(function: Callable[..., Tensor], *, by_source: bool = False, **given: Any) -> Measure:
+    """A metric that compares scores, of tokens or of sources, with a human rationale."""
 
     def measure(model: Any, text: EvaluatedText, heatmaps: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
         if text.rationale is None:
@@ -135,11 +135,11 @@ def _agreement(function: Callable[..., Tensor], *, by_sentence: bool = False, **
         if settings.level == "sequence":
             scores = scores.mean(1, keepdim=True)
         marked, counts = text.rationale, ~text.fixed
-        if by_sentence:
-            num_sentences = int(text.sentences.max()) + 1
-            of = text.sentences.masked_fill(text.fixed, num_sentences)
-            marked, counts = (sums_by_source(x.long(), of, num_sentences) > 0 for x in (marked, counts))
-            scores = sums_by_source(scores.double(), of, num_sentences)
+        if by_source:
+            num_sources = int(text.sources.max()) + 1
+            of = text.sources.masked_fill(text.sources < 0, num_sources)
+            marked, counts = (sums_by_source(x.long(), of, num_sources) > 0 for x in (marked, of < num_sources))
+            scores = sums_by_source(scores.double(), of, num_sources)
         values = function(scores, marked, mask=counts, **given)
         return masked_mean(values, ~values.isnan())
 
@@ -159,18 +159,18 @@ METRICS: dict[str, Metric] = {
     "deletion_drop": Metric(_perturbing(metrics.deletion, removal="drop"), higher_is_better=False),
     "mas_insertion": Metric(_perturbing(metrics.insertion, removal="zero", aligned=True)),
     "mas_deletion": Metric(_perturbing(metrics.deletion, removal="zero", aligned=True), higher_is_better=False),
-    "lds_sentence": Metric(_by_sentence(metrics.linear_datamodelling_score, removal="mask")),
-    "lds_sentence_drop": Metric(_by_sentence(metrics.linear_datamodelling_score, removal="drop")),
+    "lds_source": Metric(_by_source(metrics.linear_datamodelling_score, removal="mask")),
+    "lds_source_drop": Metric(_by_source(metrics.linear_datamodelling_score, removal="drop")),
     "lds_token": Metric(_perturbing(metrics.linear_datamodelling_score, removal="mask")),
     "lds_token_drop": Metric(_perturbing(metrics.linear_datamodelling_score, removal="drop")),
-    "top_1_drop": Metric(_by_sentence(metrics.top_k_drop, k=1)),
-    "top_3_drop": Metric(_by_sentence(metrics.top_k_drop, k=3)),
-    "top_5_drop": Metric(_by_sentence(metrics.top_k_drop, k=5)),
+    "top_1_drop": Metric(_by_source(metrics.top_k_drop, k=1)),
+    "top_3_drop": Metric(_by_source(metrics.top_k_drop, k=3)),
+    "top_5_drop": Metric(_by_source(metrics.top_k_drop, k=5)),
     "rank_correlation": Metric(_perturbing(metrics.rank_correlation)),
     "auc": Metric(_agreement(metrics.auc), needs_rationale=True),
     "average_precision": Metric(_agreement(metrics.average_precision), needs_rationale=True),
-    "reciprocal_rank": Metric(_agreement(metrics.reciprocal_rank, by_sentence=True), needs_rationale=True),
-    "recall_at_1": Metric(_agreement(metrics.recall_at_k, by_sentence=True, k=1), needs_rationale=True),
-    "recall_at_3": Metric(_agreement(metrics.recall_at_k, by_sentence=True, k=3), needs_rationale=True),
-    "recall_at_5": Metric(_agreement(metrics.recall_at_k, by_sentence=True, k=5), needs_rationale=True),
+    "reciprocal_rank": Metric(_agreement(metrics.reciprocal_rank, by_source=True), needs_rationale=True),
+    "recall_at_1": Metric(_agreement(metrics.recall_at_k, by_source=True, k=1), needs_rationale=True),
+    "recall_at_3": Metric(_agreement(metrics.recall_at_k, by_source=True, k=3), needs_rationale=True),
+    "recall_at_5": Metric(_agreement(metrics.recall_at_k, by_source=True, k=5), needs_rationale=True),
 }

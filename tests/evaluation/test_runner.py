@@ -95,7 +95,7 @@ def test_metrics_by_sentence_take_the_sentences_of_the_prompt(llama, tokenizer, 
         given.append(sources)
         return scores
 
-    names = ["reciprocal_rank", "recall_at_1", "recall_at_3", "lds_sentence", "lds_sentence_drop", "top_3_drop"]
+    names = ["reciprocal_rank", "recall_at_1", "recall_at_3", "lds_source", "lds_source_drop", "top_3_drop"]
     options = {"tokenizer": tokenizer, "methods": {"mine": method}, "metrics": names, "settings": SETTINGS}
     values = {
         name: found["mine"] for name, found in evaluate(llama, [record], tmp_path, **options).records[0]["values"].items()
@@ -105,8 +105,8 @@ def test_metrics_by_sentence_take_the_sentences_of_the_prompt(llama, tokenizer, 
     sequences = llama.generate(ids, max_new_tokens=1, do_sample=False)
     arguments, known = (llama, sequences, ids.shape[1], method(llama, sequences, ids.shape[1])), {"sources": sources}
     for name, metric, chosen in (
-        ("lds_sentence", linear_datamodelling_score, {"removal": "mask"}),
-        ("lds_sentence_drop", linear_datamodelling_score, {"removal": "drop"}),
+        ("lds_source", linear_datamodelling_score, {"removal": "mask"}),
+        ("lds_source_drop", linear_datamodelling_score, {"removal": "drop"}),
         ("top_3_drop", top_k_drop, {"k": 3}),
     ):
         expected = metric(*arguments, **known, **chosen, generator=SETTINGS.generator(0))
