@@ -13,7 +13,8 @@ from .result_options import print_errors
 _EXAMPLES = """
 PROMPTS is a .jsonl or .parquet file or a folder of Dataset.save_to_disk. A record has a `prompt`, or a chat in `messages`. It
 may have: `id`; `task`, the group it is reported in; `target`, the continuation to explain; `rationale`, a list of [start, end],
-the characters that a person marked. Run the same command again to continue one that was stopped. For several processes:
+the characters that a person marked; `sources`, likewise, each the place of a source (without it, sentences are sources). Run
+the same command again to continue one that was stopped. For several processes:
 `torchrun --nproc_per_node N -m gradellm_hf.evaluate ...`.
 
 FOLDER gets manifest.json and records-*.jsonl during the run, and results.json, results.md and pictures at its end.
@@ -53,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--portions", type=at_least(1), metavar="N", help="in which tokens are deleted or inserted (default: single)"
+    )
+    group.add_argument(
+        "--masks", type=at_least(2), default=64, metavar="N", help="random masks of the LDS (default: %(default)s)"
     )
     group.add_argument("--perturb-special-tokens", action="store_true", help="perturb template markers and the like, too")
     group.add_argument(
@@ -96,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
         level=options.level,
         num_samples=options.samples,
         num_portions=options.portions,
+        num_masks=options.masks,
         perturb_special_tokens=options.perturb_special_tokens,
         batch_size=options.batch_size,
         seed=options.seed,

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -15,6 +15,7 @@ from ..errors import InvalidInputError
 from ..metrics.calibration import Calibration
 from ..metrics.options import Scope
 from ..metrics.perturbation import masked_mean
+from ..metrics.sources import sums_by_source
 from .texts import EvaluatedText
 
 
@@ -26,6 +27,7 @@ class Settings:
         level: Every generated token by itself, `"step"`, or all of them together, `"sequence"`.
         num_samples: Random draws of a soft metric.
         num_portions: Portions in which `deletion` and `insertion` remove tokens; None: one token at a time.
+        num_masks: Random masks of the linear datamodelling score.
         pis: Shares of the pi-Soft curves.
         calibration: See `gradellm_hf.metrics.calibrate`.
         perturb_special_tokens: Whether special tokens (template markers, say) are perturbed and compared like others.
@@ -43,6 +45,7 @@ class Settings:
     level: Scope = "step"
     num_samples: int = 1
     num_portions: int | None = None
+    num_masks: int = 64
     pis: tuple[float, ...] = metrics.PIS
     calibration: Calibration = "scale"
     perturb_special_tokens: bool = False
@@ -54,6 +57,7 @@ class Settings:
         choice("calibration", self.calibration, get_args(Calibration))
         true_or_false("perturb_special_tokens", self.perturb_special_tokens)
         numbers: dict[str, Any] = {name: whole_number(name, getattr(self, name), 1) for name in ("num_samples", "batch_size")}
+        numbers["num_masks"] = whole_number("num_masks", self.num_masks, 2)
         if self.num_portions is not None:
             numbers["num_portions"] = whole_number("num_portions", self.num_portions, 1, none="one token at a time")
         numbers |= {"seed": whole_number("seed", self.seed), "pis": shares("pis", self.pis)}
@@ -61,6 +65,13 @@ class Settings:
             raise InvalidInputError(f"`pis` must be ascending shares between 0 and 1, at least one, got {self.pis}.")
         for name, number in numbers.items():
             object.__setattr__(self, name, number)  # as Python's own, which JSON can hold
+
+    def described(self) -> dict[str, Any]:
+        """As the manifest has them: without one that the first release did not know, if it is the default."""
+        known = asdict(self)
+        if self.num_masks == Settings.num_masks:
+            del known["num_masks"]
+        return known
 
     def generator(self, index: int) -> torch.Generator:
         """The source of randomness of the prompt at a position."""
@@ -104,16 +115,32 @@ def _perturbing(function: Callable[..., Tensor], **given: Any) -> Measure:
     return measure
 
 
-def _agreement(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Measure:
-    """A metric that compares scores with a human rationale."""
+def _by_source(function: Callable[..., Tensor], **given: Any) -> Measure:
+    """A metric that takes sources: the text's."""
+
+    def measure(model: Any, text: EvaluatedText, heatmaps: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
+        by_source = _perturbing(function, sources=text.sources, **given)
+        return by_source(model, text, heatmaps, settings, generator)
+
+    return measure
+
+
+def _agreement(function: Callable[..., Tensor], *, by_source: bool = False, **given: Any) -> Measure:
+    """A metric that compares scores, of tokens or of sources, with a human rationale."""
 
     def measure(model: Any, text: EvaluatedText, heatmaps: Tensor, settings: Settings, generator: torch.Generator) -> Tensor:
         if text.rationale is None:
             raise InvalidInputError("The text has no human rationale to compare with.")
-        scores = heatmaps[:, 0, :, : text.prompt_length]
+        scores = heatmaps[:, 0, :, : text.prompt_length].cpu()
         if settings.level == "sequence":
             scores = scores.mean(1, keepdim=True)
-        values = function(scores, text.rationale.to(scores.device), ~text.fixed.to(scores.device))
+        marked, counts = text.rationale, ~text.fixed
+        if by_source:
+            num_sources = int(text.sources.max()) + 1
+            of = text.sources.masked_fill(text.sources < 0, num_sources)
+            marked, counts = (sums_by_source(x.long(), of, num_sources) > 0 for x in (marked, of < num_sources))
+            scores = sums_by_source(scores.double(), of, num_sources)
+        values = function(scores, marked, mask=counts, **given)
         return masked_mean(values, ~values.isnan())
 
     return measure
@@ -130,7 +157,20 @@ METRICS: dict[str, Metric] = {
     "deletion": Metric(_perturbing(metrics.deletion, removal="zero"), higher_is_better=False),
     "deletion_mask": Metric(_perturbing(metrics.deletion, removal="mask"), higher_is_better=False),
     "deletion_drop": Metric(_perturbing(metrics.deletion, removal="drop"), higher_is_better=False),
+    "mas_insertion": Metric(_perturbing(metrics.insertion, removal="zero", aligned=True)),
+    "mas_deletion": Metric(_perturbing(metrics.deletion, removal="zero", aligned=True), higher_is_better=False),
+    "lds_source": Metric(_by_source(metrics.linear_datamodelling_score, removal="mask")),
+    "lds_source_drop": Metric(_by_source(metrics.linear_datamodelling_score, removal="drop")),
+    "lds_token": Metric(_perturbing(metrics.linear_datamodelling_score, removal="mask")),
+    "lds_token_drop": Metric(_perturbing(metrics.linear_datamodelling_score, removal="drop")),
+    "top_1_drop": Metric(_by_source(metrics.top_k_drop, k=1)),
+    "top_3_drop": Metric(_by_source(metrics.top_k_drop, k=3)),
+    "top_5_drop": Metric(_by_source(metrics.top_k_drop, k=5)),
     "rank_correlation": Metric(_perturbing(metrics.rank_correlation)),
     "auc": Metric(_agreement(metrics.auc), needs_rationale=True),
     "average_precision": Metric(_agreement(metrics.average_precision), needs_rationale=True),
+    "reciprocal_rank": Metric(_agreement(metrics.reciprocal_rank, by_source=True), needs_rationale=True),
+    "recall_at_1": Metric(_agreement(metrics.recall_at_k, by_source=True, k=1), needs_rationale=True),
+    "recall_at_3": Metric(_agreement(metrics.recall_at_k, by_source=True, k=3), needs_rationale=True),
+    "recall_at_5": Metric(_agreement(metrics.recall_at_k, by_source=True, k=5), needs_rationale=True),
 }

@@ -4,7 +4,6 @@ import inspect
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,8 +53,9 @@ def evaluate(
     Args:
         model: As for `explain_sequences`; or a `GradELLM`, which has its tokenizer.
         prompts: As for `explain_dataset`. Besides its prompt and `id`, a record may have `task`, the group it is reported in;
-            `target`, the continuation to explain instead of what the model writes; and `rationale`, a list of
-            `[start, end]`, the characters that a person marked in the prompt or in a chat's last message.
+            `target`, the continuation to explain instead of what the model writes; `rationale`, a list of `[start, end]`,
+            the characters that a person marked in the prompt or in a chat's last message; and `sources`, a list likewise,
+            each the place of a source. Without it the sources are the sentences.
         output_dir: The folder to write to, or to continue.
         tokenizer: The model's.
         methods: Names (see `gradellm_hf.methods.method_names`), or methods by name. None: all that are registered.
@@ -101,7 +101,7 @@ def evaluate(
         len(chosen),
         methods=list(by_name),
         metrics=metrics,
-        settings=asdict(settings),
+        settings=settings.described(),
     )
     _Run(explainer, by_name, metrics, settings, generate_kwargs).into(Path(output_dir), job, chosen)
     return load_evaluation(output_dir)
@@ -191,9 +191,9 @@ class _Run:
         return heatmaps, seconds, errors
 
     def _run(self, method: Method, index: int, text: EvaluatedText) -> Any:
-        run: Any = method
-        if "generator" in inspect.signature(method).parameters:  # a method that draws random numbers
-            run = partial(run, generator=self._settings.generator(index))
+        known = {"generator": self._settings.generator(index), "sources": text.sources}
+        names = inspect.signature(method).parameters  # of a method that draws random numbers, or explains by source
+        run = partial(method, **{name: value for name, value in known.items() if name in names})
         return run(self._explainer.model, text.sequences, text.prompt_length, text.attention_mask)
 
     def _measure(

@@ -15,8 +15,9 @@ from ..metrics.agreement import token_labels
 from ..model import GradELLM
 from ..text.encoding import encode_prompt, encode_target, text_tokenizer
 from ..text.token_text import special_tokens, token_texts
+from ..text.units import unit_ranges
 
-FIELDS = ("task", "target", "rationale")  # that a record may have besides its prompt and `id`
+FIELDS = ("task", "target", "rationale", "sources")  # that a record may have besides its prompt and `id`
 
 
 class EvaluatedText(NamedTuple):
@@ -26,6 +27,8 @@ class EvaluatedText(NamedTuple):
         sequences: Token ids, `[1, S]`.
         prompt_length: `P`.
         fixed: True for prompt positions that are never perturbed, `[P]`.
+        sources: The number of the source of each prompt token, `[P]`; -1 for fixed ones, and for those of no source. Sources
+            are the record's, or else the sentences.
         rationale: True for prompt tokens that people marked, `[P]`; None if the record has no marks.
         continuation: The text after the prompt.
         seconds: How long writing it took; None if the record has it.
@@ -34,6 +37,7 @@ class EvaluatedText(NamedTuple):
     sequences: Tensor
     prompt_length: int
     fixed: Tensor
+    sources: Tensor
     rationale: Tensor | None
     continuation: str
     seconds: float | None
@@ -72,37 +76,60 @@ def read_text(
     if not continuation_ids:
         raise InvalidInputError("The model wrote nothing after the prompt.")
     pieces = token_texts(tokenizer, [*ids, *continuation_ids])
-    fixed = torch.zeros(len(ids), dtype=torch.bool)
-    if not perturb_special_tokens:
-        fixed = torch.tensor(special_tokens(tokenizer, ids))
+    special = special_tokens(tokenizer, ids)
+    fixed = torch.zeros(len(ids), dtype=torch.bool) if perturb_special_tokens else torch.tensor(special)
+    read = _Prompt(pieces[: len(ids)], len(ids), special)
     return EvaluatedText(
         torch.tensor([[*ids, *continuation_ids]], device=device),
         len(ids),
         fixed,
-        _rationale(pieces[: len(ids)], prompt),
+        _sources(read, prompt).masked_fill(fixed, -1),
+        _rationale(read, prompt),
         "".join(pieces[len(ids) :]),
         seconds,
     )
 
 
-def _rationale(pieces: list[str], prompt: Prompt) -> Tensor | None:
-    """Tokens in the record's ranges of characters: of the prompt, or of the content of a chat's last message."""
-    ranges = prompt.fields.get("rationale")
+class _Prompt(NamedTuple):
+    tokens: list[str]
+    prompt_length: int
+    special: list[bool]
+
+
+def _sources(read: _Prompt, prompt: Prompt) -> Tensor:
+    spans = _spans(read, prompt, "sources")
+    if spans is None:
+        sizes = [end - start for start, end in unit_ranges(read, "sentence")]
+        return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    sources = torch.full((read.prompt_length,), -1)
+    for number, span in reversed(list(enumerate(spans))):  # of a token in two of them, the first has it
+        sources[token_labels(read.tokens, [span])] = number
+    return sources
+
+
+def _rationale(read: _Prompt, prompt: Prompt) -> Tensor | None:
+    spans = _spans(read, prompt, "rationale")
+    return None if spans is None else token_labels(read.tokens, spans)
+
+
+def _spans(read: _Prompt, prompt: Prompt, field: str) -> list[tuple[int, int]] | None:
+    """A field's ranges of characters, of the prompt or of the content of a chat's last message, in the prompt as it is read."""
+    ranges = prompt.fields.get(field)
     if ranges is None:
         return None
     marked = prompt.content if isinstance(prompt.content, str) else prompt.content[-1]["content"]
     if not isinstance(marked, str):
-        raise InvalidInputError("A `rationale` refers to a text, but the chat's last message has its content in parts.")
-    text = "".join(pieces)
+        raise InvalidInputError(f"A `{field}` refers to a text, but the chat's last message has its content in parts.")
+    text = "".join(read.tokens)
     begin = text.rfind(marked)
     if begin < 0:  # a chat template may strip it
         begin = text.rfind(marked.strip())
         begin -= (len(marked) - len(marked.lstrip())) * (begin >= 0)
     if begin < 0:
-        raise InvalidInputError("The text that the `rationale` refers to is not found in the prompt as the model reads it.")
+        raise InvalidInputError(f"The text that the `{field}` refers to is not found in the prompt as the model reads it.")
     if not is_list(ranges) or not all(is_list(pair) and len(pair) == 2 and all(map(is_index, pair)) for pair in ranges):
-        raise InvalidInputError(f"The record's `rationale` must be a list of [start, end], got {ranges!r}.")
+        raise InvalidInputError(f"The record's `{field}` must be a list of [start, end], got {ranges!r}.")
     spans = [(begin + start, begin + end) for start, end in ranges]
     if any(not 0 <= start - begin < end - begin <= len(marked) for start, end in spans):
-        raise InvalidInputError(f"The record's `rationale` {ranges!r} does not lie in its text of {len(marked)} characters.")
-    return token_labels(pieces, spans)
+        raise InvalidInputError(f"The record's `{field}` {ranges!r} does not lie in its text of {len(marked)} characters.")
+    return spans

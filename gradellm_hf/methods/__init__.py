@@ -11,23 +11,28 @@ from .baseline import random
 from .grad_ellm import grad_ellm
 from .gradients import input_x_gradient, saliency
 from .inseq_adapter import inseq_method
+from .learned_attention import at2, learn_at2
 from .lxt_adapter import attn_lrp
 from .path_methods import deep_lift, integrated_gradients
 from .registry import Method, get_method, method_names, register_method
 from .removal import lime, occlusion
+from .surrogate import context_cite
 
 __all__ = [
     "Method",
+    "at2",
     "attention_last",
     "attention_mean",
     "attention_rollout",
     "attn_lrp",
+    "context_cite",
     "deep_lift",
     "get_method",
     "grad_ellm",
     "input_x_gradient",
     "inseq_method",
     "integrated_gradients",
+    "learn_at2",
     "lime",
     "method_names",
     "occlusion",
@@ -50,4 +55,5 @@ register_method("deep_lift", deep_lift)
 register_method("occlusion", occlusion)
 register_method("leave_one_out", partial(occlusion, measure="hellinger"))
 register_method("lime", lime)
+register_method("context_cite", context_cite)
 register_method("random", random)

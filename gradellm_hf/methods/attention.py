@@ -70,8 +70,25 @@ def attention_rollout(model: Any, sequences: Tensor, prompt_length: int, attenti
     return _of_predicting_positions(text, rollout)
 
 
+def head_attention(text: PerturbedText) -> Tensor:
+    """Attention weights of the positions that predict the generated tokens, of each layer and head, `[R, L, H, N, S - 1]`.
+
+    Raises:
+        UnsupportedArchitectureError: The model does not return its attention weights, or its layers differ in their heads.
+    """
+    layers = [weights[:, :, text.prompt_length - 1 :] for weights in _attention_weights(text)]
+    if len({weights.shape[1] for weights in layers}) > 1:
+        raise UnsupportedArchitectureError(f"The layers of `{text.model.config.model_type}` differ in their number of heads.")
+    return torch.stack(layers, dim=1)
+
+
 def _attention_maps(text: PerturbedText) -> list[Tensor]:
     """Attention weights of each layer, mean over its heads, `[R, S - 1, S - 1]`."""
+    return [weights.mean(1) for weights in _attention_weights(text)]
+
+
+def _attention_weights(text: PerturbedText) -> list[Tensor]:
+    """Attention weights of each layer, `[R, H, S - 1, S - 1]`."""
     model, length = text.model, text.token_ids.shape[1] - 1
     optional = {"position_ids": text.position_ids[:, :length], "use_cache": False, "logits_to_keep": 1}
     kwargs: dict[str, Any] = {name: value for name, value in optional.items() if name in forward_parameters(model)}
@@ -84,13 +101,13 @@ def _attention_maps(text: PerturbedText) -> list[Tensor]:
             return_dict=True,
             **kwargs,
         )
-    maps = [weights.mean(1) for weights in getattr(out, "attentions", None) or () if weights is not None]
-    if not maps or any(weights.shape[-2:] != (length, length) for weights in maps):
+    layers = [weights for weights in getattr(out, "attentions", None) or () if weights is not None]
+    if not layers or any(weights.shape[-2:] != (length, length) for weights in layers):
         raise UnsupportedArchitectureError(
             f"`{model.config.model_type}` does not return the attention weights of its tokens, which this method reads. "
             "Use a method that does not need them."
         )
-    return maps
+    return layers
 
 
 def _of_predicting_positions(text: PerturbedText, maps: Tensor) -> Tensor:

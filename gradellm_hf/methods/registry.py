@@ -97,7 +97,7 @@ def method_names() -> list[str]:
 
     Examples:
         >>> method_names()
-        ['grad_ellm', ..., 'lime', 'random']
+        ['grad_ellm', ..., 'context_cite', 'random']
     """
     return list(_methods)
 

@@ -80,7 +80,7 @@ def auc(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
         >>> auc(torch.tensor([0.1, 0.9, 0.4, 0.2]), torch.tensor([0, 1, 0, 1]))  # 3 of 4 pairs are in the right order
         tensor(0.7500, dtype=torch.float64)
     """
-    labels, mask = _labels(scores, labels, mask)
+    labels, mask = checked_labels(scores, labels, mask)
     num_marked, num_others = labels.sum(-1).double(), (mask & ~labels).sum(-1).double()
     ranks = average_ranks(scores, mask).masked_fill(~labels, 0).sum(-1)
     return (ranks - num_marked * (num_marked + 1) / 2) / (num_marked * num_others)
@@ -107,7 +107,7 @@ def average_precision(scores: Tensor, labels: Tensor, mask: Tensor | None = None
         >>> average_precision(torch.tensor([0.1, 0.9, 0.4, 0.2]), torch.tensor([0, 1, 0, 1]))  # the mean of 1/1 and 2/3
         tensor(0.8333)
     """
-    labels, mask = _labels(scores, labels, mask)
+    labels, mask = checked_labels(scores, labels, mask)
     x = scores.double()
 
     def at_least(which: Tensor) -> Tensor:
@@ -168,7 +168,8 @@ def rank_correlation(
     return text.mean_over_windows(measure)
 
 
-def _labels(scores: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def checked_labels(scores: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Labels where the mask has them, and the mask, as bools of the scores' shape; InvalidInputError if they do not fit."""
     check_no_nan("scores", scores)
     labels = binary_mask("labels", labels, scores.shape)
     mask = torch.ones_like(labels) if mask is None else binary_mask("mask", mask, scores.shape)

@@ -30,6 +30,12 @@ class RandomKeywords(MetricKeywords, total=False):
     generator: torch.Generator | None
 
 
+class SourceKeywords(RandomKeywords, total=False):
+    """Of a metric that takes sources out of a prompt."""
+
+    sources: Tensor | None
+
+
 class SamplingKeywords(RandomKeywords, total=False):
     """Of a metric that is a mean over random draws."""
 
@@ -47,8 +53,10 @@ class MetricOptions:
         fixed: True for prompt positions that are never perturbed (special tokens, say), `[P]` or `[R, P]`.
         batch_size: Texts per forward pass.
         generator: Source of randomness, on the CPU; None: one with seed 0. From the same state the same numbers are drawn, with
-            any attributions, batch size and device, and all methods share them. Deletion and insertion use it to put equal
-            scores in a random order.
+            any attributions, batch size and device, and all methods share them. Where the order of scores counts, equal ones
+            are put in a random order.
+        sources: What is taken out as a whole: the number of the source (sentence, document) of each prompt position, `[P]` or
+            `[R, P]`; -1 for positions that always stay. A source scores the sum of its positions. None: every token by itself.
         num_samples: Random draws, over which a metric is averaged.
 
     Raises:
@@ -59,6 +67,7 @@ class MetricOptions:
     fixed: Tensor | None = None
     batch_size: int = 16
     generator: torch.Generator | None = None
+    sources: Tensor | None = None
     num_samples: int = 4
 
     def __post_init__(self) -> None:

@@ -193,16 +193,23 @@ class PerturbedText:
 
         return self.measure(rows, window, keep, value)
 
-    def target_probabilities(self, rows: Tensor, window: Window, keep: Callable[[Tensor], Tensor], removal: Removal) -> Tensor:
-        """Probability of the generated tokens (geometric mean over a window), `[B]`. Arguments as for `measure`."""
-        steps = slice(window.first, window.last)
-        targets, valid = self.token_ids[:, self.prompt_length :][:, steps], self.step_mask[:, steps]
+    def target_log_probabilities(self, rows: Tensor, window: Window, kept: Tensor, removal: Removal) -> Tensor:
+        """Log-probabilities of the generated tokens of a window. Texts that occur more than once are run once.
+
+        Args:
+            rows: The row of each text, `[B]`.
+            kept: False for the prompt's positions that are taken out, `[B, P]`.
+
+        Returns:
+            `[B, last - first]`; of any value for steps after a row's end.
+        """
+        texts, inverse = torch.cat([rows[:, None], kept], dim=1).unique(dim=0, return_inverse=True)
+        targets = self.token_ids[:, self.prompt_length :][:, window.first : window.last]
 
         def value(r: Tensor, log_probabilities: Tensor) -> Tensor:
-            chosen = log_probabilities.gather(-1, targets[r][..., None])[..., 0]
-            return masked_mean(chosen, valid[r]).exp()
+            return log_probabilities.gather(-1, targets[r][..., None])[..., 0]
 
-        return self.measure(rows, window, keep, value, removal)
+        return self.measure(texts[:, 0], window, lambda items: texts[items, 1:] != 0, value, removal)[inverse]
 
 
 def hellinger(log_p: Tensor, log_q: Tensor) -> Tensor:

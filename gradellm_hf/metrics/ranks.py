@@ -22,6 +22,17 @@ def average_ranks(x: Tensor, mask: Tensor) -> Tensor:
     return ranks.double().masked_fill(~mask, 0)
 
 
+def descending_ranks(scores: Tensor, mask: Tensor, ties: Tensor) -> Tensor:
+    """0 for the element of the last dimension with the highest score, and so on; equal scores in the order of `ties`.
+
+    Elements that `mask` has not come last.
+    """
+    shuffled = ties.argsort(-1).expand(scores.shape)
+    candidates = scores.masked_fill(~mask, -torch.inf).gather(-1, shuffled)
+    order = shuffled.gather(-1, candidates.argsort(dim=-1, descending=True, stable=True))
+    return order.argsort(-1)
+
+
 def spearman(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     """Spearman's rank correlation over the last dimension; between -1 and 1, NaN if either is constant.
 

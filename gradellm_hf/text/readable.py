@@ -16,23 +16,28 @@ class Contribution(NamedTuple):
     score: float
 
 
-class Readable(Protocol):
-    """A text with a heatmap for every generated piece of it; `Explanation` describes the members."""
+class Tokenised(Protocol):
+    """A text in pieces, of which the first `prompt_length` are the prompt; `Explanation` describes the members."""
 
     @property
     def tokens(self) -> list[str]: ...
     @property
-    def token_ids(self) -> list[int] | None: ...
-    @property
     def prompt_length(self) -> int: ...
+    @property
+    def special(self) -> list[bool]: ...
+
+
+class Readable(Tokenised, Protocol):
+    """A text with a heatmap for every generated piece of it; `Explanation` describes the members."""
+
+    @property
+    def token_ids(self) -> list[int] | None: ...
     @property
     def attributions(self) -> Tensor: ...
     @property
     def token_probabilities(self) -> Tensor: ...
     @property
     def text(self) -> str: ...
-    @property
-    def special(self) -> list[bool]: ...
     @property
     def target_scores(self) -> Tensor | None: ...
     @property

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks.arguments import is_index, is_list
 from ..errors import InvalidInputError
-from .readable import Readable
+from .readable import Readable, Tokenised
 
 Span = tuple[int, int] | str
 Spans = Mapping[str, Span] | Sequence[Span]
@@ -39,7 +39,7 @@ _SENTENCE = regex.compile(
 )
 
 
-def unit_ranges(explanation: Readable, level: str, generated: str | None = None) -> list[Unit]:
+def unit_ranges(explanation: Tokenised, level: str, generated: str | None = None) -> list[Unit]:
     """Half-open ranges of tokens that cover the sequence in order; see `Explanation.units`."""
     border, length = explanation.prompt_length, len(explanation.tokens)
     return [
@@ -106,7 +106,7 @@ def merged(explanation: Readable, units: list[Unit]) -> dict[str, Any]:
     }
 
 
-def _ranges(explanation: Readable, first: int, last: int, level: str) -> list[Unit]:
+def _ranges(explanation: Tokenised, first: int, last: int, level: str) -> list[Unit]:
     """Units of the tokens `first:last`. Special tokens are units of their own."""
     begins_of = _BEGINS.get(level) if isinstance(level, str) else None
     if begins_of is None:

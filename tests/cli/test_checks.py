@@ -86,6 +86,7 @@ USAGE = {
     "an option of the job": ([*DATASET, "--generate", '{"batch_size": 3}'], "['batch_size'] have options of their own"),
     "samples": ([*EVALUATE, "--samples", "0"], "not a number of at least 1"),
     "portions": ([*EVALUATE, "--portions", "0"], "not a number of at least 1"),
+    "masks": ([*EVALUATE, "--masks", "1"], "not a number of at least 2"),
     "confidence": ([*EVALUATE, "--confidence", "95"], "'95' is not a number above 0 and below 1"),
     "prompts": ([*EVALUATE, "--max-prompts", "0"], "not a number of at least 1"),
     "a field": ([*EVALUATE, "--where", "split"], "FIELD=VALUE is expected"),

@@ -13,7 +13,7 @@ from gradellm_hf.evaluation.texts import read_text
 from gradellm_hf.jobs.processes import only_writer
 from gradellm_hf.jobs.prompts import Prompt
 from gradellm_hf.methods import get_method
-from gradellm_hf.metrics import bootstrap, deletion, normalised_area, pi_soft_ns
+from gradellm_hf.metrics import bootstrap, deletion, linear_datamodelling_score, normalised_area, pi_soft_ns, top_k_drop
 from gradellm_hf.model import GradELLM
 from tests.support.evaluated import PROMPTS, model_and_tokenizer
 
@@ -76,6 +76,41 @@ def test_every_metric_has_a_value_of_every_method_where_it_is_defined(evaluation
         values = evaluation.values(metric)
         assert values.shape == ((3, 4, 2) if properties.is_curve else (3, 4))
         assert values[:, 0].isfinite().all(), metric  # the prompt with a rationale
+
+
+def test_metrics_by_sentence_take_the_sentences_of_the_prompt(llama, tokenizer, tmp_path):
+    texts, marked = ["the old king. ", "by the sea. ", "one day. ", "his people"], 2
+    begin = sum(map(len, texts[:marked]))
+    record = {"prompt": "".join(texts), "rationale": [[begin + 4, begin + 7]]}
+    ids = tokenizer(record["prompt"], return_tensors="pt").input_ids
+    offsets = [len(tokenizer.decode(ids[0, :i])) for i in range(ids.shape[1])]
+    ends = [sum(map(len, texts[: k + 1])) - 1 for k in range(3)]  # a token's leading space belongs to the sentence after it
+    sources = torch.tensor([sum(offset >= end for end in ends) for offset in offsets])
+    assert sources.max() == 3
+    given = []
+
+    def method(model, sequences, prompt_length, attention_mask=None, *, sources=sources):
+        scores = torch.zeros(1, sequences.shape[1] - prompt_length, sequences.shape[1])
+        scores[..., : ids.shape[1]] = torch.tensor([4.0, 1.0, 2.0, 3.0])[sources] / sources.bincount()[sources]
+        given.append(sources)
+        return scores
+
+    names = ["reciprocal_rank", "recall_at_1", "recall_at_3", "lds_source", "lds_source_drop", "top_3_drop"]
+    options = {"tokenizer": tokenizer, "methods": {"mine": method}, "metrics": names, "settings": SETTINGS}
+    values = {
+        name: found["mine"] for name, found in evaluate(llama, [record], tmp_path, **options).records[0]["values"].items()
+    }
+    assert (values["reciprocal_rank"], values["recall_at_1"], values["recall_at_3"]) == pytest.approx((1 / 3, 0, 1))
+    assert torch.equal(given[-1], sources)
+    sequences = llama.generate(ids, max_new_tokens=1, do_sample=False)
+    arguments, known = (llama, sequences, ids.shape[1], method(llama, sequences, ids.shape[1])), {"sources": sources}
+    for name, metric, chosen in (
+        ("lds_source", linear_datamodelling_score, {"removal": "mask"}),
+        ("lds_source_drop", linear_datamodelling_score, {"removal": "drop"}),
+        ("top_3_drop", top_k_drop, {"k": 3}),
+    ):
+        expected = metric(*arguments, **known, **chosen, generator=SETTINGS.generator(0))
+        assert values[name] == pytest.approx(expected.item(), rel=1e-4, abs=1e-6), name
 
 
 def test_all_of_a_target_is_measured_also_behind_an_end_of_sequence_token(llama, tokenizer, tmp_path):

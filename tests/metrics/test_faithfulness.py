@@ -20,7 +20,7 @@ from gradellm_hf.metrics import (
     soft_ns,
 )
 from tests.support.small_llama import padded_prompts, random_ids, small_llama
-from tests.support.toy_models import BagOfEmbeddings, planted
+from tests.support.toy_models import line, planted
 
 ALL = {
     "soft_ns": soft_ns,
@@ -35,14 +35,6 @@ ALL = {
 
 def distance(p, q):
     return (0.5 * (p.sqrt() - q.sqrt()).square().sum(-1)).sqrt()
-
-
-def line(effects):
-    """A model in which token `i` adds `effects[i]` to the log-odds of token 0 against token 1."""
-    effects = torch.tensor(effects, dtype=torch.float64)
-    weights = torch.zeros(len(effects), 1, dtype=torch.float64)
-    weights[0], weights[1] = 0.5, -0.5
-    return BagOfEmbeddings(effects[:, None], weights)
 
 
 def distribution(model, kept_effects):

@@ -8,8 +8,18 @@ import pytest
 import torch
 
 from gradellm_hf import InvalidInputError
-from gradellm_hf.metrics import deletion, insertion, pi_soft_nc, pi_soft_ns, rank_correlation, soft_nc, soft_ns
-from gradellm_hf.metrics.options import MetricOptions, SamplingKeywords
+from gradellm_hf.metrics import (
+    deletion,
+    insertion,
+    linear_datamodelling_score,
+    pi_soft_nc,
+    pi_soft_ns,
+    rank_correlation,
+    soft_nc,
+    soft_ns,
+    top_k_drop,
+)
+from gradellm_hf.metrics.options import MetricOptions, SamplingKeywords, SourceKeywords
 from tests.support.small_llama import random_ids, small_llama
 
 PERTURBING = ("level", "fixed", "batch_size")
@@ -18,8 +28,10 @@ KEYWORDS = {
     soft_nc: ("scaling", *PERTURBING, "generator", "num_samples"),
     pi_soft_ns: ("pis", "calibration", *PERTURBING, "generator", "num_samples"),
     pi_soft_nc: ("pis", "calibration", *PERTURBING, "generator", "num_samples"),
-    deletion: ("removal", "num_portions", *PERTURBING, "generator"),
-    insertion: ("removal", "num_portions", *PERTURBING, "generator"),
+    deletion: ("removal", "num_portions", "aligned", *PERTURBING, "generator", "sources"),
+    insertion: ("removal", "num_portions", "aligned", *PERTURBING, "generator", "sources"),
+    linear_datamodelling_score: ("removal", "num_masks", *PERTURBING, "generator", "sources"),
+    top_k_drop: ("k", "removal", *PERTURBING, "generator", "sources"),
     rank_correlation: PERTURBING,
 }
 IDS, HEATMAPS = random_ids(2, 9), torch.rand(2, 4, 9, generator=torch.Generator().manual_seed(0))
@@ -27,7 +39,9 @@ IDS, HEATMAPS = random_ids(2, 9), torch.rand(2, 4, 9, generator=torch.Generator(
 
 def test_what_type_checkers_read_is_what_the_options_are():
     types = get_type_hints(MetricOptions)
-    assert get_type_hints(SamplingKeywords) == {field.name: types[field.name] for field in fields(MetricOptions)}
+    assert get_type_hints(SamplingKeywords) | get_type_hints(SourceKeywords) == {
+        field.name: types[field.name] for field in fields(MetricOptions)
+    }
 
 
 @pytest.mark.parametrize("metric", KEYWORDS, ids=lambda metric: metric.__name__)

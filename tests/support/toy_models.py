@@ -59,3 +59,11 @@ def planted(num_cues: int = 2, vocabulary: int = 12, width: int = 6) -> BagOfEmb
     for cue in range(1, num_cues + 1):
         embeddings[cue] = 0.8 * (num_cues + 1 - cue) / num_cues
     return BagOfEmbeddings(embeddings, weights)
+
+
+def line(effects: list[float]) -> BagOfEmbeddings:
+    """A model in which token `i` adds `effects[i]` to the log-odds of token 0 against token 1."""
+    embeddings = torch.tensor(effects, dtype=torch.float64)[:, None]
+    weights = torch.zeros_like(embeddings)
+    weights[0], weights[1] = 0.5, -0.5
+    return BagOfEmbeddings(embeddings, weights)

@@ -223,6 +223,7 @@ def _settings() -> _Calls:
         "level": ("token", None, ["step"]),
         "num_samples": (*_NUMBERS, None),
         "num_portions": _NUMBERS,
+        "num_masks": (*_NUMBERS, None),
         "pis": ((), (0.5, 0.2), (NAN,), (2,), (-0.1,), "ab", None, 0.5, ("a",), (0.1, None), (True,)),
         "calibration": ("x", None, ["scale"]),
         "perturb_special_tokens": ("yes", 1, None),

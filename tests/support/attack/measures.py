@@ -15,7 +15,8 @@ from .world import INF, NAN, World, close
 
 _Call = Callable[[], Any]
 _Calls = Iterator[tuple[str, _Call, Judge]]
-_PERTURBING = ("soft_ns", "soft_nc", "pi_soft_ns", "pi_soft_nc", "deletion", "insertion", "rank_correlation")
+_BY_SOURCE = ("deletion", "insertion", "linear_datamodelling_score", "top_k_drop")
+_PERTURBING = ("soft_ns", "soft_nc", "pi_soft_ns", "pi_soft_nc", *_BY_SOURCE, "rank_correlation")
 _NUMBERS = (0, -1, 1.5, "3", True, NAN)
 
 
@@ -80,11 +81,14 @@ def _perturbing(world: World) -> _Calls:
             options["scaling"] = ("max", None)
         if name.startswith("pi"):
             options |= {"pis": ((), (NAN,), (2.0,), (-0.1,), "ab", ("a",), 0.5, None, [[0.5]]), "calibration": ("x", None)}
+        if name in _BY_SOURCE:
+            options |= {"removal": ("x", None), "sources": (torch.rand(5), torch.arange(4), [0] * 5, torch.full((5,), -1), "x")}
         if name in ("deletion", "insertion"):
-            options |= {"removal": ("x", None), "num_portions": _NUMBERS}
+            options |= {"num_portions": _NUMBERS, "aligned": ("yes", 1, None)}
+        options |= {"linear_datamodelling_score": {"num_masks": _NUMBERS}, "top_k_drop": {"k": _NUMBERS}}.get(name, {})
         for option, values in options.items():
             for value in values:
-                words = (option, {"fixed": "position"}.get(option, option))
+                words = (option, {"fixed": "position", "sources": "source"}.get(option, option))
                 yield f"{name}: {option}={str(value)[:30]}", functools.partial(measure, **{option: value}), refused(*words)
         yield f"{name}: an unknown option", functools.partial(measure, batches=3), missing("batches")
         yield f"{name}: no scores", functools.partial(metric, model, text, 5), missing("attributions")
@@ -97,8 +101,8 @@ def _perturbing(world: World) -> _Calls:
 
 def _others() -> _Calls:
     scores, labels = torch.tensor([0.1, 0.9, 0.4]), torch.tensor([False, True, False])
-    for name in ("auc", "average_precision"):
-        function = getattr(metrics, name)
+    agreement = {name: getattr(metrics, name) for name in ("auc", "average_precision", "reciprocal_rank")}
+    for name, function in {**agreement, "recall_at_k": functools.partial(metrics.recall_at_k, k=1)}.items():
         for what, bad in {
             "NaN": (scores * NAN, labels),
             "scores as a list": (scores.tolist(), labels),
