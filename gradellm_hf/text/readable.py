@@ -5,11 +5,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Level = Literal["token", "word", "sentence"]
+from .segments import Segment
+
+Level = Literal["token", "word", "sentence", "paragraph", "message"]
 
 
 class Contribution(NamedTuple):
-    """What one position contributed to a generated unit."""
+    """What one position contributed to a generated unit. `token`: its text, or the name of a named span."""
 
     position: int
     token: str
@@ -49,9 +51,14 @@ class Readable(Protocol):
     def level(self) -> str: ...
     @property
     def unit_names(self) -> list[str | None] | None: ...
+    @property
+    def segments(self) -> list[Segment] | None: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
     def units(self, level: Level) -> list[tuple[int, int]]: ...
     def aggregate(self, by: Level) -> "Readable": ...
-    def top(self, step: int, k: int = 10, *, include_special: bool = False) -> list[Contribution]: ...
 
 
 def earlier_positions(
