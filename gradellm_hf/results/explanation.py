@@ -234,7 +234,7 @@ class Explanation(Shown):
         """What the answer rests on: for each part of it, the sources of the prompt, strongest first.
 
         The share of a source is its score over the sum of the scores of all candidate sources; the shares of a part add up to
-        1. A source's score is the sum over its tokens, and over the generated tokens of the part. Only scores of at least 10 %
+        1. A source's score is the sum over its tokens, and over the generated tokens of the part. Only scores of at least 20 %
         of the largest in their row count: a long text has many small ones that mean nothing, and their sum grows with its
         length. With signed scores (of a contrast, say), shares add up to 1 by their size, and a negative one speaks against.
 

@@ -47,7 +47,7 @@ class Part:
         sources: Strongest first. The shares of all sources add up to 1.
         ignored: What is no source, by kind, as shares of all scores of the part: `"special"`, `"template"`, `"sink"` and
             `"own"` (see `Explanation.sources`), `"content"` (the rest of the prompt, if the sources are spans) and `"weak"`
-            (below a tenth of the largest score of a generated token). What they do not hold is what the shares are shares of.
+            (below a fifth of the largest score of a generated token). What they do not hold is what the shares are shares of.
     """
 
     name: str | None
@@ -103,7 +103,7 @@ class Sources(Sequence[Part]):
 
         Examples:
             >>> print(explanation.sources({"place": " Italy"}, of="answer").render().splitlines()[1])
-              100 %  place  [19:24]  Italy
+              100 %  place  [15:20]  Italy
         """
         top = whole_number("top", top, 0)
         return "\n".join(line for part in self.parts for line in _lines(part, top))

@@ -21,7 +21,7 @@ IGNORED: tuple[Kind, ...] = get_args(Kind)
 #: What is left out when scores are added up.
 IGNORED_IN_SUMS: tuple[Kind, ...] = ("sink",)
 #: A score counts if it is at least this share of the largest in its row.
-THRESHOLD = 0.1
+THRESHOLD = 0.2
 _CONTENT = "content"
 _WEAK = "weak"
 
