@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .pipeline import ExplainedTextGenerationPipeline, register_pipeline
     from .results.explanation import Explanation
     from .results.output import ExplainGenerateOutput
+    from .results.sources import Sources
     from .streaming import ExplainedStep, explain_stream
     from .verification import verify
 
@@ -31,6 +32,7 @@ __all__ = [
     "GradELLMWarning",
     "HeadWeights",
     "InvalidInputError",
+    "Sources",
     "UnsupportedArchitectureError",
     "UnsupportedVersionError",
     "explain_dataset",
@@ -59,6 +61,7 @@ _MODULES = {
     ".generation": ("explain_generate", "explain_sequences"),
     ".model": ("GradELLM",),
     ".results.output": ("ExplainGenerateOutput",),
+    ".results.sources": ("Sources",),
     ".pipeline": ("ExplainedTextGenerationPipeline", "register_pipeline"),
     ".streaming": ("ExplainedStep", "explain_stream"),
     ".verification": ("verify",),
