@@ -117,7 +117,7 @@ class AttentionOutputChannel:
             if not self._watching or self._mask is None:
                 return
             attention_output = output[0] if isinstance(output, tuple) else output
-            query, key, value = (self._states[layer][name] for name in ("query", "key", "value"))
+            query, key, value = self._projected(layer)
             last = slice(-self._num_steps, None)
             self._check_widths(module, attention_output, query, key, value)
             visible, query = visible_keys(self._mask())[:, 0, last], query[:, last]
@@ -132,6 +132,15 @@ class AttentionOutputChannel:
             attention_output.register_hook(differentiate)
 
         return hook
+
+    def _projected(self, layer: int) -> list[Tensor]:
+        states, names = self._states[layer], ("query", "key", "value")
+        if missing := [name for name in names if name not in states]:
+            raise UnsupportedArchitectureError(
+                f'`channel="attention_output"` looks at the query, key and value projections, and attention layer {layer} did '
+                f'not run its own of {missing}: it takes them from another layer. Use `channel="heads"`.'
+            )
+        return [states[name] for name in names]
 
     def _check_widths(self, module: nn.Module, output: Tensor, query: Tensor, key: Tensor, value: Tensor) -> None:
         widths = {name: x.shape[-1] for name, x in (("query", query), ("key", key), ("value", value))}

@@ -14,10 +14,13 @@ from model_patches import ArchitectureAdapter, register_adapter, registered_adap
 from model_patches import registry as adapter_registry
 from tests.support import ROOT, SUPPORT
 from tests.support.third_party import Project
+from tests.support.versions import since
 
 pytestmark = pytest.mark.slow
 
 PLUGIN = SUPPORT / "plugin"
+#: It is written for the newest version, as a package of somebody else may be.
+plugin_runs = since("5.24", "`cache`, by which the attention of the plugin gets its keys and values")
 
 EXPLAIN_BOTH = """
     import sys, torch, transformers
@@ -93,12 +96,14 @@ def searched(site, monkeypatch):
     adapter_registry._installed.cache_clear()
 
 
+@plugin_runs
 def test_an_installed_package_makes_its_architecture_known_to_the_paper_preset(site):
     project = Project(PLUGIN).table["project"]
     install(site, project["name"], project["entry-points"]["gradellm_hf.adapters"], PLUGIN / "tandem_lm")
     assert run(EXPLAIN_BOTH, site) == "explained as Llama is"
 
 
+@plugin_runs
 def test_without_its_entry_point_the_same_architecture_is_refused_with_what_was_looked_for():
     assert "TandemAttention has no `q_proj`" in run(EXPLAIN_BOTH, PLUGIN)
 
