@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .architecture.adapters import ArchitectureAdapter, register_adapter
+    from .calibration import calibrate
     from .configuration import GradELLMConfig, HeadWeights
     from .dataset import explain_dataset
     from .dataset.explanations import load_dataset_explanations
@@ -35,6 +36,7 @@ __all__ = [
     "Sources",
     "UnsupportedArchitectureError",
     "UnsupportedVersionError",
+    "calibrate",
     "explain_dataset",
     "explain_generate",
     "explain_sequences",
@@ -48,6 +50,7 @@ __all__ = [
 #: The module of each public name. It is imported when the name is first used, so `gradellm --help` does not wait for torch.
 _MODULES = {
     ".architecture.adapters": ("ArchitectureAdapter", "register_adapter"),
+    ".calibration": ("calibrate",),
     ".configuration": ("GradELLMConfig", "HeadWeights"),
     ".dataset": ("explain_dataset", "load_dataset_explanations"),
     ".errors": (

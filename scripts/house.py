@@ -18,7 +18,7 @@ FLOORS: list[dict[str, str]] = [
     {
         "dataset": "many prompts, a job that goes on",
         "evaluation": "methods, measured by metrics",
-        "calibration": "prompts for head weights",
+        "calibration": "learns the weights of heads",
     },
     {
         "model": "GradELLM: text in, Explanation out",

@@ -1,1 +1,8 @@
-"""What head weights are calibrated on: `prompts.jsonl`, which ships with the package. May import `jobs` and what it imports."""
+"""Learns how much each head counts: `calibrate`. Its prompts, `prompts.jsonl`, ship with the package.
+
+May import `engines`, `metrics`, `sequences`, `jobs`, `architecture`, `text`, `checks`, `configuration` and `errors` only.
+"""
+
+from .job import calibrate
+
+__all__ = ["calibrate"]

@@ -22,6 +22,7 @@ COMMANDS = {
     "show": "show an explanation that was saved, or write it as a page or a picture",
     "dataset": "explain the answers to many prompts, in a job that can be stopped and resumed",
     "evaluate": "measure how faithful explanations are, method by method",
+    "calibrate": "learn how much each attention head of a model counts, once per model",
     "verify": "check that explanations are exact for a model",
     "demo": "ask a small real model a question and explain its answer",
 }

@@ -3,7 +3,6 @@
 import hashlib
 from array import array
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from ..engines.memory import is_device_lost, is_out_of_memory, release_memory
 from ..errors import InvalidInputError, UnsupportedArchitectureError
 from ..jobs.manifest import fingerprint
 from ..jobs.prompts import PromptReader
+from ..jobs.run import seeded
 from ..model import GradELLM
 from ..results.explanation import Explanation
 from ..text.encoding import TEMPLATE_OPTIONS, encode_prompt, text_tokenizer
@@ -100,7 +100,7 @@ class SortedPrompts:
     def _explain_batch(self, batch: range) -> list[Result]:
         indices = [self._order[place] for place in batch]
         prompts = [self._prompts[index] for index in indices]
-        with _seeded(f"{self._seed}-{batch.start}-{batch.stop}", self._explainer.model):
+        with seeded(f"{self._seed}-{batch.start}-{batch.stop}", self._explainer.model):
             explanations: list[Explanation] = self._explainer.explain(
                 [prompt.content for prompt in prompts], **self._generate_kwargs
             )
@@ -125,12 +125,3 @@ class SortedPrompts:
             self._explain_batch(range(other, other + 1))
         except Exception as other_error:
             raise InvalidInputError(f"No prompt can be explained with these arguments: {other_error}") from error
-
-
-@contextmanager
-def _seeded(text: str, model: Any) -> Iterator[None]:
-    """A context with a random state that follows from a text; afterwards the state is as before."""
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
-        yield

@@ -13,19 +13,26 @@ from ..errors import GradELLMWarning
 from ..sequences.explained import ExplainedSequences
 from ..sequences.written_logits import LogitsDifferError
 from .heatmap_sums import Heatmaps
+from .loop import Watch
 from .replay import replay
 from .self_check import why_not_replay
 from .stepwise import stepwise_as_written
 
 
 def explain(
-    facts: ModelFacts, sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
+    facts: ModelFacts,
+    sequences: ExplainedSequences,
+    config: GradELLMConfig,
+    layers: list[int],
+    cache: Any = None,
+    watch: Watch | None = None,
 ) -> Heatmaps:
     """Explains sequences with the engine that the configuration names, or with the stepwise one if replaying is not exact.
 
     Args:
         layers: Explained layers, ascending.
         cache: Keys and values of the first `P - 1` positions, which this call may change. None: they are computed if needed.
+        watch: As for `explain_steps`.
 
     Raises:
         InvalidInputError: The model produces NaN, or the processes that share it have different texts.
@@ -41,7 +48,7 @@ def explain(
         heatmaps = None
         if config.engine == "replay" and reason is None:
             try:
-                heatmaps = replay(facts, sequences, config, layers, cache)
+                heatmaps = replay(facts, sequences, config, layers, cache, watch)
             except LogitsDifferError as error:
                 difference = f"the logits of new token {error.step} by {error.difference:.1e} of their size"
                 reason = f"replaying several tokens at once changes {difference}, against those in `generate`"
@@ -53,7 +60,7 @@ def explain(
                 stacklevel=3,
             )
         if heatmaps is None:
-            heatmaps = stepwise_as_written(facts, sequences, config, layers, cache)
+            heatmaps = stepwise_as_written(facts, sequences, config, layers, cache, watch)
     if not heatmaps.are_finite:
         raise not_finite(model, config)
     return heatmaps

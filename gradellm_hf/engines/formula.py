@@ -64,6 +64,12 @@ def attention_weights(scores_RGMNT: torch.Tensor, mask: torch.Tensor, sinks_GM: 
     return torch.cat([scores_RGMNT, sinks], dim=-1).softmax(-1)[..., :-1]
 
 
+def magnitudes(weights_RGMNT: torch.Tensor, gradient_RGMND: torch.Tensor, value_RGTD: torch.Tensor) -> torch.Tensor:
+    """`w[p, h, i] ||g[p, h]|| ||v[i, h]||`, `[R, G, M, N, T]`: contributions as if gradients and values were parallel."""
+    norms = (torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (gradient_RGMND, value_RGTD))
+    return weights_RGMNT * grouped_products(*norms)
+
+
 @dataclass(frozen=True)
 class HeadFormula:
     """How the heads of a layer make its heatmap.
@@ -107,10 +113,7 @@ class HeadFormula:
         """
         heads = contributions_RGMNT
         if self.magnitudes:
-            gradient_norms, value_norms = (
-                torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (gradient_RGMND, value_RGTD)
-            )
-            heads = weights_RGMNT * grouped_products(gradient_norms, value_norms)
+            heads = magnitudes(weights_RGMNT, gradient_RGMND, value_RGTD)
         elif self.positive_heads:
             heads = heads.relu()
         if self.head_weights is None:

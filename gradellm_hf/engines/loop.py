@@ -28,6 +28,9 @@ from .targets import check_contrast, contrast_ids, evaluate_target
 
 Record = Callable[[int, Tensor], None]
 FormulaOf = Callable[[int, int], HeadFormula]
+#: Takes the formula of a layer, its number, the first step of the chunk and how many positions the last one sees; returns the
+#: formula to use.
+Watch = Callable[[HeadFormula, int, int, int], HeadFormula]
 AttentionResult = tuple[Tensor, Tensor | None]  # the head outputs `[R, N, H, Dv]`, and attention weights
 
 
@@ -165,6 +168,7 @@ def explain_steps(
     watch_type: type[AttentionWatch],
     chunk_size: int,
     prompt_at_once: bool = False,
+    watch: Watch | None = None,
 ) -> Heatmaps:
     """Explains the steps of `sequences` in chunks on top of a cache of the prompt.
 
@@ -176,6 +180,7 @@ def explain_steps(
         chunk_size: Number of steps to explain together.
         prompt_at_once: Explain the first step in one call that reads the whole prompt, as `generate` does. It is for models
             whose result depends on how many tokens a call has; the gradients of a whole prompt take memory.
+        watch: Changes the formulas, to see what the heads contribute.
 
     Raises:
         GradELLMError: Not even a single step fits in memory.
@@ -184,7 +189,7 @@ def explain_steps(
     channel = None
     if config.channel == "attention_output":
         channel = AttentionOutputChannel(facts.model, {i: facts.attention[i] for i in layers}, config.spatial)
-    run = _Run(facts, sequences, config, layers, watch_type, channel, prompt_at_once)
+    run = _Run(facts, sequences, config, layers, watch_type, channel, prompt_at_once, watch)
     with channel or contextlib.nullcontext(), progress_bar(sequences.num_steps) as progress:
         if prompt_at_once:
             cache = None
@@ -225,8 +230,9 @@ class _Run:
         watch_type: type[AttentionWatch],
         channel: AttentionOutputChannel | None,
         prompt_at_once: bool,
+        watch: Watch | None,
     ):
-        self.prompt_at_once = prompt_at_once
+        self.prompt_at_once, self.watch_formula = prompt_at_once, watch
         self.facts, self.sequences, self.config, self.layers = facts, sequences, config, layers
         self.watch_type, self.channel = watch_type, channel
         self.heatmaps = Heatmaps.empty(sequences, config, layers, facts.model.dtype)
@@ -252,7 +258,8 @@ class _Run:
             return head_group(self.facts.attention[layer], head_widths[layer])
 
         def formula_of(layer: int, num_heads: int) -> HeadFormula:
-            return HeadFormula.of_layer(self.config, layer, num_heads, first_head(group(layer), num_heads))
+            formula = HeadFormula.of_layer(self.config, layer, num_heads, first_head(group(layer), num_heads))
+            return formula if self.watch_formula is None else self.watch_formula(formula, layer, first, end)
 
         def record(layer: int, heatmap: Tensor) -> None:
             missing.discard(layer)

@@ -12,7 +12,7 @@ from ..architecture.tensor_parallel import smallest
 from ..configuration import GradELLMConfig
 from ..sequences.explained import ExplainedSequences
 from .heatmap_sums import Heatmaps
-from .loop import AttentionResult, InterfaceWatch, explain_steps
+from .loop import AttentionResult, InterfaceWatch, Watch, explain_steps
 from .memory import chunk_size
 from .position_local import AttentionOptions, attention_output, position_local_attention
 
@@ -47,7 +47,12 @@ class ReplayWatch(InterfaceWatch):
 
 
 def replay(
-    facts: ModelFacts, sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
+    facts: ModelFacts,
+    sequences: ExplainedSequences,
+    config: GradELLMConfig,
+    layers: list[int],
+    cache: Any = None,
+    watch: Watch | None = None,
 ) -> Heatmaps:
     """Explains every step at once: the query positions of all steps run as one chunk on a cache of the prompt.
 
@@ -57,4 +62,4 @@ def replay(
     if size is None:
         free = chunk_size(facts, sequences, len(facts.attention) - layers[0])
         size = smallest(free, facts.sharing_groups)
-    return explain_steps(facts, sequences, config, layers, cache, ReplayWatch, size)
+    return explain_steps(facts, sequences, config, layers, cache, ReplayWatch, size, watch=watch)

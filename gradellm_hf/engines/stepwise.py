@@ -18,7 +18,7 @@ from ..sequences.explained import ExplainedSequences
 from ..sequences.written_logits import LogitsDifferError
 from .formula import explains_head_outputs, group_heads, grouped_products, head_heatmap, loosened_weights
 from .heatmap_sums import Heatmaps
-from .loop import AttentionResult, AttentionWatch, InterfaceWatch, explain_steps
+from .loop import AttentionResult, AttentionWatch, InterfaceWatch, Watch, explain_steps
 from .position_local import AttentionOptions
 from .projection_watch import PrefixProjectionWatch, ProjectionWatch
 
@@ -104,6 +104,7 @@ def stepwise(
     layers: list[int],
     cache: Any = None,
     prompt_at_once: bool = False,
+    watch: Watch | None = None,
 ) -> Heatmaps:
     """Explains one step after the other. Arguments and errors as for `explain_steps`."""
     watch_type: type[AttentionWatch]
@@ -111,11 +112,16 @@ def stepwise(
         watch_type = StepWatch if facts.keeps_cache else PrefixStepWatch
     else:
         watch_type = ProjectionWatch if facts.keeps_cache else PrefixProjectionWatch
-    return explain_steps(facts, sequences, config, layers, cache, watch_type, 1, prompt_at_once)
+    return explain_steps(facts, sequences, config, layers, cache, watch_type, 1, prompt_at_once, watch)
 
 
 def stepwise_as_written(
-    facts: ModelFacts, sequences: ExplainedSequences, config: GradELLMConfig, layers: list[int], cache: Any = None
+    facts: ModelFacts,
+    sequences: ExplainedSequences,
+    config: GradELLMConfig,
+    layers: list[int],
+    cache: Any = None,
+    watch: Watch | None = None,
 ) -> Heatmaps:
     """The same as `stepwise`; with the whole prompt in one call, as `generate` read it, if that makes a difference.
 
@@ -123,8 +129,8 @@ def stepwise_as_written(
     decodes.
     """
     try:
-        return stepwise(facts, sequences, config, layers, cache)
+        return stepwise(facts, sequences, config, layers, cache, watch=watch)
     except LogitsDifferError as error:
         if error.step > 0 or not sequences.can_be_read_at_once:
             raise
-    return stepwise(facts, sequences, config, layers, prompt_at_once=True)
+    return stepwise(facts, sequences, config, layers, prompt_at_once=True, watch=watch)

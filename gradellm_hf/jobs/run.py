@@ -1,9 +1,12 @@
 """What every job over many prompts does: it has a folder to itself, continues what is there, and shares what is missing."""
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from ..checks.files import remove_partial_files
 from ..errors import InvalidInputError
@@ -64,6 +67,15 @@ def shared_out(missing: Mapping[_Part, int], state: Any, description: str) -> It
     progress: Any = tqdm(**options)
     with progress:
         yield share, progress
+
+
+@contextlib.contextmanager
+def seeded(text: str, model: Any) -> Iterator[None]:
+    """A context with a random state that follows from a text; afterwards the state is as before."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
+        yield
 
 
 def _has(folder: Path, results: str) -> bool:

@@ -3,6 +3,7 @@
 import importlib
 import re
 
+from gradellm_hf.calibration import job as calibration
 from gradellm_hf.configuration import head_weights
 from gradellm_hf.dataset import explanations, shards
 from gradellm_hf.evaluation import runner
@@ -15,7 +16,7 @@ _FOLDERS = ("gradellm_hf", "model_patches", "tests", "scripts", "benchmarks", "d
 _NAME = re.compile(r"(?<![\w./-])(?:gradellm_hf|model_patches)(?:\.\w+)+")
 _PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(_FOLDERS)})/[\w./-]*\w(?![\w*{{])")
 #: Looks like modules in quotation marks: the kinds of files, and the group of entry points.
-_FORMATS = (head_weights.FORMAT, files.FORMAT, explanations.FORMAT, shards.FORMAT, runner.FORMAT)
+_FORMATS = (calibration.FORMAT, head_weights.FORMAT, files.FORMAT, explanations.FORMAT, shards.FORMAT, runner.FORMAT)
 _NO_MODULES = (*(f'"{name}"' for name in (*_FORMATS, ENTRY_POINT_GROUP)), f"`{ENTRY_POINT_GROUP}`")
 #: Make up packages to try their checks on.
 _MADE_UP = [ROOT / "tests" / "project" / name for name in ("test_layers.py", "test_dependencies.py")]

@@ -1,0 +1,161 @@
+"""Weights of heads that make heatmaps correlate with the effects of leaving tokens out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..metrics.ranks import spearman
+from .features import FEATURES
+
+#: How strongly weights are pulled towards equal ones, chosen from by cross-validation. A prototype took 0.01.
+PULLS = (0.003, 0.01, 0.03, 0.1)
+_STEPS, _LEARNING_RATE = 150, 0.05
+_FLOOR = 1e-3  # added to a score before its logarithm is taken, as a share of the mean
+_FEWEST = 4  # sources of a token: with fewer, a correlation says nothing
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Weights, and how well they do in texts that they were not fitted to.
+
+    Attributes:
+        values: `[L, H]`; on average over the heads, what they weight counts as much as without weights.
+        feature: What they weight.
+        report: `held_out`: correlations with the effects, before (as by default) and after; `by_fold`: the same for each fold;
+            `candidates`: after, for each feature and pull.
+    """
+
+    values: Tensor
+    feature: Any
+    report: dict[str, Any]
+
+
+def learn(texts: Sequence[dict[str, Tensor]], folds: Sequence[str], device: torch.device) -> Fitted:
+    """Weights for the feature and the pull that do best when one fold after the other is held out.
+
+    For each generated token, the weighted sum over the heads is correlated with the effects, over the sources. The loss is one
+    minus the average of two of Pearson's correlations: of the numbers, and of their logarithms, for which small effects count,
+    too. It is minimised over the logarithms of the weights.
+
+    Args:
+        texts: What `measure` returned.
+        folds: Which one each text belongs to.
+        device: Where to compute.
+
+    Raises:
+        InvalidInputError: The texts are too short, or all belong to one fold.
+    """
+    names = sorted(set(folds))
+    if len(names) < 2:
+        raise InvalidInputError("All prompts are of one fold, so none can be held out.")
+    effects, seen = _by_token(texts, "effects", device)[:, 0], _seen(texts, device)
+    usable = (seen.sum(-1) >= _FEWEST) & (effects.masked_fill(~seen, 0).amax(-1) > 0)
+    if not usable.any():
+        raise InvalidInputError(
+            f"No token that was written has {_FEWEST} sources that change it: give longer prompts, or more `num_sources`."
+        )
+    fold = torch.tensor([names.index(name) for text, name in zip(texts, folds) for _ in text["before"]], device=device)[usable]
+    effects, seen = effects[usable], seen[usable]
+
+    def judged(scores: Tensor) -> dict[str, Tensor]:
+        """Per token, `[B]`: rank correlation, and Pearson's."""
+        return {"rank": spearman(scores, effects, seen), "pearson": pearson(scores[..., None], effects[..., None], seen)[:, 0]}
+
+    candidates: list[tuple[float, str, float, Tensor, dict[str, Tensor]]] = []
+    for feature in FEATURES:
+        features = _by_token(texts, feature, device)[usable].mT.masked_fill(~seen[..., None], 0)  # [B, K, F]
+        if feature == "contribution":
+            before = judged(features.sum(-1))
+        means = features.sum((0, 1)) / seen.sum()
+        inverse = torch.where(means > 0, 1 / means, 0)
+        weights = _minimised(features * inverse, effects, seen, fold, len(names))  # [F, pulls, folds + 1]
+        for pull, of_pull in zip(PULLS, weights.unbind(1)):
+            held_out = torch.einsum("bkf,fb->bk", features * inverse, of_pull[:, fold])
+            values = of_pull[:, -1] * inverse
+            after = judged(held_out)
+            merit = float(sum(x.nanmean() for x in after.values()) / 2)
+            candidates.append((merit, feature, pull, values / values.mean(), after))
+    _, feature, pull, values, after = max(candidates, key=lambda candidate: candidate[0])
+    shape = texts[0][feature].shape[:2]
+    report = {
+        "feature": feature,
+        "pull": pull,
+        "held_out": {"before": _means(before), "after": _means(after)},
+        "by_fold": {
+            name: {"before": _means(before, fold == number), "after": _means(after, fold == number)}
+            for number, name in enumerate(names)
+        },
+        "candidates": [{"feature": f, "pull": p, **_means(a)} for _, f, p, _, a in candidates],
+    }
+    return Fitted(values.view(shape).cpu(), feature, report)
+
+
+def pearson(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Pearson's correlation over the sources that count, `[B, J]`, of `[B, K, J]` and `[B, K, J or 1]`; `mask [B, K]`.
+
+    0 where one of both does not vary.
+    """
+    kept = mask[..., None].to(x)
+    number = kept.sum(1, keepdim=True)
+    x, y = ((z - (z * kept).sum(1, keepdim=True) / number) * kept for z in (x, y))
+    product, size = (x * y).sum(1), x.norm(dim=1) * y.norm(dim=1)
+    correlation: Tensor = product / size.clamp_min(torch.finfo(size.dtype).tiny)
+    return correlation
+
+
+def _minimised(features: Tensor, effects: Tensor, seen: Tensor, fold: Tensor, num_folds: int) -> Tensor:
+    """Weights `[F, pulls, folds + 1]`: with each pull, for each fold without it, and last for all of them. All at once.
+
+    Args:
+        features: `[B, K, F]`, of like means.
+    """
+    heads = features.shape[-1]
+    pulls = torch.tensor(PULLS, device=features.device)[:, None].expand(-1, num_folds + 1).flatten()
+    counts = (fold[:, None] != torch.arange(num_folds + 1, device=fold.device)).to(features)
+    shares = (counts / counts.sum(0)).repeat(1, len(PULLS))  # [B, pulls * (folds + 1)]
+    target = effects[..., None]
+    log_target = _logarithm(target, seen)
+    theta = torch.zeros(heads, shares.shape[1], device=features.device, requires_grad=True)
+    optimizer = torch.optim.Adam([theta], lr=_LEARNING_RATE)
+    with torch.enable_grad():
+        for _ in range(_STEPS):
+            scores = (features.flatten(0, 1) @ theta.exp()).view(*features.shape[:2], -1)
+            correlation = pearson(scores, target, seen) + pearson(_logarithm(scores, seen), log_target, seen)
+            loss = ((1 - correlation / 2) * shares).sum(0) + pulls * theta.square().mean(0)
+            optimizer.zero_grad()
+            loss.sum().backward()
+            optimizer.step()
+    return theta.detach().exp().view(heads, len(PULLS), num_folds + 1)
+
+
+def _logarithm(x: Tensor, seen: Tensor) -> Tensor:
+    mean = (x * seen[..., None]).sum(1, keepdim=True) / seen.sum(1)[:, None, None]
+    return (x + _FLOOR * mean).clamp_min(torch.finfo(x.dtype).tiny).log()
+
+
+def _by_token(texts: Sequence[dict[str, Tensor]], name: str, device: torch.device) -> Tensor:
+    """One entry per generated token of all texts, `[B, heads or 1, K]` in float32; 0 where a text has fewer sources."""
+    width = max(len(text["sources"]) for text in texts)
+    rows = []
+    for text in texts:
+        steps, sources = text[name].shape[-2:]
+        x = text[name].float().reshape(-1, steps, sources).transpose(0, 1)
+        rows.append(torch.nn.functional.pad(x, (0, width - sources)))
+    return torch.cat(rows).to(device)
+
+
+def _seen(texts: Sequence[dict[str, Tensor]], device: torch.device) -> Tensor:
+    """Which sources each token has before it, `[B, K]`."""
+    width = max(len(text["sources"]) for text in texts)
+    rows = [
+        torch.nn.functional.pad(text["sources"] < text["before"][:, None], (0, width - len(text["sources"]))) for text in texts
+    ]
+    return torch.cat(rows).to(device)
+
+
+def _means(values: dict[str, Tensor], where: Tensor | None = None) -> dict[str, float]:
+    return {name: round(float((x if where is None else x[where]).nanmean()), 4) for name, x in values.items()}

@@ -1,0 +1,72 @@
+"""The texts that are calibrated on: the model's own continuations of prompts, and what is measured of each."""
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..architecture.caches import prompt_cache
+from ..architecture.facts import ModelFacts
+from ..architecture.running import explainable
+from ..configuration import GradELLMConfig
+from ..jobs.prompts import Prompt
+from ..jobs.run import seeded
+from ..sequences.given import given_sequences
+from ..text.encoding import encode_prompt, text_tokenizer
+from .effects import leave_one_out
+from .features import head_features
+
+PROMPTS = Path(str(files("gradellm_hf.calibration") / "prompts.jsonl"))
+
+
+def balanced_order(kinds: Sequence[str], seed: int) -> list[int]:
+    """Positions of prompts in a random order in which every kind comes as often as it can, from the first on."""
+    draw, by_kind = random.Random(seed), defaultdict(list)
+    for index, kind in enumerate(kinds):
+        by_kind[kind].append(index)
+    for indices in by_kind.values():
+        draw.shuffle(indices)
+    turns = [(turn, kind, index) for kind, indices in by_kind.items() for turn, index in enumerate(indices)]
+    return [index for _, _, index in sorted(turns)]
+
+
+def measure(
+    facts: ModelFacts,
+    tokenizer: Any,
+    prompt: Prompt,
+    config: GradELLMConfig,
+    seed: str,
+    *,
+    num_tokens: int,
+    num_sources: int,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """Lets the model continue a prompt, and measures how much it rests on some of the tokens, and what its heads say of them.
+
+    Args:
+        seed: Of the continuation and of the draw of tokens.
+        num_tokens: How many the model writes.
+        num_sources: How many tokens are left out, one at a time.
+        batch_size: How many are left out per forward pass.
+
+    Returns:
+        `effects [N, K]`: what leaving out a source changes; `sources [K]`: their positions; `before [N]`: the number of
+        positions before each token; and the features of the heads, `[L, H, N, K]` in bfloat16.
+    """
+    ids = torch.tensor([encode_prompt(text_tokenizer(tokenizer), prompt.content)[2]], device=facts.input_device)
+    model: Any = facts.model
+    with seeded(seed, model):
+        written = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=num_tokens)
+        sources = torch.randperm(written.shape[1] - 1)[:num_sources].sort().values
+    text = given_sequences(facts, written, ids.shape[1], None)
+    with explainable(model):
+        effects, cache = leave_one_out(facts, text, sources, batch_size)
+        features = head_features(facts, text, config, sources, prompt_cache(cache, text.prompt_length - 1))
+    before = torch.arange(text.prompt_length, text.length)
+    both = {name: x.to(torch.bfloat16) for name, x in features.items()}
+    return {"effects": effects.float(), "sources": sources, "before": before, **both}
