@@ -38,7 +38,7 @@ test-oldest: test-$(OLDEST)
 
 test-middle: test-$(MIDDLE)
 
-# With the lowest version that pyproject.toml allows, of everything.
+# With the lowest version that pyproject.toml allows, of everything; on Linux, PyTorch's is a CUDA build.
 test-lowest: .venv-lowest/ready
 	@.venv-lowest/bin/python $(PYTEST) $(FAST)
 
@@ -110,11 +110,10 @@ $(READY): $(DEMO)
 	$(install_model)
 	@touch $@
 
-.venv-lowest/ready: pyproject.toml Makefile scripts/lowest.py
+.venv-lowest/ready: pyproject.toml Makefile
 	$(new_environment)
-	@$(INSTALL) --no-deps --editable .
-	@$(BIN) -m scripts.lowest > $(VENV)/lowest.txt
-	@echo 'Installing the lowest versions of what gradellm-hf and its tests need ...'
-	@$(INSTALL) --constraint $(VENV)/lowest.txt --editable '.[test]'
+	@echo 'Installing the lowest versions of what gradellm-hf and its tests need (several GB) ...'
+	@$(INSTALL) uv
+	@$(BIN) -m uv pip install --quiet --python $(BIN) --resolution lowest-direct --editable '.[test]'
 	$(install_model)
 	@touch $@

@@ -5,7 +5,7 @@
 The method is that of Huang & Chan, arXiv 2601.03089, its equations read head by head. In each layer, a head of position `p`
 puts out `z[p, h] = sum_i A[p, h, i] v[i, h]`: attention weights times values. To first order, the logit of the token that
 `p` predicts gets `A[p, h, i] <g[p, h], v[i, h]>` of it from position `i`, with `g` the gradient of that logit at `z[p, h]`.
-Summed over the heads, that is the heatmap of a layer; the positive parts of the layers' heatmaps add up to the heatmap.
+The positive parts of these, of all heads and layers, add up to the heatmap.
 
 This costs a forward and a backward pass over the whole text for every token. `gradellm_hf` gets the same numbers for all
 tokens from one of each, and for many more architectures.
@@ -47,9 +47,10 @@ def recorded(model: Any) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
 
 
 def layer_heatmap(attention_HT: Tensor, gradient_HD: Tensor, values_GTD: Tensor) -> Tensor:
-    """`c[i] = sum_h A[h, i] <g[h], v[i, h]>`, `[T]`: what one layer read from each position, signed."""
+    """`sum_h relu(A[h, i] <g[h], v[i, h]>)`, `[T]`: what one layer read from each position, for the token."""
     values_HTD = values_GTD.repeat_interleave(len(gradient_HD) // len(values_GTD), dim=0)
-    return torch.einsum("ht,hd,htd->t", attention_HT, gradient_HD, values_HTD)
+    contributions_HT = torch.einsum("ht,hd,htd->ht", attention_HT, gradient_HD, values_HTD)
+    return contributions_HT.relu().sum(0)
 
 
 def explain_next_token(model: Any, token_ids: Tensor, chosen: Tensor | int) -> Tensor:
@@ -68,7 +69,7 @@ def explain_next_token(model: Any, token_ids: Tensor, chosen: Tensor | int) -> T
             attention[0, :, -1],  # the last position predicts the next token: its row of the attention matrix,
             gradient[0, -1].view(-1, head_dim),  # and the gradient at its head outputs
             value[0].unflatten(-1, (-1, head_dim)).transpose(0, 1),
-        ).relu()
+        )
     return heatmap.detach()
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .architecture.adapters import ArchitectureAdapter, register_adapter
-    from .configuration import GradELLMConfig
+    from .configuration import GradELLMConfig, HeadWeights
     from .dataset import explain_dataset
     from .dataset.explanations import load_dataset_explanations
     from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError, UnsupportedVersionError
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .pipeline import ExplainedTextGenerationPipeline, register_pipeline
     from .results.explanation import Explanation
     from .results.output import ExplainGenerateOutput
+    from .results.sources import Sources
     from .streaming import ExplainedStep, explain_stream
     from .verification import verify
 
@@ -29,7 +30,9 @@ __all__ = [
     "GradELLMConfig",
     "GradELLMError",
     "GradELLMWarning",
+    "HeadWeights",
     "InvalidInputError",
+    "Sources",
     "UnsupportedArchitectureError",
     "UnsupportedVersionError",
     "explain_dataset",
@@ -45,7 +48,7 @@ __all__ = [
 #: The module of each public name. It is imported when the name is first used, so `gradellm --help` does not wait for torch.
 _MODULES = {
     ".architecture.adapters": ("ArchitectureAdapter", "register_adapter"),
-    ".configuration": ("GradELLMConfig",),
+    ".configuration": ("GradELLMConfig", "HeadWeights"),
     ".dataset": ("explain_dataset", "load_dataset_explanations"),
     ".errors": (
         "GradELLMError",
@@ -58,6 +61,7 @@ _MODULES = {
     ".generation": ("explain_generate", "explain_sequences"),
     ".model": ("GradELLM",),
     ".results.output": ("ExplainGenerateOutput",),
+    ".results.sources": ("Sources",),
     ".pipeline": ("ExplainedTextGenerationPipeline", "register_pipeline"),
     ".streaming": ("ExplainedStep", "explain_stream"),
     ".verification": ("verify",),

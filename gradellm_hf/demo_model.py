@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from .errors import GradELLMError
 
@@ -140,7 +140,22 @@ def _convert(gguf: Path, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    _read_tokenizer(gguf).save_pretrained(folder)
+
+
+def _read_tokenizer(gguf: Path) -> Any:
+    """The same with every version: earlier ones take CodeLlama's class, which puts a token in front, and another end."""
+    read = PreTrainedTokenizerFast.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=read.backend_tokenizer,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        unk_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = read.chat_template
+    return tokenizer
 
 
 def _config_for(model_class: Any, folder: Path) -> Any:

@@ -13,6 +13,7 @@ from .checks.renamed import renamed, warn_of_old_name
 from .configuration import GradELLMConfig, checked_config
 from .errors import InvalidInputError
 from .generation import explain_generate, explain_sequences
+from .results.chats import with_segments
 from .results.output import ExplainGenerateOutput
 from .sequences.prompt_checks import placeholder_mask
 from .text.chats import Chat, is_chat
@@ -146,6 +147,11 @@ class GradELLM(ModelWrapper):
         target: str | Sequence[str] | None = None,
         *,
         explain_config: GradELLMConfig | None = None,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        chat_template: str | None = None,
+        continue_final_message: bool | None = None,
+        enable_thinking: bool | None = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Explains what the model writes, or why it would write a given text.
@@ -158,6 +164,8 @@ class GradELLM(ModelWrapper):
                 the prompt directly: begin it with a space if one belongs between them. All of it is explained, also what
                 comes after an end-of-sequence token in it. None: the model writes.
             explain_config: What to explain and how. None: the configuration of this object.
+            tools, documents, chat_template, enable_thinking: For the chat template; see `apply_chat_template` of Transformers.
+            continue_final_message: Whether the model goes on with the last message. None: if it is an assistant's.
             **generate_kwargs: For `model.generate`: `max_new_tokens`, `do_sample`, ... Not together with `target`.
 
         Returns:
@@ -176,7 +184,15 @@ class GradELLM(ModelWrapper):
         """
         prompts, is_single = _prompts(text)
         tokenizer = text_tokenizer(self.tokenizer)
-        encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        template = {
+            "tools": tools,
+            "documents": documents,
+            "chat_template": chat_template,
+            "continue_final_message": continue_final_message,
+            "enable_thinking": enable_thinking,
+        }
+        template = {name: value for name, value in template.items() if value is not None}
+        encoded = [encode_prompt(tokenizer, prompt, template) for prompt in prompts]
         if target is None:
             input_ids, attention_mask = self._batch(tokenizer, [ids for _, _, ids in encoded])
             inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
@@ -189,7 +205,11 @@ class GradELLM(ModelWrapper):
             texts = _targets(target, len(prompts))
             targets = [encode_target(tokenizer, *prompt, text) for prompt, text in zip(encoded, texts)]
             out = self._explain_targets(tokenizer, [ids for _, _, ids in encoded], targets, explain_config)
-        explanations = out.explanations(tokenizer)
+        rows = out.explanations(tokenizer)
+        each = len(rows) // len(prompts)
+        explanations = [
+            with_segments(row, tokenizer, prompts[i // each], encoded[i // each][0], template) for i, row in enumerate(rows)
+        ]
         return explanations[0] if is_single and len(explanations) == 1 else explanations
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -45,7 +45,7 @@ FLOORS: list[dict[str, str]] = [
         "visualization": "web page, figure, table, terminal",
     },
     {
-        "configuration": "GradELLMConfig: what and how",
+        "configuration": "GradELLMConfig, HeadWeights",
         "text": "chats, tokens, words, sentences",
         "demo_model": "a small real model, from a package",
     },

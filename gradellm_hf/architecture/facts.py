@@ -77,6 +77,12 @@ class ModelFacts:
         return cache_argument(self.parameters)
 
     @cached_property
+    def num_heads(self) -> int:
+        """Number of query heads of a layer, by the configuration; of the layer with most if they differ."""
+        heads = self.model.config.get_text_config(decoder=True).num_attention_heads
+        return int(max(heads) if isinstance(heads, list | tuple) else heads)
+
+    @cached_property
     def vocabulary_size(self) -> int:
         """Number of token ids that the model can read."""
         return vocabulary_size(self.model)
@@ -128,7 +134,7 @@ def explained_layers(facts: ModelFacts, config: GradELLMConfig) -> list[int]:
     """The explained layers, ascending. Checks first that the model can be explained with this configuration.
 
     Raises:
-        InvalidInputError: There are no such layers.
+        InvalidInputError: There are no such layers, or the head weights are of a model of another shape.
         UnsupportedArchitectureError: The model has no attention layers, or cannot be explained with these options.
     """
     if not facts.calls_interface and (config.channel, config.spatial) != ("heads", "attention"):
@@ -138,6 +144,8 @@ def explained_layers(facts: ModelFacts, config: GradELLMConfig) -> list[int]:
         )
     if config.channel == "attention_output":
         _check_flattened_width(facts.model)
+    if config.head_weights is not None:
+        config.head_weights.check_model(facts.model_type, len(facts.attention), facts.num_heads)
     return config.layer_indices(len(facts.attention))
 
 

@@ -102,6 +102,11 @@ def head_group(attention: nn.Module, width: int) -> Any | None:
     return _group_of_parts(attention, width, max(widths, default=width))
 
 
+def first_head(group: Any | None, num_heads: int) -> int:
+    """The number of the first head of this process, if each process of the group has so many."""
+    return 0 if group is None else torch.distributed.get_rank(group) * num_heads
+
+
 def sum_over_heads(heatmap: Tensor, group: Any | None) -> Tensor:
     """The sum of the heatmaps of all processes of the group."""
     if group is not None:

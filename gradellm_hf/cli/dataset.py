@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import at_least, check_folder, check_prompts, seed, wrong
-from .model_options import add_model_arguments, load_model, use_own_device
+from .model_options import add_head_weights_argument, add_model_arguments, load_model, use_own_device
 from .result_options import print_errors
 
 RENAMED = {"--model": "MODEL", "--input": "--prompts", "--config": "--explain-config"}
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--column", metavar="NAME", help="the field with the prompt (default: prompt, messages or chat)")
     json_object: dict[str, Any] = {"type": _json_object, "default": {}, "metavar": "JSON"}
     group.add_argument("--explain-config", help="options of GradELLMConfig, e.g. '{\"layers\": 4}'", **json_object)
+    add_head_weights_argument(group)
     group = parser.add_argument_group("generation")
     group.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to write per prompt (default: 64)")
     group.add_argument("--generate", help="more options of generate, e.g. '{\"do_sample\": true}'", **json_object)
@@ -58,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
     from ..jobs.manifest import read_manifest
     from ..jobs.processes import processes
 
-    generate_kwargs, config = _generate_kwargs(options), GradELLMConfig.from_dict(options.explain_config)
+    generate_kwargs = _generate_kwargs(options)
+    config = GradELLMConfig.from_dict({**options.explain_config, **_head_weights(options)})
     folder = Path(options.output)
     check_folder("--output", folder)
     read_manifest(folder, FORMAT)  # of a job of this kind, if of any
@@ -84,6 +86,14 @@ def run(options: argparse.Namespace) -> int:
             print("Run the same command again to retry those that failed for lack of memory, or the like.", file=sys.stderr)
     state.destroy_process_group()
     return int(bool(explanations.errors))
+
+
+def _head_weights(options: argparse.Namespace) -> dict[str, str]:
+    if options.head_weights is None:
+        return {}
+    if "head_weights" in options.explain_config:
+        raise wrong("--head-weights and --explain-config both say `head_weights`; leave one out")
+    return {"head_weights": options.head_weights}
 
 
 def _generate_kwargs(options: argparse.Namespace) -> dict[str, Any]:

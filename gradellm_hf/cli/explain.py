@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checks import at_least, between, check_text, seed, wrong
-from .model_options import add_model_arguments, load_model
+from .model_options import add_head_weights_argument, add_model_arguments, load_model
 from .result_options import add_result_arguments, check_results, write_results
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--layers", type=_layers, metavar="LAYERS", help="all, a number of last layers, or indices with commas (0,5,-1)"
     )
+    add_head_weights_argument(group)
 
     group = parser.add_argument_group("generation")
     group.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to generate at most (default: 64)")
@@ -132,11 +133,13 @@ def _config(options: argparse.Namespace) -> "GradELLMConfig":
     from ..configuration import GradELLMConfig
     from ..errors import InvalidInputError
 
-    layers = {} if options.layers is None else {"layers": options.layers}
+    further: dict[str, Any] = {"head_weights": options.head_weights}
+    if options.layers is not None:
+        further["layers"] = options.layers
     try:
         if options.preset == "paper":
-            return GradELLMConfig.paper(**layers)
-        return GradELLMConfig(spatial="loosened" if options.preset == "loosened" else "attention", **layers)
+            return GradELLMConfig.paper(**further)
+        return GradELLMConfig(spatial="loosened" if options.preset == "loosened" else "attention", **further)
     except InvalidInputError as error:
         raise wrong(str(error)) from error
 

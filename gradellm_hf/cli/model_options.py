@@ -29,6 +29,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--trust-remote-code", action="store_true", help="run model code that comes with the model")
 
 
+def add_head_weights_argument(group: Any) -> None:
+    group.add_argument(
+        "--head-weights",
+        metavar="FILE",
+        help="weights of the heads, as `gradellm calibrate` writes them; or a repository on the Hub that has them",
+    )
+
+
 def use_own_device(options: argparse.Namespace, state: Any) -> None:
     """Lets each of several processes have the model on its own device, if the options do not say otherwise.
 

@@ -57,7 +57,7 @@ def write_results(explanation: "Explanation", options: argparse.Namespace) -> in
         else:
             print(f"Wrote {path}", file=sys.stderr)
     if options.json:
-        print_json(as_json(explanation, options.top))
+        print_json(explanation.to_dict(options.top))
     else:
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(explanation.render(top=options.top, color=color))
@@ -81,35 +81,3 @@ def print_errors(errors: Mapping[int, str], verb: str, ids: Sequence[Any] | Mapp
         print(f"Prompt {index}{name} was not {verb}: {error}", file=sys.stderr)
     if len(errors) > _SHOWN_ERRORS:
         print(f"... and {len(errors) - _SHOWN_ERRORS} more were not.", file=sys.stderr)
-
-
-def as_json(explanation: "Explanation", top: int) -> dict[str, Any]:
-    """An explanation as JSON values; scores to six digits."""
-    start = explanation.prompt_length
-    steps = []
-    for n, scores in enumerate(explanation.attributions.tolist()):
-        strongest = [contribution._asdict() for contribution in explanation.top(n, top)]
-        steps.append(
-            {
-                "position": start + n,
-                "token": explanation.tokens[start + n],
-                "probability": _rounded(explanation.token_probabilities[n].item()),
-                "target_score": None if explanation.target_scores is None else _rounded(explanation.target_scores[n].item()),
-                "strongest": [{**contribution, "score": _rounded(contribution["score"])} for contribution in strongest],
-                "attributions": [_rounded(score) for score in scores[: start + n]],
-            }
-        )
-    return {
-        "model": explanation.model_name,
-        "text": explanation.text,
-        "prompt_length": start,
-        "tokens": explanation.tokens,
-        "token_ids": explanation.token_ids,
-        "special": explanation.special,
-        "layers": explanation.layers,
-        "steps": steps,
-    }
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ..engines.memory import is_out_of_memory, release_memory
+from ..engines.memory import is_device_lost, is_out_of_memory, release_memory
 from ..errors import InvalidInputError, UnsupportedArchitectureError
 from ..jobs.manifest import fingerprint
 from ..jobs.prompts import PromptReader
 from ..model import GradELLM
 from ..results.explanation import Explanation
-from ..text.encoding import encode_prompt, text_tokenizer
+from ..text.encoding import TEMPLATE_OPTIONS, encode_prompt, text_tokenizer
 from .shards import Result, check_storable
 
 
@@ -30,7 +30,7 @@ class SortedPrompts:
         batch_size: Number of prompts that are explained together.
         seed: Of sampling. A batch is sampled from this seed and its places.
         score_dtype: In which the scores are stored.
-        generate_kwargs: For `model.generate`.
+        generate_kwargs: For `GradELLM.explain`.
 
     Raises:
         InvalidInputError: Not a single prompt can be read.
@@ -49,13 +49,14 @@ class SortedPrompts:
         self._generate_kwargs, self._score_dtype = generate_kwargs, score_dtype
         self._has_explained = False
         tokenizer = text_tokenizer(explainer.tokenizer)
+        template = {name: generate_kwargs[name] for name in TEMPLATE_OPTIONS if generate_kwargs.get(name) is not None}
         digest, first_error, lengths = hashlib.sha256(), None, array("Q")
         for index in range(len(prompts)):
             record: Any = None
             token_ids: list[int] = []
             try:
                 record = prompts[index]
-                token_ids = encode_prompt(tokenizer, record.content)[2]
+                token_ids = encode_prompt(tokenizer, record.content, template)[2]
             except Exception as error:  # recorded when its turn comes
                 first_error = first_error or error
             lengths.append(len(token_ids))
@@ -84,9 +85,9 @@ class SortedPrompts:
         """One batch. If it does not fit into memory, its halves are explained; if it fails otherwise, each prompt alone."""
         try:
             return self._explain_batch(batch)
-        except (UnsupportedArchitectureError, torch.AcceleratorError):
-            raise  # no other prompt will work: the model is not supported, or the device is lost until a new start
         except Exception as error:
+            if isinstance(error, UnsupportedArchitectureError) or is_device_lost(error):
+                raise  # no other prompt will work
             if len(batch) == 1:
                 self._check_others(batch.start, error)
                 index = self._order[batch.start]

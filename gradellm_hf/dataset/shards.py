@@ -14,6 +14,7 @@ from ..checks.schema import Natural, TensorKind, check, check_tensors, known_fie
 from ..errors import InvalidInputError, may_pass
 from ..results.explanation import Explanation
 from ..text.readable import earlier_positions
+from ..text.segments import Segment
 
 FORMAT = "gradellm_hf.shard"
 FORMAT_VERSION = 1
@@ -34,13 +35,17 @@ _TENSORS = {  # of an explanation: C scores, B bytes of text
 }
 
 
-class Record(TypedDict):
-    """What a shard knows of a prompt."""
-
+class _Record(TypedDict):
     index: Natural
     id: Any
     error: str | None
     prompt_lengths: list[Natural]
+
+
+class Record(_Record, total=False):
+    """What a shard knows of a prompt. Those of the first release know no `segments`."""
+
+    segments: list[Segment] | None
 
 
 class _Common(TypedDict, total=False):
@@ -95,7 +100,9 @@ def write_shard(path: Path, results: Iterable[Result], dtype: torch.dtype) -> No
     common: dict[str, Any] = {}
     for result in results:
         lengths = [explanation.prompt_length for explanation in result.explanations]
-        records.append({"index": result.index, "id": result.id, "error": result.error, "prompt_lengths": lengths})
+        segments = result.explanations[0].segments if result.explanations else None
+        record = {"index": result.index, "id": result.id, "error": result.error, "prompt_lengths": lengths}
+        records.append({**record, "segments": segments})
         for row, explanation in enumerate(result.explanations):
             common = {name: getattr(explanation, name) for name in ("layers", "layer_names", "model_name")}
             tensors |= {_prefix(result.index, row) + name: x for name, x in _packed(explanation, dtype).items()}
@@ -134,12 +141,14 @@ class Shard:
             attributes: Further attributes of the explanations, which the file does not hold.
         """
         explanations = []
+        record = self.prompts[index]
+        attributes = {**self._common, "segments": record.get("segments"), **attributes}
         with reading(self._path, _ADVICE):
-            for row, prompt_length in enumerate(self.prompts[index]["prompt_lengths"]):
+            for row, prompt_length in enumerate(record["prompt_lengths"]):
                 prefix = _prefix(index, row)
                 tensors = self._file.tensors(prefix + name for name in _TENSORS)
                 tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
-                explanations.append(_unpacked(tensors, prompt_length, {**self._common, **attributes}))
+                explanations.append(_unpacked(tensors, prompt_length, attributes))
         return explanations
 
     def is_worth_another_try(self, index: int) -> bool:

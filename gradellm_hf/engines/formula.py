@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from ..architecture.tolerances import HEAD_OUTPUTS
+from ..configuration import GradELLMConfig
 
 
 def group_heads(x_RHND: torch.Tensor, num_groups: int) -> torch.Tensor:
@@ -70,25 +71,62 @@ class HeadFormula:
     Args:
         spatial: Spatial importance of a key, `"attention"` or `"loosened"`.
         positive_heads: Keep only the positive part of each head's contribution.
+        magnitudes: Add up magnitudes, `w[p, h, i] ||g[p, h]|| ||v[i, h]||`, in place of contributions.
+        head_weights: How much each head counts, `[H]`; None: all alike.
     """
 
     spatial: str = "attention"
     positive_heads: bool = False
+    magnitudes: bool = False
+    head_weights: torch.Tensor | None = None
 
-    def sum_heads(self, contributions_RGMNT: torch.Tensor) -> torch.Tensor:
-        """The heatmap of a layer, `[R, N, T]`, from the contributions `w[p, h, i] <g[p, h], v[i, h]>` of its heads."""
-        if self.positive_heads:
-            contributions_RGMNT = contributions_RGMNT.relu()
-        return contributions_RGMNT.sum((1, 2))
+    @classmethod
+    def of_layer(cls, config: GradELLMConfig, layer: int, num_heads: int, first_head: int) -> "HeadFormula":
+        """The formula of some heads of a layer: `num_heads` of them, from `first_head` on."""
+        weights = config.head_weights
+        unsigned = config.positive_only and config.target != "contrast"
+        return cls(
+            spatial=config.spatial,
+            positive_heads=config.positive_only and config.positive_part == "head",
+            magnitudes=weights is not None and weights.feature == "magnitude" and unsigned,
+            head_weights=None if weights is None else weights.of_layer(layer, num_heads, first_head),
+        )
+
+    def sum_heads(
+        self,
+        weights_RGMNT: torch.Tensor,
+        contributions_RGMNT: torch.Tensor,
+        gradient_RGMND: torch.Tensor,
+        value_RGTD: torch.Tensor,
+    ) -> torch.Tensor:
+        """The heatmap of a layer, `[R, N, T]`, from the contributions `w[p, h, i] <g[p, h], v[i, h]>` of its heads.
+
+        Args:
+            weights_RGMNT: Spatial importance, `w[p, h, i]`.
+            gradient_RGMND, value_RGTD: `g[p, h]` and `v[i, h]`, for their norms.
+        """
+        heads = contributions_RGMNT
+        if self.magnitudes:
+            gradient_norms, value_norms = (
+                torch.linalg.vector_norm(x, dim=-1, keepdim=True) for x in (gradient_RGMND, value_RGTD)
+            )
+            heads = weights_RGMNT * grouped_products(gradient_norms, value_norms)
+        elif self.positive_heads:
+            heads = heads.relu()
+        if self.head_weights is None:
+            return heads.sum((1, 2))
+        summed: torch.Tensor = self.head_weights.to(heads) @ heads.flatten(1, 2).flatten(2)
+        return summed.view(-1, *heads.shape[-2:])
 
 
 def head_heatmap(
     formula: HeadFormula, weights_RHNT: torch.Tensor, value_RGTD: torch.Tensor, gradient_RHND: torch.Tensor
 ) -> torch.Tensor:
-    """Layer heatmap `c[n, i] = sum_h w[p, h, i] <g[p, h], v[i, h]>`, `[R, N, T]`, in float32 or wider."""
+    """The heatmap of a layer, `[R, N, T]`, in float32 or wider."""
     groups, precision = value_RGTD.shape[1], torch.promote_types(value_RGTD.dtype, torch.float32)
     weights, value, gradient = (x.to(precision) for x in (weights_RHNT, value_RGTD, gradient_RHND))
-    return formula.sum_heads(group_heads(weights, groups) * grouped_products(group_heads(gradient, groups), value))
+    weights, gradient = group_heads(weights, groups), group_heads(gradient, groups)
+    return formula.sum_heads(weights, weights * grouped_products(gradient, value), gradient, value)
 
 
 def explains_head_outputs(weights_RHNT: torch.Tensor, value_RGTD: torch.Tensor, output_RHND: torch.Tensor) -> bool:

@@ -1,6 +1,7 @@
 """The loop that all engines share: run a chunk of steps, evaluate the target, run the backward pass, add up the heatmaps."""
 
 import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -14,7 +15,7 @@ from ..architecture.compat import cache_of, heeded_keywords
 from ..architecture.facts import ModelFacts
 from ..architecture.interception import attention_handler
 from ..architecture.offloading import reload_offloaded_weights
-from ..architecture.tensor_parallel import head_group, out_of_memory_in_group, sum_over_heads
+from ..architecture.tensor_parallel import first_head, head_group, out_of_memory_in_group, sum_over_heads
 from ..configuration import GradELLMConfig
 from ..errors import UnsupportedArchitectureError
 from ..sequences.explained import ExplainedSequences
@@ -26,6 +27,7 @@ from .position_local import AttentionOptions
 from .targets import check_contrast, contrast_ids, evaluate_target
 
 Record = Callable[[int, Tensor], None]
+FormulaOf = Callable[[int, int], HeadFormula]
 AttentionResult = tuple[Tensor, Tensor | None]  # the head outputs `[R, N, H, Dv]`, and attention weights
 
 
@@ -42,7 +44,8 @@ class AttentionWatch(ABC):
     Args:
         facts: The model.
         layers: Explained layers, ascending, as numbers of calls.
-        formula: How the heads make a heatmap; None if `channel="attention_output"` computes the heatmaps.
+        formula_of: How the heads make the heatmap of a layer, given its number and how many heads this process has; None if
+            `channel="attention_output"` computes the heatmaps.
         record: Takes a layer and its heatmap, `[R, N, T]`; called in the backward pass.
         head_widths: Takes the channels of the head outputs of each explained layer, `H * D` of the heads in this process.
     """
@@ -54,11 +57,11 @@ class AttentionWatch(ABC):
         self,
         facts: ModelFacts,
         layers: list[int],
-        formula: HeadFormula | None,
+        formula_of: FormulaOf | None,
         record: Record,
         head_widths: dict[int, int],
     ):
-        self.facts, self.layers, self.formula, self.record, self.head_widths = facts, layers, formula, record, head_widths
+        self.facts, self.layers, self.formula_of, self.record, self.head_widths = facts, layers, formula_of, record, head_widths
 
     @abstractmethod
     def open(self, cache: Any, num_positions: int) -> AbstractContextManager[Any]:
@@ -244,14 +247,20 @@ class _Run:
         missing, heatmaps = set(self.layers), self.heatmaps.chunk(first, last)
         head_widths: dict[int, int] = {}
 
+        @functools.cache
+        def group(layer: int) -> Any | None:
+            return head_group(self.facts.attention[layer], head_widths[layer])
+
+        def formula_of(layer: int, num_heads: int) -> HeadFormula:
+            return HeadFormula.of_layer(self.config, layer, num_heads, first_head(group(layer), num_heads))
+
         def record(layer: int, heatmap: Tensor) -> None:
             missing.discard(layer)
             if channel is None:  # a channel has gathered all heads already
-                heatmap = sum_over_heads(heatmap, head_group(self.facts.attention[layer], head_widths[layer]))
+                heatmap = sum_over_heads(heatmap, group(layer))
             heatmaps.add(layer, heatmap)
 
-        formula = None if channel else HeadFormula(self.config.spatial, self.config.positive_part == "head")
-        watch = self.watch_type(self.facts, self.layers, formula, record, head_widths)
+        watch = self.watch_type(self.facts, self.layers, None if channel else formula_of, record, head_widths)
         if channel:
             channel.open_chunk(last - first, watch.visible, record, whole_prefix=from_start)
         cache = fork_if_plain(cache)  # if this fails, the cache from before is still there

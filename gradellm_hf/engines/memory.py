@@ -62,6 +62,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def is_device_lost(error: BaseException) -> bool:
+    """Whether nothing more runs on the device until a new start, as after a failed assertion in one of its kernels."""
+    named = getattr(torch, "AcceleratorError", None)  # since torch 2.8; before it, an error without a name of its own
+    return isinstance(error, named) if named else isinstance(error, RuntimeError) and "CUDA error: " in str(error)
+
+
 def release_memory() -> None:
     """Gives memory that PyTorch holds in reserve back to the device."""
     from accelerate.utils.memory import clear_device_cache

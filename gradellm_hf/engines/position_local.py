@@ -159,7 +159,7 @@ class PositionLocalAttention(torch.autograd.Function):
 
     Inputs: `anchor`, a leaf because of which autograd comes here; `query [R, H, N, D]`; `key [R, G, T, D]`;
     `value [R, G, T, Dv]`; the mask and all options; the formula of the heatmap; and `record`. The backward pass calls `record`
-    with the heatmap `c[n, i] = sum_h w[p, h, i] <d f_n / d z[p, h], v[i, h]>`, `[R, N, T]`. Formula and `record` are None for
+    with the heatmap `[R, N, T]`, which the formula makes of `w[p, h, i]`, `d f_n / d z[p, h]` and `v[i, h]`. Both are None for
     layers that are not explained.
     """
 
@@ -203,10 +203,10 @@ class PositionLocalAttention(torch.autograd.Function):
             contributions = grouped_products(g, v)
             weighted = weights * contributions
             if heatmap is not None and ctx.formula.spatial == "attention":
-                heatmap[:, block] = ctx.formula.sum_heads(weighted)
+                heatmap[:, block] = ctx.formula.sum_heads(weights, weighted, g, v)
             elif heatmap is not None:
                 loosened = loosened_weights(products, q, k[:, :, None], options.grouped_mask(groups, block))
-                heatmap[:, block] = ctx.formula.sum_heads(loosened * contributions)
+                heatmap[:, block] = ctx.formula.sum_heads(loosened, loosened * contributions, g, v)
             if d_inputs is None:
                 continue
             d_query, d_key, d_value = d_inputs

@@ -42,7 +42,7 @@ class ProjectionWatch(AttentionWatch):
         raise NotImplementedError  # `channel="attention_output"` is refused for models without the interface
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:
-        if self.formula is None:
+        if self.formula_of is None:
             raise NotImplementedError  # `channel="attention_output"` is refused for models without the interface
         attentions = getattr(outputs, "attentions", None)
         if not attentions or any(weights is None for weights in attentions):
@@ -63,7 +63,8 @@ class ProjectionWatch(AttentionWatch):
                     "not the attention weights times the values, so this architecture cannot be explained exactly without "
                     "the AttentionInterface."
                 )
-            self.record(layer, head_heatmap(self.formula, weights, value, head_gradient))
+            formula = self.formula_of(layer, weights.shape[1])
+            self.record(layer, head_heatmap(formula, weights, value, head_gradient))
 
     def _values(self, layer: int, outputs: Any) -> Tensor:
         """`[R, G, T, Dv]`."""

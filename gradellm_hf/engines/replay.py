@@ -36,8 +36,10 @@ class ReplayWatch(InterfaceWatch):
         if layer < self.layers[0]:
             output = attention_output(query, key, value, options())
         else:
-            record = functools.partial(self.record, layer) if self.formula and layer in self.layers else None
-            output = position_local_attention(self.anchor, query, key, value, options(), self.formula, record)
+            explained = self.formula_of if layer in self.layers else None
+            formula = explained(layer, query.shape[1]) if explained else None
+            record = functools.partial(self.record, layer) if explained else None
+            output = position_local_attention(self.anchor, query, key, value, options(), formula, record)
         return output.transpose(1, 2).contiguous(), None
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:

@@ -45,14 +45,15 @@ class StepWatch(InterfaceWatch):
             output = output.detach().requires_grad_()
         if layer in self.layers:
             self._outputs.append(output)
-            if self.formula:
-                spatial_weights = self._weights(self.formula.spatial, query, key, value, options, weights, output.detach())
-                self._heatmaps.append(functools.partial(head_heatmap, self.formula, spatial_weights, value.detach()))
+            if self.formula_of:
+                formula = self.formula_of(layer, query.shape[1])
+                spatial_weights = self._weights(formula.spatial, query, key, value, options, weights, output.detach())
+                self._heatmaps.append(functools.partial(head_heatmap, formula, spatial_weights, value.detach()))
         return output, weights
 
     def backward(self, outputs: Any, gradient: Tensor) -> None:
         gradients = torch.autograd.grad(outputs.logits[:, -1:], self._outputs, gradient, allow_unused=True)
-        for layer, heatmap, output_gradient in zip(self.layers, self._heatmaps, gradients, strict=bool(self.formula)):
+        for layer, heatmap, output_gradient in zip(self.layers, self._heatmaps, gradients, strict=bool(self.formula_of)):
             if output_gradient is not None:
                 self.record(layer, heatmap(output_gradient[:, -1:].transpose(1, 2)))
 

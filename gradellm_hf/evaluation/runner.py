@@ -14,7 +14,7 @@ from torch import Tensor
 from ..architecture.support import unwrap
 from ..checks.arguments import whole_number
 from ..checks.schema import check
-from ..engines.memory import is_out_of_memory, release_memory
+from ..engines.memory import is_device_lost, is_out_of_memory, release_memory
 from ..errors import InvalidInputError, may_pass
 from ..jobs.manifest import describe_job, fingerprint
 from ..jobs.prompts import Prompt, PromptReader
@@ -169,9 +169,9 @@ class _Run:
                 "metric_errors": metric_errors,
                 "values": values,
             }
-        except torch.AcceleratorError:
-            raise  # the device is lost until a new start
         except Exception as error:
+            if is_device_lost(error):
+                raise
             return {**record, "error": _described(error)}
 
     def _explain(self, index: int, text: EvaluatedText) -> tuple[dict[str, Tensor], dict[str, float], dict[str, str]]:
@@ -184,9 +184,9 @@ class _Run:
             try:
                 heatmaps[name] = _checked(self._run(method, index, text), shape)
                 seconds[name] = time.perf_counter() - start
-            except torch.AcceleratorError:
-                raise
             except Exception as error:
+                if is_device_lost(error):
+                    raise
                 errors[name] = _described(error)
         return heatmaps, seconds, errors
 
@@ -210,9 +210,9 @@ class _Run:
             try:
                 result = metric.measure(unwrap(self._explainer.model), text, stacked, self._settings, generator)
                 values[name] = dict(zip(heatmaps, result.tolist()))
-            except torch.AcceleratorError:
-                raise
             except Exception as error:
+                if is_device_lost(error):
+                    raise
                 errors[name] = _described(error)
         return values, errors
 

@@ -14,6 +14,7 @@ from ..jobs.prompts import Prompt
 from ..metrics.agreement import token_labels
 from ..model import GradELLM
 from ..text.encoding import encode_prompt, encode_target, text_tokenizer
+from ..text.segments import Segment
 from ..text.token_text import special_tokens, token_texts
 from ..text.units import unit_ranges
 
@@ -94,6 +95,8 @@ class _Prompt(NamedTuple):
     tokens: list[str]
     prompt_length: int
     special: list[bool]
+    text: str = ""  # nothing is written yet
+    segments: list[Segment] | None = None
 
 
 def _sources(read: _Prompt, prompt: Prompt) -> Tensor:

@@ -4,7 +4,8 @@ import os
 from typing import Any
 
 from ..checks.files import read_metadata
-from ..results.explanation import FORMAT, Explanation
+from ..results.explanation import Explanation
+from ..results.files import FORMAT
 from ..results.output import ExplainGenerateOutput
 
 

@@ -18,8 +18,9 @@ def to_dataframe(explanations: Explanation | Sequence[Explanation]) -> "DataFram
     """A long table: one row per sequence, step, and position before that step.
 
     Columns: `sequence`, `step` (`n`), `generated_position` (`P + n`), `generated_token`, `probability` (of that token),
-    `target_score` (if known), `position`, `token`, `score`, `in_prompt`, `special`. Larger units (after `aggregate`) also
-    contribute to themselves, and have a row for that.
+    `target_score` (if known), `position`, `token`, `name` (of spans and messages), `score`, `share` (0 for what is no source;
+    see `Explanation.sources`), `kind` (`"content"`, or why it is none), `in_prompt`, `special`. Larger units (after
+    `aggregate`) also contribute to themselves, and have a row for that.
 
     Args:
         explanations: One sequence or several.

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 register_method("grad_ellm", grad_ellm)
-register_method("grad_ellm_heads", partial(grad_ellm, explain_config=GradELLMConfig(positive_part="head")))
+register_method("grad_ellm_layers", partial(grad_ellm, explain_config=GradELLMConfig(positive_part="layer")))
 register_method("grad_ellm_loosened", partial(grad_ellm, explain_config=GradELLMConfig(spatial="loosened")))
 register_method("grad_ellm_paper", partial(grad_ellm, explain_config=GradELLMConfig.paper()))
 register_method("attention_last", attention_last)

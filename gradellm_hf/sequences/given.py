@@ -21,6 +21,7 @@ def given_sequences(
     _check_sequences(facts, sequences, prompt_length, attention_mask)
     prompt_length = int(prompt_length)
     with torch.inference_mode(False):
+        sequences = sequences.long()  # indices of 32 bits are not taken by every version of PyTorch
         mask = None if attention_mask is None else binary_mask("attention_mask", attention_mask).to(sequences.device)
         padding = None if mask is None else mask[:, :prompt_length].long()
         check_left_padding(padding, prompt_length)

@@ -1,10 +1,18 @@
 """From prompts, chats and targets to token ids."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+from transformers.utils import get_json_schema
+
+from ..checks.arguments import is_list
 from ..errors import InvalidInputError
 from .chats import Chat, check_chat
 from .token_text import is_unicode, token_texts
+
+#: What may be said to a chat template, in `explain`, `explain_dataset` and on the command line.
+TEMPLATE_OPTIONS = ("tools", "documents", "chat_template", "continue_final_message", "enable_thinking")
 
 
 def text_tokenizer(tokenizer: Any) -> Any:
@@ -27,29 +35,59 @@ def text_tokenizer(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def encode_prompt(tokenizer: Any, prompt: str | Chat) -> tuple[str, bool, list[int]]:
+def encode_prompt(
+    tokenizer: Any, prompt: str | Chat, options: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[str, bool, list[int]]:
     """The text that the model reads, whether the tokenizer adds special tokens to it, and its token ids.
+
+    Args:
+        options: For the chat template; see `template_options`.
 
     Raises:
         InvalidInputError: It is neither text nor a chat of text, it is empty, holds half a character, or there is no chat
             template.
     """
-    is_text = isinstance(prompt, str)
-    if is_text:
+    if isinstance(prompt, str):
+        if options:
+            raise InvalidInputError(f"{sorted(options)} are for a chat template, and the prompt is a text. Give a chat.")
         text = str(prompt)
     else:
-        check_chat(prompt)
-        if not getattr(tokenizer, "chat_template", None):
-            raise InvalidInputError(
-                "The tokenizer has no chat template, so it cannot write a chat. Give the prompt as one text, or set "
-                "`tokenizer.chat_template`."
-            )
-        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True))
+        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, **template_options(tokenizer, prompt, options)))
+    is_text = isinstance(prompt, str)
     _check_unicode("The prompt", text)
     ids = tokenizer(text, add_special_tokens=is_text)["input_ids"]
     if not text or not ids:
         raise InvalidInputError("The prompt is empty: there is nothing that the model could rest on. Give at least one token.")
     return text, is_text, list(ids)
+
+
+def template_options(tokenizer: Any, chat: Chat, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of `apply_chat_template`. A chat that ends in an assistant's message is continued, as the pipeline does.
+
+    Args:
+        options: Those of `TEMPLATE_OPTIONS` that are given.
+
+    Raises:
+        InvalidInputError: It is no chat of text, there is no chat template, or there is no message to continue.
+    """
+    check_chat(chat)
+    if not (options.get("chat_template") or getattr(tokenizer, "chat_template", None)):
+        raise InvalidInputError(
+            "The tokenizer has no chat template, so it cannot write a chat. Give the prompt as one text, or set "
+            "`tokenizer.chat_template`."
+        )
+    continues = options.get("continue_final_message")
+    if continues and not chat[-1].get("content"):
+        raise InvalidInputError(f"The last message has no content to continue: {dict(chat[-1])!r}.")
+    if continues is None:
+        continues = chat[-1]["role"] == "assistant" and bool(chat[-1].get("content"))
+    given = {**options, "continue_final_message": continues, "add_generation_prompt": not continues}
+    for kind in ("tools", "documents"):
+        if given.get(kind) is not None and not is_list(given[kind]):
+            raise InvalidInputError(f"`{kind}` must be a list, got {given[kind]!r}.")
+    if given.get("tools"):
+        given["tools"] = [tool if isinstance(tool, Mapping) else get_json_schema(tool) for tool in given["tools"]]
+    return given
 
 
 def encode_target(tokenizer: Any, prompt: str, add_special_tokens: bool, prompt_ids: list[int], target: str) -> list[int]:

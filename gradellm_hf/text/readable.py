@@ -5,11 +5,13 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-Level = Literal["token", "word", "sentence"]
+from .segments import Segment
+
+Level = Literal["token", "word", "sentence", "paragraph", "message"]
 
 
 class Contribution(NamedTuple):
-    """What one position contributed to a generated unit."""
+    """What one position contributed to a generated unit. `token`: its text, or the name of a named span."""
 
     position: int
     token: str
@@ -25,6 +27,10 @@ class Tokenised(Protocol):
     def prompt_length(self) -> int: ...
     @property
     def special(self) -> list[bool]: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def segments(self) -> list[Segment] | None: ...
 
 
 class Readable(Tokenised, Protocol):
@@ -36,8 +42,6 @@ class Readable(Tokenised, Protocol):
     def attributions(self) -> Tensor: ...
     @property
     def token_probabilities(self) -> Tensor: ...
-    @property
-    def text(self) -> str: ...
     @property
     def target_scores(self) -> Tensor | None: ...
     @property
@@ -54,9 +58,12 @@ class Readable(Tokenised, Protocol):
     def level(self) -> str: ...
     @property
     def unit_names(self) -> list[str | None] | None: ...
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
     def units(self, level: Level) -> list[tuple[int, int]]: ...
     def aggregate(self, by: Level) -> "Readable": ...
-    def top(self, step: int, k: int = 10, *, include_special: bool = False) -> list[Contribution]: ...
 
 
 def earlier_positions(

@@ -1,7 +1,7 @@
-"""From tokens to words, sentences and named spans, by character offsets in the text."""
+"""From tokens to words, sentences, messages and named spans, by character offsets in the text."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 import regex
@@ -10,67 +10,45 @@ from torch import Tensor
 
 from ..checks.arguments import is_index, is_list
 from ..errors import InvalidInputError
+from .owners import owners, segments_of, stretches
 from .readable import Readable, Tokenised
+from .splitting import BEGINS
 
 Span = tuple[int, int] | str
 Spans = Mapping[str, Span] | Sequence[Span]
 Unit = tuple[int, int]
 
-_LETTERS = r"[[\w\p{M}\u200c]--\p{Han}]"
-_WORD = regex.compile(
-    rf"""
-    (?: [^\S\r\n]*+ [\r\n]+ )+
-    | [^\S\r\n]*+ (?:
-        \p{{Han}}\p{{M}}*
-        | {_LETTERS}+ (?: (?: ['\u2019\u200d] | (?<=\p{{Nd}})[.,](?=\p{{Nd}}) ) {_LETTERS}+ )*
-        | [\p{{P}}[\p{{S}}&&\p{{ASCII}}]]+ \p{{M}}*
-        | (?!\s)\X
-    )
-    | \s+
-    """,
-    regex.VERBOSE | regex.VERSION1,
-)
-_CLOSING = r"""["'\p{Pe}\p{Pf}]*+"""
-_FULL_STOPS = r"[\u3002\uff01\uff1f\uff61\u061f\u06d4\u0964\u0965]"  # Chinese and Japanese, Arabic and Urdu, Hindi
-_STOP = rf"(?: (?<![.!?…])[.!?…]++ {_CLOSING} (?=\s|\Z) | {_FULL_STOPS}++ {_CLOSING} )"
-_LINE_END = r"(?: (?<![^\S\r\n])[^\S\r\n]*+ [\r\n]+ )"  # runs are tried from their beginning only: linear time
-_SENTENCE = regex.compile(
-    rf"(?: .*? (?: {_STOP} {_LINE_END}* | {_LINE_END}+ ) | .+ )", regex.VERBOSE | regex.VERSION1 | regex.DOTALL
-)
-
 
 def unit_ranges(explanation: Tokenised, level: str, generated: str | None = None) -> list[Unit]:
     """Half-open ranges of tokens that cover the sequence in order; see `Explanation.units`."""
     border, length = explanation.prompt_length, len(explanation.tokens)
+    parts = stretches(explanation)
     return [
-        *_ranges(explanation, 0, border, level),
-        *_ranges(explanation, border, length, level if generated is None else generated),
+        *_ranges(explanation, parts, range(border), level),
+        *_ranges(explanation, parts, range(border, length), level if generated is None else generated),
     ]
+
+
+def unit_names(explanation: Readable, units: list[Unit]) -> list[str | None]:
+    """The name of the message, or of the part of the answer, that each unit is in; None for the template and special tokens."""
+    segments, owner = segments_of(explanation), stretches(explanation)
+    first = [owner[start] for start, _ in units]
+    return [None if i is None or i < 0 else segments[i]["name"] for i in first]
 
 
 def span_ranges(explanation: Readable, spans: Spans) -> tuple[list[Unit], list[str | None]]:
     """Ranges of tokens that cover the prompt, and their names: one for each span, and more for the text between."""
-    offsets = [0, *accumulate(map(len, explanation.tokens[: explanation.prompt_length]))]
-    prompt = explanation.text[: offsets[-1]]
+    border = explanation.prompt_length
+    prompt = "".join(explanation.tokens[:border])
     places = sorted((*_place(span, prompt, name), name) for name, span in _named(spans))
     for (_, end, name), (start, _, next_name) in pairwise(places):
         if start < end:
             raise InvalidInputError(f"The spans {name!r} and {next_name!r} overlap. Give spans without common characters.")
-    owners: list[int | None] = []
-    for start, end in pairwise(offsets):
-        visible = start + len(prompt[start:end]) - len(prompt[start:end].lstrip())  # a token's leading space counts little
-        start = visible if visible < end else start
-        owners.append(next((i for i, (a, b, _) in enumerate(places) if a < max(end, start + 1) and start < b), None))
-    special = explanation.special
-
-    def begins_unit(k: int) -> bool:
-        if k == 0 or owners[k] != owners[k - 1]:
-            return True
-        return owners[k] is None and (special[k] or special[k - 1])
-
-    begins = list(filter(begins_unit, range(len(owners))))
-    units = list(pairwise([*begins, len(owners)]))
-    found = [owners[k] for k in begins]
+    owner = owners(explanation, [(start, end) for start, end, _ in places])[:border]
+    parts = stretches(explanation)
+    groups = [list(group) for _, group in groupby(range(border), lambda k: (owner[k], parts[k] if owner[k] is None else 0))]
+    units = [(group[0], group[-1] + 1) for group in groups]
+    found = [owner[start] for start, _ in units]
     if missing := [name for i, (*_, name) in enumerate(places) if i not in found]:
         raise InvalidInputError(f"The spans {missing} share all their tokens with another span. Make them longer.")
     return units, [None if i is None else places[i][2] for i in found]
@@ -106,27 +84,22 @@ def merged(explanation: Readable, units: list[Unit]) -> dict[str, Any]:
     }
 
 
-def _ranges(explanation: Tokenised, first: int, last: int, level: str) -> list[Unit]:
-    """Units of the tokens `first:last`. Special tokens are units of their own."""
-    begins_of = _BEGINS.get(level) if isinstance(level, str) else None
+def _ranges(explanation: Tokenised, parts: list[int | None], positions: range, level: str) -> list[Unit]:
+    """Units of the tokens at these positions; none crosses the border of a part of the text."""
+    begins_of = BEGINS.get(level) if isinstance(level, str) else None
     if begins_of is None:
-        raise InvalidInputError(f"The level of units must be one of {sorted(_BEGINS)}, got {level!r}.")
-    tokens, special = explanation.tokens, explanation.special
+        raise InvalidInputError(f"The level of units must be one of {list(BEGINS)}, got {level!r}.")
     begins: list[int] = []
-    while first < last:
-        end = first + 1
-        if not special[first]:
-            while end < last and not special[end]:
-                end += 1
-        stretch = tokens[first:end]
+    for _, group in groupby(positions, lambda k: parts[k]):
+        first, *others = group
+        stretch = explanation.tokens[first : first + 1 + len(others)]
         offsets = accumulate(map(len, stretch), initial=0)
         text_begins = begins_of("".join(stretch))
         # A token without text belongs to the one before it, or to the one after it if it is the first.
         begins += [
             first + k for k, (piece, at) in enumerate(zip(stretch, offsets)) if k == 0 or (piece and at and at in text_begins)
         ]
-        first = end
-    return list(pairwise([*begins, last])) if begins else []
+    return list(pairwise([*begins, positions.stop])) if begins else []
 
 
 def _named(spans: Spans) -> Iterator[tuple[str, Span]]:
@@ -158,10 +131,3 @@ def _place(span: Any, prompt: str, name: str) -> tuple[int, int]:
         f"The span {name!r} must be a substring of the prompt or a pair (start, end) of character offsets in it, 0 <= start < "
         f"end <= {len(prompt)}; got {span!r}."
     )
-
-
-_BEGINS: dict[str, Callable[[str], Any]] = {
-    "token": lambda text: range(len(text)),
-    "word": lambda text: {match.start() for match in _WORD.finditer(text)},
-    "sentence": lambda text: {match.start() for match in _SENTENCE.finditer(text)},
-}

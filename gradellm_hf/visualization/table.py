@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checks.optional import needed_for
 from ..text.readable import Readable, earlier_positions
+from ..text.shares import counted_scores, ignored_positions, kinds, shares
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -30,7 +31,8 @@ def _columns(sequence: int, explanation: Readable) -> dict[str, Any]:
     seen = earlier_positions(explanation.prompt_length, *explanation.attributions.shape, own=explanation.token_ids is None)
     steps, positions = (x.numpy() for x in seen.nonzero(as_tuple=True))
     tokens, prompt_length = numpy.array(explanation.tokens, dtype=object), explanation.prompt_length
-    targets = explanation.target_scores
+    targets, names = explanation.target_scores, explanation.unit_names
+    share = shares(counted_scores(explanation.attributions, ~ignored_positions(explanation)))
     return {
         "sequence": numpy.full(len(steps), sequence),
         "step": steps,
@@ -40,7 +42,10 @@ def _columns(sequence: int, explanation: Readable) -> dict[str, Any]:
         **({} if targets is None else {"target_score": targets.numpy()[steps]}),
         "position": positions,
         "token": tokens[positions],
+        **({} if names is None else {"name": numpy.array(names, dtype=object)[positions]}),
         "score": explanation.attributions.numpy()[steps, positions],
+        "share": share.numpy()[steps, positions],
+        "kind": numpy.array(kinds(explanation), dtype=object)[positions],
         "in_prompt": positions < prompt_length,
         "special": numpy.array(explanation.special, dtype=bool)[positions],
     }

@@ -1,54 +1,82 @@
 """The strongest sources of each generated unit, as lines of text."""
 
+from collections.abc import Collection, Mapping
 from unicodedata import category, east_asian_width
+
+import torch
 
 from ..checks.arguments import whole_number
 from ..text.readable import Readable
+from ..text.shares import IGNORED, Kind, counted_scores, ignored_positions, left_out, shares
 
 # Backgrounds of one hue from faint to strong (xterm's 256 colours), each with a foreground that stands out against it.
 _SHADES = ((16, 195), (16, 153), (16, 117), (16, 75), (231, 25), (231, 18))
 _AGAINST = ((16, 230), (16, 223), (16, 216), (16, 209), (231, 130), (231, 94))
 _BOLD, _RESET = "\x1b[1m", "\x1b[0m"
+#: What has no share, by its name in `ignored`.
+_KINDS = {
+    "special": "special tokens",
+    "template": "template",
+    "sink": "first position",
+    "own": "own text",
+    "content": "other text",
+    "weak": "weak scores",
+}
 _COMBINING = ("Mn", "Me")  # categories of marks that are drawn over the character before them
 
 
-def render(explanation: Readable, *, top: int = 6, color: bool = False, include_special: bool = False) -> str:
-    """One line per generated unit: the unit, then the earlier ones with the highest scores, highest first.
+def render(explanation: Readable, *, top: int = 6, color: bool = False, ignore: Collection[Kind] = IGNORED) -> str:
+    """One line per generated unit: the unit, then its strongest sources with their shares. The last line: what is not counted.
 
-    No control character of the text is printed: line breaks, escape sequences and marks that reorder text are written as
-    escapes.
+    A share is a score over the sum of the scores of all candidate sources, as in `Explanation.sources`. No control character of
+    the text is printed: line breaks, escape sequences and marks that reorder text are written as escapes.
 
     Args:
         explanation: What to show.
-        top: How many sources to name. Sources with the score 0 are not named.
+        top: How many sources to name. Sources with the share 0 are not named.
         color: Shade each source by its score, relative to the line's highest. For terminals with 256 colours. False: write the
-            relative score behind it.
-        include_special: Whether special tokens count as sources.
+            share behind it.
+        ignore: What is no source; see `Explanation.sources`.
 
     Returns:
         Lines of text, without a line break at the end.
 
     Raises:
-        InvalidInputError: `top` is no number of at least 0.
+        InvalidInputError: `top` is no number of at least 0, or `ignore` holds something else.
 
     Examples:
-        >>> strongest = render(explanation, top=2).splitlines()[0]  # the strongest sources of the first generated unit
-        >>> "1.00" in strongest
-        True
+        >>> lines = render(explanation, top=2).splitlines()  # the strongest sources of each generated unit, and the rest
+        >>> len(lines), lines[0].count("%")
+        (5, 2)
     """
     top = whole_number("top", top, 0)
-    border = explanation.prompt_length
-    heads = [visible(token) for token in explanation.tokens[border:]]
-    width = max(map(cell_width, heads), default=0)
+    border, names = explanation.prompt_length, explanation.unit_names or [None] * len(explanation.tokens)
+    texts = [visible(name or token) for name, token in zip(names, explanation.tokens)]
+    width = max(map(cell_width, texts[border:]), default=0)
+    candidates = ~ignored_positions(explanation, ignore)
+    own = torch.eye(len(explanation.tokens), dtype=torch.bool)[border:]  # a larger unit rests on itself, too
+    scores = explanation.attributions.masked_fill(own, 0)
+    counted = counted_scores(scores, candidates)
     lines = []
-    for step, head in enumerate(heads):
-        sources = explanation.top(step, len(explanation.tokens), include_special=include_special)
-        strongest = [source for source in sources if source.position < border + step][:top]
-        highest = max((abs(source.score) for source in strongest), default=1.0)
-        parts = [_part(visible(source.token), source.score / highest, color) for source in strongest]
+    for head, row in zip(texts[border:], shares(counted)):
+        order = row.abs().argsort(descending=True, stable=True)[:top].tolist()
+        strongest = [i for i in order if row[i] != 0]
+        highest = row.abs().max().item()
+        parts = [_part(texts[i], row[i].item(), highest, color) for i in strongest]
         head = head + " " * (width - cell_width(head))
         lines.append(f"{_BOLD + head + _RESET if color else head}  {(' ' if color else '  ').join(parts)}".rstrip())
-    return "\n".join(lines)
+    missing = left_out(explanation, scores, candidates, counted)
+    return "\n".join([*lines, *([f"({listed(missing)})"] if missing else [])])
+
+
+def listed(missing: Mapping[str, float]) -> str:
+    """What is not counted, in words: kinds and their shares of all scores."""
+    return "not counted: " + ", ".join(f"{_KINDS[kind]} {percent(share)}" for kind, share in missing.items())
+
+
+def percent(share: float) -> str:
+    """`0.5` as `50 %`."""
+    return f"{100 * share:.0f} %"
 
 
 def visible(text: str) -> str:
@@ -62,9 +90,9 @@ def cell_width(text: str) -> int:
     return sum(0 if category(c) in _COMBINING else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def _part(token: str, strength: float, color: bool) -> str:
+def _part(text: str, share: float, highest: float, color: bool) -> str:
     if not color:
-        return f"{token} {strength:.2f}"
-    shades = _SHADES if strength > 0 else _AGAINST
-    foreground, background = shades[min(int(abs(strength) * len(shades)), len(shades) - 1)]
-    return f"\x1b[38;5;{foreground};48;5;{background}m {token} {_RESET}"
+        return f"{text} {percent(share)}"
+    shades, strength = _SHADES if share > 0 else _AGAINST, abs(share) / highest
+    foreground, background = shades[min(int(strength * len(shades)), len(shades) - 1)]
+    return f"\x1b[38;5;{foreground};48;5;{background}m {text} {_RESET}"

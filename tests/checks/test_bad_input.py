@@ -20,6 +20,7 @@ from transformers import (
 from gradellm_hf import (
     GradELLMConfig,
     GradELLMError,
+    HeadWeights,
     InvalidInputError,
     UnsupportedArchitectureError,
     explain_generate,
@@ -30,6 +31,8 @@ from gradellm_hf import (
 from gradellm_hf.methods import get_method, inseq_method, method_names
 from gradellm_hf.metrics import deletion, insertion, pi_soft_nc, pi_soft_ns, rank_correlation, soft_nc, soft_ns
 from tests.support.small_llama import PAD, VOCABULARY, assert_same_heatmaps, padded_prompts, random_ids, small_llama
+
+WEIGHTS = HeadWeights(torch.ones(5, 6), "magnitude", "llama")
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +170,10 @@ def test_layers_that_the_model_does_not_have(llama, layers, message):
         ({"engine": "fast"}, "`engine` must be 'replay' or 'stepwise', got 'fast'"),
         ({"target": "entropy"}, "`target` must be 'logit' or .* a callable .* got 'entropy'"),
         ({"positive_part": "group"}, "`positive_part` must be 'layer' or 'head', got 'group'"),
-        ({"positive_part": "head", "positive_only": False}, "needs `positive_only=True`"),
-        ({"positive_part": "head", "channel": "attention_output"}, '`channel="heads"`'),
+        ({"head_weights": 5}, "`head_weights` must be HeadWeights, .* got 5"),
+        ({"head_weights": {}}, "`head_weights` has no 'feature'"),
+        ({"head_weights": WEIGHTS, "channel": "attention_output"}, '`channel="heads"`'),
+        ({"head_weights": WEIGHTS, "spatial": "loosened"}, '`spatial="attention"`'),
         ({"positive_only": 1}, "`positive_only` must be True or False, got 1"),
         ({"output_layer_attributions": "yes"}, "`output_layer_attributions` must be True or False, got 'yes'"),
         ({"step_chunk_size": 0}, "`step_chunk_size` must be None .* at least 1, got 0"),

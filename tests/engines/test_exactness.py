@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences, verify
+from gradellm_hf import GradELLMConfig, HeadWeights, explain_generate, explain_sequences, verify
 from tests.support.reference import reference_heatmaps
 from tests.support.tiny_models import WINDOW, float64_islands, random_text, tiny_model
 
@@ -80,6 +80,7 @@ def test_engines_agree_with_autograd_over_the_full_prefix_in_a_left_padded_batch
         layers=layers,
         engine=engine,
         positive_only=positive_only,
+        positive_part="layer",
         spatial=spatial,
     )
     assert_exact(out.layer_attributions, expected)
@@ -94,9 +95,57 @@ def test_the_positive_parts_of_the_heads_add_up_exactly(family, engine, spatial)
     with float64_islands():
         expected = reference_heatmaps(model_of(family), token_ids, PROMPT, padding, spatial=spatial, positive_heads=True)
     assert not torch.allclose(expected, truth_of(family, spatial).relu())
-    out = explain(model_of(family), token_ids, PROMPT, padding, engine=engine, positive_part="head", spatial=spatial)
+    out = explain(model_of(family), token_ids, PROMPT, padding, engine=engine, spatial=spatial)
     assert_exact(out.layer_attributions, expected)
     assert_exact(out.attributions, expected.sum(1))
+
+
+#: What is weighted, by feature and options.
+WEIGHTED = {
+    "contribution": ("contribution", {}, {"positive_heads": True}),
+    "magnitude": ("magnitude", {}, {"magnitudes": True}),
+    "contribution, signed": ("contribution", {"positive_only": False}, {}),
+    "magnitude, signed": ("magnitude", {"positive_only": False}, {}),
+}
+
+
+@pytest.mark.parametrize(("feature", "options", "truth"), WEIGHTED.values(), ids=WEIGHTED)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("family", ["llama", "qwen2_windowed", "gpt2"])
+def test_weighted_heads_add_up_exactly(family, engine, feature, options, truth):
+    token_ids, padding = text_of(family)
+    model = model_of(family)
+    shape = model.config.num_hidden_layers, model.config.num_attention_heads
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(2))
+    with float64_islands():
+        expected = reference_heatmaps(model, token_ids, PROMPT, padding, head_weights=values, **truth)
+    weights = HeadWeights(values, feature, model.config.model_type)
+    out = explain(model, token_ids, PROMPT, padding, engine=engine, head_weights=weights, layers=[0, -1], **options)
+    assert_exact(out.layer_attributions, expected[:, [0, -1]])
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_contrast_has_a_sign_so_weights_of_magnitudes_apply_to_contributions(engine):
+    token_ids, padding = text_of("llama")
+    weights = HeadWeights(torch.rand(5, 6, generator=torch.Generator().manual_seed(2)), "magnitude", "llama")
+    foils = (token_ids[:, PROMPT:] + 1) % 53
+
+    def contrast(logits: Tensor, chosen: Tensor, step: int) -> Tensor:
+        return logits.gather(-1, chosen[:, None])[:, 0] - logits.gather(-1, foils[:, step, None])[:, 0]
+
+    with float64_islands():
+        expected = reference_heatmaps(
+            model_of("llama"),
+            token_ids,
+            PROMPT,
+            padding,
+            target=contrast,
+            positive_heads=True,
+            head_weights=weights.values,
+        )
+    options = {"target": "contrast", "contrast_token_ids": foils, "head_weights": weights}
+    out = explain(model_of("llama"), token_ids, PROMPT, padding, engine=engine, **options)
+    assert_exact(out.layer_attributions, expected)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, STEPS, None])

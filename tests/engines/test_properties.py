@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from gradellm_hf import ExplainGenerateOutput, GradELLMConfig, explain_sequences
+from gradellm_hf import ExplainGenerateOutput, GradELLMConfig, HeadWeights, explain_sequences
 from tests.support.tiny_models import float64_islands, random_text, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -57,16 +57,27 @@ def texts(draw, model: PreTrainedModel, min_rows: int = 1) -> tuple[Tensor, int,
 
 
 @st.composite
+def head_weights(draw, model: PreTrainedModel) -> HeadWeights:
+    """Random ones of either feature."""
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    values = torch.rand(model.config.num_hidden_layers, model.config.num_attention_heads, generator=generator)
+    return HeadWeights(values, draw(st.sampled_from(["contribution", "magnitude"])), model.config.model_type)
+
+
+@st.composite
 def options(draw, model: PreTrainedModel) -> dict:
     """Any configuration of the head channel."""
     depth = model.config.num_hidden_layers
+    spatial = draw(st.sampled_from(["attention", "loosened"]))
     return {
         "layers": draw(
             st.just("all") | st.integers(1, depth) | st.lists(st.integers(-depth, depth - 1), min_size=1, max_size=depth)
         ),
-        "spatial": draw(st.sampled_from(["attention", "loosened"])),
+        "spatial": spatial,
         "target": draw(st.sampled_from(["logit", "probability", "log_probability"])),
         "positive_only": draw(st.booleans()),
+        "positive_part": draw(st.sampled_from(["layer", "head"])),
+        "head_weights": draw(st.none() | head_weights(model)) if spatial == "attention" else None,
         "output_layer_attributions": True,
     }
 
@@ -86,8 +97,6 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
 def test_replay_equals_stepwise(data):
     model = data.draw(models())
     text, config = data.draw(texts(model)), data.draw(options(model))
-    if config["positive_only"]:
-        config["positive_part"] = data.draw(st.sampled_from(["layer", "head"]))
     chunk = data.draw(st.none() | st.integers(1, 7))
     replayed = explain(model, text, **config, step_chunk_size=chunk)
     stepped = explain(model, text, **config, engine="stepwise")
@@ -111,7 +120,7 @@ def test_the_number_of_steps_replayed_together_does_not_matter(data):
 def test_the_number_of_steps_replayed_together_does_not_matter_at_the_attention_output(data):
     model = data.draw(models(square=True))
     text = data.draw(texts(model))
-    config = {**data.draw(options(model)), "channel": "attention_output"}
+    config = {**data.draw(options(model)), "channel": "attention_output", "head_weights": None}
     whole = explain(model, text, **config)
     chunked = explain(model, text, **config, step_chunk_size=data.draw(st.integers(1, 6)))
     stepped = explain(model, text, **config, engine="stepwise")
@@ -170,7 +179,7 @@ def test_only_what_a_step_can_see_is_anything_but_exactly_zero(data):
 @given(st.data())
 def test_the_heatmaps_of_the_layers_add_up_and_relu_applies_to_each_layer(data):
     model = data.draw(models())
-    text, config = data.draw(texts(model)), data.draw(options(model))
+    text, config = data.draw(texts(model)), {**data.draw(options(model)), "positive_part": "layer", "head_weights": None}
     signed, positive = (explain(model, text, **{**config, "positive_only": positive}) for positive in (False, True))
     for out in (signed, positive):
         assert_same(out.attributions, out.layer_attributions.sum(1))

@@ -136,7 +136,7 @@ def test_unknown_options_are_refused(llama, ids):
     ("name", "config"),
     [
         ("grad_ellm", GradELLMConfig()),
-        ("grad_ellm_heads", GradELLMConfig(positive_part="head")),
+        ("grad_ellm_layers", GradELLMConfig(positive_part="layer")),
         ("grad_ellm_loosened", GradELLMConfig(spatial="loosened")),
         ("grad_ellm_paper", GradELLMConfig.paper()),
     ],

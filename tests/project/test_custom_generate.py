@@ -11,6 +11,7 @@ from transformers import LlamaForCausalLM, dynamic_module_utils
 from gradellm_hf import ExplainGenerateOutput, GradELLMConfig, explain_generate
 from tests.support import ROOT
 from tests.support.small_llama import padded_prompts, random_ids, small_llama
+from tests.support.versions import since
 
 REPOSITORY = ROOT / "custom_generate"
 CALL = {"custom_generate": str(REPOSITORY), "trust_remote_code": True}
@@ -50,6 +51,7 @@ def test_beside_a_models_weights_it_becomes_the_models_own_generate(tmp_path: Pa
         torch.testing.assert_close(out.attributions, expected.attributions)
 
 
+@since("5.17", "need of trust for code in a local folder")
 def test_without_trust_nothing_of_it_runs() -> None:
     with pytest.raises(ValueError, match="trust_remote_code"):
         small_llama().generate(random_ids(1, 4), max_new_tokens=2, custom_generate=str(REPOSITORY), trust_remote_code=False)

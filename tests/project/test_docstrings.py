@@ -19,9 +19,11 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 import gradellm_hf
 import model_patches.registry
-from gradellm_hf import ArchitectureAdapter, Explanation, GradELLM, GradELLMConfig, explain_generate
+from gradellm_hf import ArchitectureAdapter, Explanation, GradELLM, GradELLMConfig, HeadWeights, explain_generate
 from gradellm_hf.methods import registry
 from gradellm_hf.results.output import ExplainGenerateOutput
+from gradellm_hf.results.shown import Shown
+from gradellm_hf.results.sources import Sources
 from tests.support.evaluated import model_and_tokenizer
 from tests.support.small_llama import small_llama
 
@@ -37,7 +39,7 @@ PARTS = (
     "gradellm_hf.visualization",
     "model_patches",
 )
-WITH_METHODS = (GradELLM, Explanation, ExplainGenerateOutput, GradELLMConfig, ArchitectureAdapter)
+WITH_METHODS = (GradELLM, Explanation, Shown, Sources, ExplainGenerateOutput, GradELLMConfig, HeadWeights, ArchitectureAdapter)
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

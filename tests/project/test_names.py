@@ -3,9 +3,10 @@
 import importlib
 import re
 
+from gradellm_hf.configuration import head_weights
 from gradellm_hf.dataset import explanations, shards
 from gradellm_hf.evaluation import runner
-from gradellm_hf.results import explanation
+from gradellm_hf.results import files
 from model_patches.registry import ENTRY_POINT_GROUP
 from scripts.house import FLOORS
 from tests.support import ROOT
@@ -14,7 +15,7 @@ _FOLDERS = ("gradellm_hf", "model_patches", "tests", "scripts", "benchmarks", "d
 _NAME = re.compile(r"(?<![\w./-])(?:gradellm_hf|model_patches)(?:\.\w+)+")
 _PATH = re.compile(rf"(?<![\w./-])(?:{'|'.join(_FOLDERS)})/[\w./-]*\w(?![\w*{{])")
 #: Looks like modules in quotation marks: the kinds of files, and the group of entry points.
-_FORMATS = (explanation.FORMAT, explanations.FORMAT, shards.FORMAT, runner.FORMAT)
+_FORMATS = (head_weights.FORMAT, files.FORMAT, explanations.FORMAT, shards.FORMAT, runner.FORMAT)
 _NO_MODULES = (*(f'"{name}"' for name in (*_FORMATS, ENTRY_POINT_GROUP)), f"`{ENTRY_POINT_GROUP}`")
 #: Make up packages to try their checks on.
 _MADE_UP = [ROOT / "tests" / "project" / name for name in ("test_layers.py", "test_dependencies.py")]

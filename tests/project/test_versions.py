@@ -1,9 +1,8 @@
-"""The versions that are served, written in several places, are the same everywhere, and lowest ones are really installed."""
+"""The versions that are served, written in several places, are the same everywhere."""
 
 import re
 
 from gradellm_hf.architecture.compat import OLDEST_VERSION
-from scripts.lowest import constraints
 from tests.support import ROOT
 from tests.support.third_party import Project
 
@@ -23,19 +22,3 @@ def test_everything_that_users_install_has_a_lowest_version():
         for name, versions in project.extra(extra).items()
     }
     assert [name for name, versions in needed.items() if ">=" not in versions and "==" not in versions] == []
-
-
-def test_the_lowest_versions_are_those_of_the_requirements():
-    requirements = [
-        "torch>=2.6",
-        "transformers<6,>=5.0",
-        "peft>=0.18 ; extra == 'test'",
-        "mkdocstrings[python]>=1.0; extra == 'docs'",
-    ]
-    pinned = ["mypy==2.4.*; extra == 'test'", "rich"]
-    assert constraints([*requirements, *requirements, *pinned]) == [
-        "mkdocstrings==1.0",
-        "peft==0.18",
-        "torch==2.6",
-        "transformers==5.0",
-    ]

@@ -47,7 +47,7 @@ def test_a_row_without_its_padding_and_what_follows_its_end(output):
     assert explanation.layers == [0, 3]
     assert explanation.layer_names == output.layer_names
     assert explanation.explain_config == output.explain_config
-    assert explanation.attributions.sum() == output.attributions[1].sum()
+    torch.testing.assert_close(explanation.attributions.sum(), output.attributions[1].sum())  # nothing is left out
 
 
 def test_every_row_is_what_it_is_alone(llama, output):
@@ -120,16 +120,40 @@ def scored(scores, **fields):
     return made_up(list("abcde"), 4, attributions=attributions, special=special, layer_attributions=None, **fields)
 
 
-def test_top_ranks_by_size_and_leaves_out_special_tokens_and_zeros():
-    explanation = scored([1, 9, -3, 0, 0])
-    assert explanation.top(0) == [(2, "c", -3.0), (0, "a", 1.0)]
+def test_top_ranks_by_size_and_leaves_out_zeros_and_what_is_ignored():
+    explanation = scored([7, 9, -3, 2, 5])
+    assert explanation.top(0) == [(2, "c", -3.0), (3, "d", 2.0)]
     assert explanation.top(0, 1) == [(2, "c", -3.0)]
-    assert explanation.top(-1, 2, include_special=True) == [(1, "b", 9.0), (2, "c", -3.0)]
-    assert explanation.attributions[0].tolist() == [1, 9, -3, 0, 0]
+    assert explanation.top(-1, 2, ignore=()) == [(1, "b", 9.0), (0, "a", 7.0)]
+    assert explanation.top(0, 2, ignore=["sink", "special"]) == [(4, "e", 5.0), (2, "c", -3.0)]
+    assert explanation.attributions[0].tolist() == [7, 9, -3, 2, 5]
+
+
+def test_the_old_argument_of_top_still_works():
+    with pytest.warns(FutureWarning, match="now `ignore="):
+        assert scored([7, 9, -3, 2, 0]).top(0, 2, include_special=True) == [(1, "b", 9.0), (0, "a", 7.0)]
+    with pytest.warns(FutureWarning, match="now `ignore="):
+        assert scored([7, 9, -3, 2, 0]).top(0, 2, include_special=False) == [(0, "a", 7.0), (2, "c", -3.0)]
+
+
+def test_what_cannot_be_ignored_is_named():
+    for wrong in (["prompt"], "special", 3):
+        with pytest.raises(InvalidInputError, match="`ignore` must be a list of some of"):
+            scored([1, 1, 1, 1, 0]).top(0, ignore=wrong)
+
+
+def test_top_names_spans():
+    spans = scored([0, 0, 1, 2, 0]).aggregate({"the end": "cd"})
+    assert spans.top(0) == [(2, "the end", 3.0)]
+
+
+def test_the_sink_has_no_part_in_larger_units_unless_asked_for():
+    assert scored([7, 9, 1, 2, 0]).aggregate("sentence").attributions.tolist() == [[0, 9, 3, 0]]
+    assert scored([7, 9, 1, 2, 0]).aggregate("sentence", ignore=()).attributions.tolist() == [[7, 9, 3, 0]]
 
 
 def test_equal_scores_keep_the_order_of_the_text():
-    assert [position for position, _, _ in scored([2, 0, 2, 2, 0]).top(0)] == [0, 2, 3]
+    assert [position for position, _, _ in scored([0, 2, 2, 2, 0]).top(0, ignore=())] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("step", [1, -2])
@@ -253,7 +277,7 @@ def test_foreign_files_are_told_apart(output, tmp_path):
 
 
 def test_a_file_of_a_later_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradellm_hf.results.explanation.FORMAT_VERSION", 3)
+    monkeypatch.setattr("gradellm_hf.results.files.FORMAT_VERSION", 3)
     made_up(list("abc"), 2).save(tmp_path / "a")
     monkeypatch.undo()
     with pytest.raises(InvalidInputError, match=r"has format version 3; .* up to 2"):
@@ -281,7 +305,7 @@ def test_reading_a_file_needs_no_table_or_picture_library(tmp_path):
     code = f"""if True:
         import sys
         from gradellm_hf import Explanation
-        print(Explanation.load({str(tmp_path / "a")!r}).aggregate("word").normalize().top(0, 1))
+        print(Explanation.load({str(tmp_path / "a")!r}).aggregate("word").normalize().top(0, 1, ignore=()))
         assert not {{"pandas", "matplotlib", "rich", "pyarrow"}} & set(sys.modules)
     """
     assert "Contribution" in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

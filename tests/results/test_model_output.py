@@ -13,6 +13,7 @@ from transformers.utils import ModelOutput
 
 from gradellm_hf import ExplainGenerateOutput, GradELLMConfig, InvalidInputError, explain_generate
 from tests.support.small_llama import padded_prompts, small_llama
+from tests.support.versions import CACHE
 
 ALWAYS = (
     "sequences",
@@ -48,7 +49,7 @@ def assert_same(copied, output):
         assert getattr(copied, name) is copied[name]
         if isinstance(output[name], torch.Tensor):
             assert torch.equal(copied[name], output[name])
-        elif name not in ("scores", "cache"):
+        elif name not in ("scores", CACHE):
             assert copied[name] == output[name]
     assert copied.image_mask is None
     assert all(map(torch.equal, copied.scores, output.scores))
@@ -73,7 +74,7 @@ def test_what_only_some_outputs_have_may_be_left_out(output):
     out = ExplainGenerateOutput(**{name: output[name] for name in ALWAYS})
     assert list(out) == list(ALWAYS)
     optional = {field.name for field in dataclasses.fields(out)} - set(ALWAYS)
-    assert optional >= {"layer_attributions", "image_mask", "explain_config", "tokens", "scores", "logits", "cache"}
+    assert optional >= {"layer_attributions", "image_mask", "explain_config", "tokens", "scores", "logits", CACHE}
     assert all(getattr(out, name) is None for name in optional)
 
 

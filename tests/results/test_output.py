@@ -208,8 +208,9 @@ import pickle, sys, torch
 from gradellm_hf import ExplainGenerateOutput
 def refuse(*args, **kwargs): raise AssertionError("pickle")
 pickle.load = pickle.loads = pickle.Unpickler = torch.load = refuse
+before = set(sys.modules)
 out = ExplainGenerateOutput.load({str(path)!r})
-assert not [name for name in sys.modules if name.startswith("transformers.models.llama")]
+assert not [name for name in sys.modules.keys() - before if name.startswith("transformers.models")]
 print(out.attributions.double().sum().item(), out.prompt_length, out.tokens[0][0] == {first_token!r})
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

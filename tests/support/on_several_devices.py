@@ -14,6 +14,7 @@ from benchmarks.gpu.part import run_part
 from gradellm_hf import (
     GradELLM,
     GradELLMConfig,
+    HeadWeights,
     explain_dataset,
     explain_generate,
     explain_sequences,
@@ -197,6 +198,13 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_explain_is_as_on_one_device(model, whole, way):
     check(model, whole, "cuda:2", **WAYS[way])
+
+
+@pytest.mark.parametrize("engine", ["replay", "stepwise"])
+@pytest.mark.parametrize("feature", ["contribution", "magnitude"])
+def test_weighted_heads_are_as_on_one_device(model, whole, feature, engine):
+    values = torch.rand(whole.config.num_hidden_layers, whole.config.num_attention_heads)
+    check(model, whole, "cuda:2", config(engine, head_weights=HeadWeights(values, feature, "llama")))
 
 
 @pytest.mark.parametrize("model_type", ["gpt2", "gpt_oss", "bloom", "lfm2"])

@@ -68,12 +68,16 @@ def reference_heatmaps(
     spatial: str = "attention",
     target: Target = logit,
     positive_heads: bool = False,
+    magnitudes: bool = False,
+    head_weights: Tensor | None = None,
 ) -> Tensor:
     """Heatmaps of every layer, `c_l[n, i] = sum_h w[p, h, i] <g[p, h], v[i, h]>`, `[R, L, N, S]`.
 
     Args:
         padding: 0 for padded prompt positions, `[R, P]`.
         positive_heads: Add up the positive part of each head only.
+        magnitudes: Add up `w[p, h, i] ||g[p, h]|| ||v[i, h]||` instead.
+        head_weights: Factors of the heads, `[L, H]`.
     """
     model = reference_copy(model)
     rows, length = token_ids.shape
@@ -93,8 +97,13 @@ def reference_heatmaps(
                     else:
                         weights = minmax_cosine(call.query[row, head, -1], call.key[row, group], visible[row])
                     products = call.value[row, group] @ gradient[row, -1, head]
+                    if magnitudes:
+                        products = call.value[row, group].norm(dim=-1) * gradient[row, -1, head].norm()
                     contribution = (weights * products).detach()
-                    heatmaps[row, layer, step, :end] += contribution.clamp(min=0) if positive_heads else contribution
+                    if positive_heads:
+                        contribution = contribution.clamp(min=0)
+                    factor = 1 if head_weights is None else head_weights[layer, head].item()
+                    heatmaps[row, layer, step, :end] += factor * contribution
     return heatmaps
 
 

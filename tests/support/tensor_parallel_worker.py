@@ -21,6 +21,7 @@ from transformers.distributed import DistributedConfig
 from gradellm_hf import (
     GradELLMConfig,
     GradELLMError,
+    HeadWeights,
     InvalidInputError,
     UnsupportedArchitectureError,
     explain_generate,
@@ -35,17 +36,28 @@ CONFIGS = {
     "replay": GradELLMConfig(output_layer_attributions=True),
     "signed": GradELLMConfig(positive_only=False, target="log_probability", layers=[0, -1]),
     "stepwise": GradELLMConfig(engine="stepwise", output_layer_attributions=True),
-    "heads": GradELLMConfig(positive_part="head", output_layer_attributions=True),
+    "positive part of layers": GradELLMConfig(positive_part="layer", output_layer_attributions=True),
     "loosened": GradELLMConfig(spatial="loosened"),
     "paper": GradELLMConfig.paper(layers=2),
     "chunks": GradELLMConfig(step_chunk_size=2),
 }
 
 
+def weighted(model):
+    """Configurations with weights for the heads of this model, every one of which counts differently."""
+    shape = model.config.num_hidden_layers, model.config.num_attention_heads
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    weights = {feature: HeadWeights(values, feature, model.config.model_type) for feature in ("contribution", "magnitude")}
+    return {
+        "weighted": GradELLMConfig(head_weights=weights["magnitude"]),
+        "weighted, stepwise": GradELLMConfig(head_weights=weights["contribution"], engine="stepwise"),
+    }
+
+
 def explain_all(model, prompts):
     """The tensors of every configuration's explanation of a generation and of given text, and `verify`'s error, by name."""
     tensors = {}
-    for name, config in CONFIGS.items():
+    for name, config in {**CONFIGS, **weighted(model)}.items():
         try:
             out = explain_generate(model, **prompts, max_new_tokens=5, do_sample=False, explain_config=config)
         except UnsupportedArchitectureError as error:

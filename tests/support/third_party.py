@@ -34,7 +34,9 @@ class Use(NamedTuple):
 
 def uses(path: Path, own: set[str]) -> list[Use]:
     """Where a file needs packages, but for the standard library, `own` modules, and what is imported for type checkers."""
-    return sorted(set(_uses(ast.parse(path.read_text(encoding="utf-8")), "always", own | set(sys.stdlib_module_names))))
+    return sorted(
+        set(_uses(ast.parse(path.read_text(encoding="utf-8")), "always", own | {*sys.stdlib_module_names, "tomllib"}))
+    )
 
 
 def _uses(node: ast.AST, how: str, known: set[str]) -> Iterator[Use]:

@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedMode
 
 from tests.support.architectures.lifted_precision import lifted_precision
 from tests.support.architectures.tiny_configs import _randomize, _to_float64
+from tests.support.versions import TAKES_MODALITIES
 
-VOCABULARY, IMAGE, WINDOW = 61, 60, 6
+VOCABULARY, IMAGE, VISION_START, WINDOW = 61, 60, 58, 6
 _NO_SPECIAL_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 _TEXT = {
     **_NO_SPECIAL_TOKENS,
@@ -34,7 +35,7 @@ _VISION = {
 }
 _QWEN_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
 _QWEN_VISION = {"depth": 2, "num_heads": 2, "patch_size": 2, "temporal_patch_size": 2, "spatial_merge_size": 2}
-_QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 59, "vision_start_token_id": 58, "vision_end_token_id": 57}
+_QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 59, "vision_start_token_id": VISION_START, "vision_end_token_id": 57}
 
 
 def _qwen(model_type: str, **vision: Any) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def prompt_with_images(name: str, rows: list[list[int]], seed: int = 0) -> Promp
     for pieces in rows:
         ids: list[int] = []
         for i, piece in enumerate(pieces):
-            ids += [IMAGE] * (height * width if i else 0)
+            ids += [VISION_START] * ("qwen" in name and i > 0) + [IMAGE] * (height * width if i else 0)
             ids += torch.randint(5, 50, (piece,), generator=generator).tolist()
         lines.append(ids)
     length = max(map(len, lines))
@@ -159,7 +160,7 @@ def prompt_with_images(name: str, rows: list[list[int]], seed: int = 0) -> Promp
     inputs = {"input_ids": token_ids, "attention_mask": attention_mask}
     if sum(images):
         inputs |= _images(name, images, height, width, generator)
-        if "qwen" in name:
+        if "qwen" in name and TAKES_MODALITIES:
             inputs["mm_token_type_ids"] = image_mask.int()
         if name == "gemma3":
             inputs["token_type_ids"] = image_mask.long()

@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 import transformers
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, Qwen2VLForConditionalGeneration
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import ModelOutput
 
 #: What this version calls the cache, in calls and in what they return.
 CACHE = "cache" if hasattr(ModelOutput, "past_key_values") else "past_key_values"
 #: Whether every architecture must run; of earlier versions, some lack a kernel, or have a fault of their own.
 IS_NEWEST = CACHE == "cache"
+#: Whether models of the Qwen family are told which of the tokens are images; before, they look at the tokens themselves.
+TAKES_MODALITIES = "mm_token_type_ids" in inspect.signature(Qwen2VLForConditionalGeneration.forward).parameters
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 
@@ -28,6 +31,12 @@ def config_fields(config_class: type) -> dict[str, Any]:
 def chosen_attention(config: PreTrainedConfig) -> str | None:
     """None: the attention that Transformers chooses. Eager if it chooses sdpa and that would ignore soft-capping."""
     return "eager" if VERSION < (5, 22) and getattr(config, "attn_logit_softcapping", None) else None
+
+
+def needs_type(model_type: str) -> None:
+    """Skips the test in versions that lack this type of model."""
+    if model_type not in CONFIG_MAPPING:
+        pytest.skip(f"Transformers {transformers.__version__} has no `{model_type}`")
 
 
 def since(version: str, what: str) -> pytest.MarkDecorator:

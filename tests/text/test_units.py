@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradellm_hf import InvalidInputError
+from gradellm_hf.text.splitting import BEGINS
 from tests.support.readable import made_up
 
 CHAT = ["<s>", "Sys", "tem", ".", " Be", " kind", ".", "\n", "What", " is", " it", "?", "<e>", "A", " dog", ".", " Yes", "!"]
@@ -38,6 +39,11 @@ def test_sentences_of_a_chat():
     ("text", "expected"),
     [
         ("One. Two! Three? Four… Five", ["One.", " Two!", " Three?", " Four…", " Five"]),
+        ("Dr. Smith met J. R. Tolkien, e.g. in Rome. He left.", ["Dr. Smith met J. R. Tolkien, e.g. in Rome.", " He left."]),
+        ("Pens, ink, etc. and paper. Fig. 3 shows them.", ["Pens, ink, etc. and paper.", " Fig. 3 shows them."]),
+        ("1. Paris is old. So is Rome.\n2. Bonn", ["1. Paris is old.", " So is Rome.\n", "2. Bonn"]),
+        ("No. It is not. See No. 5.", ["No.", " It is not.", " See No. 5."]),
+        ("In 1999. Then", ["In 1999.", " Then"]),
         ("It costs 3.14 euros. Yes.", ["It costs 3.14 euros.", " Yes."]),
         ('He said "Stop." Then (he left.) So?!', ['He said "Stop."', " Then (he left.)", " So?!"]),
         ("我来了。你呢\uff1f「好\uff01」走", ["我来了。", "你呢\uff1f", "「好\uff01」", "走"]),
@@ -63,6 +69,16 @@ def test_where_sentences_end(text, expected):
 )
 def test_what_is_a_word(text, expected):
     assert made_up(list(text), len(text)).aggregate("word").tokens == expected
+
+
+def test_paragraphs_end_at_empty_lines():
+    text = "One.\nStill one.\n\nTwo.\n \n\nThree."
+    assert made_up(list(text), len(text)).aggregate("paragraph").tokens == ["One.\nStill one.\n\n", "Two.\n \n\n", "Three."]
+
+
+@pytest.mark.parametrize("text", ["A. ", "Dr. ", "1. ", " \n", ". ", "a", "\n "])
+def test_long_runs_are_split_in_linear_time(text):
+    assert len(BEGINS["sentence"](text * 20000)) <= 40001
 
 
 def test_a_token_that_holds_a_border_joins_its_neighbours():
@@ -102,7 +118,7 @@ def test_units_cover_the_sequence_and_sums_are_kept(case, level):
     assert [i for start, end in units for i in range(start, end)] == list(range(len(tokens)))
     assert all(end <= prompt_length or start >= prompt_length for start, end in units)
     assert all((i, i + 1) in units for i in special)
-    larger = explanation.aggregate(level)
+    larger = explanation.aggregate(level, ignore=())
     assert larger.text == explanation.text
     prompt_units = [unit for unit in units if unit[1] <= prompt_length]
     assert larger.prompt_length == len(prompt_units)
@@ -178,7 +194,7 @@ def test_neighbouring_spans_keep_their_spaces_apart():
         ({"a": 7}, "pair"),
         ({"a": (0, 9), "b": (8, 12)}, "overlap"),
         ({"a": (3, 4), "b": (4, 5)}, "share all their tokens"),
-        ("paragraph", "level of units"),
+        ("chapter", "level of units"),
         (7, "dict or a list"),
     ],
 )
@@ -188,7 +204,7 @@ def test_spans_that_cannot_be_meant(spans, message):
 
 
 def test_an_unknown_level_is_named():
-    with pytest.raises(InvalidInputError, match=r"one of \['sentence', 'token', 'word'\], got 'line'"):
+    with pytest.raises(InvalidInputError, match=r"one of \['token', 'word', 'sentence', 'paragraph', 'message'\], got 'line'"):
         chat().units("line")
     with pytest.raises(InvalidInputError, match="got 'line'"):
         chat().aggregate({"a": "kind"}, generated="line")

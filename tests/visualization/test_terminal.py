@@ -20,11 +20,20 @@ def scored(tokens, prompt_length, scores, special=None):
     )
 
 
-def test_the_strongest_come_first_and_special_tokens_only_when_asked_for():
+def test_the_strongest_come_first_with_shares_that_leave_out_what_is_ignored():
     scores = [[9.0, 1.0, 4.0, 0.0, 0.0], [9.0, 0.0, 2.0, 3.0, 0.0]]
     explained = scored(["<s>", " a", "\n", " b", "c"], 3, scores, [True, False, False, False, False])
-    assert explained.render(top=2).split("\n") == [r"b  \n 1.00  a 0.25", r"c  b 1.00  \n 0.67"]
-    assert explained.render(top=1, include_special=True).split("\n") == ["b  <s> 1.00", "c  <s> 1.00"]
+    assert explained.render(top=2).split("\n") == [
+        r"b  \n 80 %  a 20 %",
+        r"c  \n 100 %",
+        "(not counted: special tokens 64 %, own text 11 %)",
+    ]
+    assert explained.render(top=1, ignore=()).split("\n") == ["b  <s> 64 %", "c  <s> 64 %"]
+
+
+def test_scores_that_are_small_beside_the_largest_do_not_count():
+    explained = scored(["x", "a", "b", "c"], 3, [[0.0, 20.0, 1.0, 0.0]])
+    assert explained.render().split("\n") == ["c  a 100 %", "(not counted: weak scores 5 %)"]
 
 
 def test_nothing_of_the_text_controls_the_terminal():
@@ -32,14 +41,14 @@ def test_nothing_of_the_text_controls_the_terminal():
     explained = explanation_of([*texts, *texts], len(texts))
     for line in explained.render(top=99).split("\n"):
         assert line.isprintable()
-    assert len(explained.render(top=99).split("\n")) == len(texts)
+    assert len(explained.render(top=99).split("\n")) == len(texts) + 1
     assert r"\x1b[2J" in explained.render(top=99)
 
 
 def test_columns_line_up_for_wide_characters():
-    explained = explanation_of(["x", "y", "\u4f60\u597d", "abc", "e\u0301"], 2)
+    explained = explanation_of(["s", "x", "y", "\u4f60\u597d", "abc", "e\u0301"], 3)
     lines = explained.render(top=1).split("\n")
-    assert [line[: line.rindex("  ")] for line in lines] == ["\u4f60\u597d", "abc ", "e\u0301   "]
+    assert [line[: line.rindex("  ")] for line in lines[:3]] == ["\u4f60\u597d", "abc ", "e\u0301   "]
 
 
 @pytest.mark.parametrize(
@@ -51,12 +60,14 @@ def test_a_terminal_gives_wide_characters_two_columns_and_combining_ones_none(te
 
 
 def test_the_coloured_form_shades_by_relative_score_and_by_sign():
-    strong, against, weak = scored(["a", "b", "d", "c"], 3, [[4.0, 0.1, -2.0, 0.0]]).render(color=True).split("48;5;")[1:]
+    strong, against, weak = (
+        scored(["s", "a", "b", "d", "c"], 4, [[0.0, 4.0, 0.5, -2.0, 0.0]]).render(color=True).split("48;5;")[1:]
+    )
     assert strong.startswith("18m a ")
     assert weak.startswith("195m b ")
     assert against.startswith("209m d ")
 
 
 def test_a_unit_does_not_rest_on_itself():
-    words = scored(["a", " b", "c"], 1, [[1.0, 0.0, 0.0], [1.0, 5.0, 0.0]]).aggregate("word")
-    assert words.render() == "bc  a 1.00"
+    words = scored(["s", " a", " b", "c"], 2, [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 5.0, 0.0]]).aggregate("word")
+    assert words.render(ignore=()) == "bc  a 100 %"

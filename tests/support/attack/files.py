@@ -32,6 +32,7 @@ from gradellm_hf import (
     ExplainGenerateOutput,
     Explanation,
     GradELLMConfig,
+    HeadWeights,
     explain_dataset,
     load_dataset_explanations,
 )
@@ -91,6 +92,8 @@ def _kinds(world: World) -> dict[str, Kind]:
     paths = {
         name: folder / name for name in ("explanation.safetensors", "output.safetensors", "inseq.json", "configuration.json")
     }
+    weights = folder / "head_weights.safetensors"
+    HeadWeights(torch.arange(30.0).view(5, 6), "magnitude", "llama", report={"minutes": 1.5}).save(weights)
     e.save(paths["explanation.safetensors"])
     known = dataclasses.replace(world.out, sequences=world.out.sequences.clamp(max=len(world.tokenizer) - 1))  # all have a text
     known.save(paths["output.safetensors"], world.tokenizer)
@@ -115,6 +118,7 @@ def _kinds(world: World) -> dict[str, Kind]:
         "records": Kind(records, _read_evaluation, _same_records_again, ".jsonl", evaluation, ("record",)),
         "inseq": Kind(paths["inseq.json"], load_inseq, _same_inseq_again, ".json"),
         "configuration": Kind(paths["configuration.json"], _read_config, _same_options_again, ".json", None, tuple(_OPTIONS)),
+        "head weights": Kind(weights, HeadWeights.load, None, ".safetensors"),
         "prompts": Kind(
             folder / "prompts.jsonl",
             functools.partial(_explain_prompts, world),

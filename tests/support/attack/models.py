@@ -13,6 +13,7 @@ from gradellm_hf import (
     ExplainedTextGenerationPipeline,
     GradELLM,
     GradELLMConfig,
+    HeadWeights,
     explain_generate,
     explain_sequences,
     explain_stream,
@@ -410,6 +411,7 @@ def _config(world: World) -> Iterator[tuple[str, _Call, Judge]]:
         "output_layer_attributions": ("yes", 1, None),
         "step_chunk_size": (0, -1, 2.0, "2", True, NAN, [1]),
         "positive_part": ("group", None, True),
+        "head_weights": (5, b"weights", [[1.0]], {}, "", NAN, torch.ones(5, 6)),
         "contrast_token_ids": (5, [1]),
     }
     for name, values in options.items():
@@ -419,7 +421,9 @@ def _config(world: World) -> Iterator[tuple[str, _Call, Judge]]:
         call = functools.partial(GradELLMConfig, target="contrast", contrast_token_ids=value)
         yield f"contrast_token_ids={value!r}", functools.partial(_used, world, call), refused("contrast_token_ids")
     yield "contrast without a foil", lambda: GradELLMConfig(target="contrast"), refused("contrast_token_ids")
-    yield "heads, signed", lambda: GradELLMConfig(positive_part="head", positive_only=False), refused("positive_only")
+    for value in (HeadWeights(torch.ones(2, 2), "magnitude", "llama"), HeadWeights(torch.ones(9, 9), "contribution", "gpt2")):
+        call = functools.partial(_used, world, functools.partial(GradELLMConfig, head_weights=value))
+        yield f"{value!r}", call, refused("head_weights")
     yield "an unknown option", lambda: GradELLMConfig(layer=1), missing("layer")
     yield "an unknown option of the preset", lambda: GradELLMConfig.paper(layer=1), missing("layer")
     for text in ("", "{", "[]", "3", "null", '"a"', '{"layer": 1}', '{"layers": 0}', "[" * 100_000, '{"layers": 1e999}'):

@@ -7,9 +7,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from .checks.arguments import choice, is_index, is_list, numbers, true_or_false, whole_number
-from .checks.schema import TokenId, check, known_fields, parse_json
-from .errors import InvalidInputError
+from ..checks.arguments import choice, is_index, is_list, numbers, true_or_false, whole_number
+from ..checks.schema import TokenId, check, known_fields, parse_json
+from ..errors import InvalidInputError
+from .head_weights import HeadWeights, head_weights
 
 Spatial = Literal["attention", "loosened"]
 Channel = Literal["heads", "attention_output"]
@@ -22,7 +23,7 @@ TargetFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class GradELLMConfig:
-    """What to explain and how. The defaults are the equations of Grad-ELLM (arXiv 2601.03089), head by head.
+    """What to explain and how. The defaults are the equations of Grad-ELLM (arXiv 2601.03089), read head by head.
 
     Args:
         layers: The explained layers. `"all"`; an int, for that many last layers; or a list of indices, of which negative ones
@@ -43,11 +44,15 @@ class GradELLMConfig:
             reference.
         output_layer_attributions: Also return the heatmap of each layer.
         step_chunk_size: Number of steps that are replayed together. None: as many as fit into the free memory.
-        positive_part: What `positive_only` is applied to. `"layer"`: each layer's heatmap, after its heads are added up.
-            `"head"`: the contribution of each head, before they are added up.
+        positive_part: What `positive_only` is applied to. `"head"`: the contribution of each head, before they are added up.
+            `"layer"`: each layer's heatmap, after its heads are added up; always so with `channel="attention_output"`, where
+            there are no heads.
+        head_weights: How much each head counts: `HeadWeights`, or what `HeadWeights.load` takes. None: all alike. They need
+            `channel="heads"` and `spatial="attention"`.
 
     Raises:
         InvalidInputError: An option is unknown, or two options exclude each other.
+        FileNotFoundError: There is no such file of head weights.
 
     Examples:
         >>> config = GradELLMConfig(layers=2, target="log_probability")  # the last two layers
@@ -65,7 +70,8 @@ class GradELLMConfig:
     engine: Engine = "replay"
     output_layer_attributions: bool = False
     step_chunk_size: int | None = None
-    positive_part: PositivePart = "layer"
+    positive_part: PositivePart = "head"
+    head_weights: Any = None
 
     def __post_init__(self) -> None:
         self._check_layers()
@@ -82,10 +88,13 @@ class GradELLMConfig:
                 self, "step_chunk_size", whole_number("step_chunk_size", self.step_chunk_size, 1, none="automatic")
             )
         self._check_contrast()
-        if self.positive_part == "head" and (not self.positive_only or self.channel != "heads"):
+        if self.channel == "attention_output":
+            object.__setattr__(self, "positive_part", "layer")
+        object.__setattr__(self, "head_weights", head_weights(self.head_weights))
+        if self.head_weights is not None and (self.channel, self.spatial) != ("heads", "attention"):
             raise InvalidInputError(
-                '`positive_part="head"` keeps the positive part of each head, so it needs `positive_only=True` and '
-                f'`channel="heads"`. Got positive_only={self.positive_only} and channel={self.channel!r}.'
+                '`head_weights` weight what heads read by attention, so they need `channel="heads"` and '
+                f'`spatial="attention"`. Got channel={self.channel!r} and spatial={self.spatial!r}.'
             )
 
     @classmethod
@@ -145,6 +154,8 @@ class GradELLMConfig:
             values["target"] = f"callable:{getattr(self.target, '__qualname__', type(self.target).__qualname__)}"
         if self.contrast_token_ids is not None:
             values["contrast_token_ids"] = torch.as_tensor(self.contrast_token_ids).tolist()
+        if isinstance(self.head_weights, HeadWeights):
+            values["head_weights"] = self.head_weights.to_dict()
         return values
 
     @classmethod
@@ -239,14 +250,15 @@ def checked_config(config: Any) -> GradELLMConfig | None:
 def stored_config(values: dict[str, Any] | None) -> GradELLMConfig | None:
     """The configuration in a file, from what `to_dict` wrote; None if the target was a callable, which a file cannot hold.
 
-    Options of a later release that this one does not know are left out.
+    Options of a later release that this one does not know are left out. The first release wrote no `positive_part` and had the
+    one of layers.
 
     Raises:
         InvalidInputError: An option is not usable.
     """
     if values is None or str(values.get("target")).startswith("callable:"):
         return None
-    config = GradELLMConfig.from_dict(known_fields(values, GradELLMConfig))
+    config = GradELLMConfig.from_dict({"positive_part": "layer", **known_fields(values, GradELLMConfig)})
     if config.contrast_token_ids is not None:
         check(values["contrast_token_ids"], _Foils, "`contrast_token_ids`")
     return config

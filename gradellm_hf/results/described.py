@@ -1,0 +1,65 @@
+"""An explanation as JSON values."""
+
+from itertools import accumulate, pairwise
+from typing import Any
+
+from ..checks.arguments import whole_number
+from ..text.readable import Readable
+from ..text.shares import counted_scores, ignored_positions, kinds, shares
+
+
+def described(explanation: Readable, top: int) -> dict[str, Any]:
+    """See `Explanation.to_dict`."""
+    top = whole_number("top", top, 0)
+    border, tokens, scores = explanation.prompt_length, explanation.tokens, explanation.attributions
+    bounds = list(accumulate(map(len, tokens), initial=0))
+    offsets = [list(pair) for pair in pairwise(bounds)]
+    share = shares(counted_scores(scores, ~ignored_positions(explanation)))
+    names = explanation.unit_names or [None] * len(tokens)
+
+    def source(step: int, i: int) -> dict[str, Any]:
+        return {
+            "position": i,
+            "token": names[i] or tokens[i],
+            "score": _rounded(scores[step, i].item()),
+            "share": _rounded(share[step, i].item()),
+            "start": bounds[i],
+            "end": bounds[i + 1],
+        }
+
+    targets = explanation.target_scores
+    strongest = share.abs().argsort(dim=-1, descending=True, stable=True)[:, :top].tolist()
+    steps = [
+        {
+            "position": border + n,
+            "token": tokens[border + n],
+            "start": bounds[border + n],
+            "end": bounds[border + n + 1],
+            "probability": _rounded(explanation.token_probabilities[n].item()),
+            "target_score": None if targets is None else _rounded(targets[n].item()),
+            "strongest": [source(n, i) for i in strongest[n] if share[n, i] != 0],
+            "attributions": [_rounded(score) for score in scores[n, : border + n].tolist()],
+        }
+        for n in range(len(scores))
+    ]
+    return {
+        "model": explanation.model_name,
+        "text": explanation.text,
+        "prompt": explanation.prompt,
+        "answer": explanation.answer,
+        "prompt_length": border,
+        "level": explanation.level,
+        "tokens": tokens,
+        "token_ids": explanation.token_ids,
+        "names": explanation.unit_names,
+        "offsets": offsets,
+        "special": explanation.special,
+        "kinds": kinds(explanation),
+        "segments": explanation.segments,
+        "layers": explanation.layers,
+        "steps": steps,
+    }
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")

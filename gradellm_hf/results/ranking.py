@@ -1,0 +1,91 @@
+"""`Explanation.sources`: which parts an answer has, what they rest on, and how much."""
+
+from collections.abc import Collection
+from itertools import accumulate
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..checks.arguments import choice, whole_number
+from ..errors import InvalidInputError
+from ..text.owners import segments_of, stretches
+from ..text.readable import Level, Readable
+from ..text.shares import Kind, checked_ignore, counted_scores, ignored_positions, left_out, shares
+from ..text.units import Spans, Unit, span_ranges, unit_names, unit_ranges
+from .sources import Part, Source, Sources
+
+Of = Literal["answer", "segment", "paragraph", "sentence", "word", "token"]
+_Named = list[tuple[Unit, str | None]]
+
+
+def find_sources(explanation: Readable, by: Level | Spans, of: Of, k: int | None, ignore: Collection[Kind]) -> Sources:
+    """See `Explanation.sources`."""
+    choice("of", of, get_args(Of))
+    most = len(explanation.tokens) if k is None else whole_number("k", k, 1, none="all")
+    offsets = list(accumulate(map(len, explanation.tokens), initial=0))
+    units, parts = _candidates(explanation, by, ignore), _parts(explanation, of)
+    ignored = ignored_positions(explanation, ignore)
+    candidates = _covered([unit for unit, _ in units], len(ignored)) & ~ignored
+    counted = counted_scores(explanation.attributions, candidates)
+    by_unit = torch.stack([counted[:, start:end].sum(-1) for (start, end), _ in units], dim=-1) if units else counted[:, :0]
+
+    def text_of(start: int, end: int) -> tuple[str, int, int]:
+        text = explanation.text[offsets[start] : offsets[end]]
+        first = offsets[start] + len(text) - len(text.lstrip())
+        return text.strip(), first, max(first, offsets[end] - len(text) + len(text.rstrip()))
+
+    def part(unit: Unit, name: str | None) -> Part:
+        rows = torch.arange(*unit) - explanation.prompt_length
+        share = shares(by_unit[rows].sum(0))
+        order = share.abs().argsort(descending=True, stable=True)[:most].tolist()
+        return Part(
+            name,
+            *text_of(*unit),
+            probability=explanation.token_probabilities[rows].prod().item(),
+            sources=[Source(units[i][1], *text_of(*units[i][0]), share=share[i].item()) for i in order if share[i] != 0],
+            ignored=left_out(explanation, explanation.attributions[rows], candidates, counted[rows]),
+        )
+
+    return Sources([part(*named) for named in parts], by=by if isinstance(by, str) else "span", of=of)
+
+
+def _candidates(explanation: Readable, by: Any, ignore: Collection[Kind]) -> _Named:
+    """The units that may be sources, with their names. With spans, these only; with own text, its parts or units too."""
+    border = explanation.prompt_length
+    if isinstance(by, str):
+        if by == "message" and explanation.segments is None:
+            raise InvalidInputError(
+                "The messages are not known. They are for chats that `GradELLM.explain` wrote with the template, unless the "
+                "template changes with what the messages say. Give their texts as spans, {name: text}."
+            )
+        units = unit_ranges(explanation, by)
+        names = unit_names(explanation, units) if by == "message" else [None] * len(units)
+        found = list(zip(units, names))
+    else:
+        own = unit_ranges(explanation, "message")
+        found = [(unit, name) for unit, name in zip(*span_ranges(explanation, by)) if name is not None]
+        found += [(unit, name) for unit, name in zip(own, unit_names(explanation, own)) if unit[0] >= border]
+    return found if "own" not in checked_ignore(ignore) else [(unit, name) for unit, name in found if unit[0] < border]
+
+
+def _parts(explanation: Readable, of: Of) -> _Named:
+    """The parts of the generated text. Special tokens, tags and the white space around them are in none of them."""
+    border = explanation.prompt_length
+    segments, owner = segments_of(explanation), stretches(explanation)
+    written = [i for i in range(border, len(owner)) if owner[i] is not None and owner[i] >= 0]  # type: ignore[operator]
+    if of == "answer":
+        return [((written[0], written[-1] + 1), None)] if written else []
+    units = unit_ranges(explanation, "message" if of == "segment" else of)
+    return [
+        (unit, segments[number]["name"])
+        for unit in units
+        if unit[0] >= border and (number := owner[unit[0]]) is not None and number >= 0
+    ]
+
+
+def _covered(units: list[Unit], length: int) -> Tensor:
+    covered = torch.zeros(length, dtype=torch.bool)
+    for start, end in units:
+        covered[start:end] = True
+    return covered

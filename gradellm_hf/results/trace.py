@@ -1,0 +1,29 @@
+"""What generated tokens rest on in the prompt, directly and through the text that was generated before them."""
+
+import torch
+from torch import Tensor
+
+from ..errors import InvalidInputError
+from ..text.readable import Readable
+
+
+def traced(explanation: Readable) -> Tensor:
+    """`(I - A_G)^-1 A_P` of `Explanation.trace`, `[N, S]` float32: over the prompt, and 0 over the generated text.
+
+    `A_G` is strictly lower triangular: a token comes after all that it rests on. So the inverse is a sum of finitely many
+    powers, and is had by one triangular solve, in float64.
+
+    Raises:
+        InvalidInputError: The units are not tokens.
+    """
+    if explanation.level != "token":
+        raise InvalidInputError(f"The units are {explanation.level}s. Trace the explanation of tokens, then `aggregate`.")
+    border = explanation.prompt_length
+    rows = explanation.attributions.double()
+    rows[:, :1] = 0  # the sink holds most of many rows, and says nothing
+    total = rows.abs().sum(-1, keepdim=True)
+    rows = rows / total.masked_fill(total == 0, 1)
+    from_prompt, from_generated = rows[:, :border], rows[:, border:]
+    identity = torch.eye(len(rows), dtype=rows.dtype)
+    rested = torch.linalg.solve_triangular(identity - from_generated.tril(-1), from_prompt, upper=False, unitriangular=True)
+    return torch.cat([rested, torch.zeros_like(from_generated)], dim=-1).float()

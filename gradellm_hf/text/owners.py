@@ -1,0 +1,44 @@
+"""Which part of a text each token belongs to: a message, a document, the answer, or none."""
+
+from collections.abc import Iterable
+from itertools import accumulate, pairwise
+
+from .readable import Tokenised
+from .segments import Segment, written_segments
+
+
+def segments_of(explanation: Tokenised) -> list[Segment]:
+    """The segments of the whole text: those of the prompt, as far as they are known, and those of the answer."""
+    start = sum(map(len, explanation.tokens[: explanation.prompt_length]))
+    return [*(explanation.segments or []), *written_segments(explanation.text, start)]
+
+
+def owners(explanation: Tokenised, spans: Iterable[tuple[int, int]]) -> list[int | None]:
+    """Which of these stretches of the text, `(start, end)` in characters, each unit belongs to: the first that it overlaps.
+
+    The space that a unit begins with counts little: a token of a space and a word belongs where the word is.
+    """
+    places = sorted(enumerate(spans), key=lambda place: place[1])
+    found: list[int | None] = []
+    first = 0
+    for token, (start, end) in zip(explanation.tokens, pairwise(accumulate(map(len, explanation.tokens), initial=0))):
+        if not token and found:  # it belongs to the character before
+            found.append(found[-1])
+            continue
+        visible = start + len(token) - len(token.lstrip())
+        start = visible if visible < end else start
+        while first < len(places) and places[first][1][1] <= start:
+            first += 1
+        is_inside = first < len(places) and places[first][1][0] < max(end, start + 1)
+        found.append(places[first][0] if is_inside else None)
+    return found
+
+
+def stretches(explanation: Tokenised) -> list[int | None]:
+    """The part of the text that each unit belongs to, by its number in `segments_of`.
+
+    None: in none of them, such as the template and the white space around an answer. A special token is a part of its own: it
+    has a negative number.
+    """
+    owner = owners(explanation, [(segment["start"], segment["end"]) for segment in segments_of(explanation)])
+    return [-1 - i if special else part for i, (special, part) in enumerate(zip(explanation.special, owner))]

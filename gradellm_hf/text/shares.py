@@ -1,0 +1,109 @@
+"""What counts as a source, and which share of an answer rests on it: the one definition that everything shows.
+
+The share of a source is its score over the sum of the scores of all candidate sources. Candidates are all positions but those
+that are ignored. Scores of a row that are small beside its largest are noise that adds up over a long text, and do not count.
+"""
+
+from collections.abc import Collection
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..checks.arguments import is_list
+from ..errors import InvalidInputError
+from .owners import stretches
+from .readable import Readable
+
+Kind = Literal["special", "template", "sink", "own"]
+#: What is no source unless asked for.
+IGNORED: tuple[Kind, ...] = get_args(Kind)
+#: What is left out when scores are added up.
+IGNORED_IN_SUMS: tuple[Kind, ...] = ("sink",)
+#: A score counts if it is at least this share of the largest in its row.
+THRESHOLD = 0.2
+_CONTENT = "content"
+_WEAK = "weak"
+
+
+def kinds(explanation: Readable) -> list[str]:
+    """What each unit is: `"special"`, `"sink"`, `"own"`, `"template"`, or `"content"`, the first of these that it is.
+
+    - special: a special token.
+    - sink: token 0. Heads that have nothing to look at look there, with a beginning-of-text token or without. Larger units have
+      none: `aggregate` leaves it out of its sums.
+    - own: generated.
+    - template: text of a chat's template. It is known for chats that `explain` wrote.
+    """
+    start = explanation.prompt_length
+    is_template = [False] * start
+    if explanation.segments is not None:
+        is_template = [owner is None for owner in stretches(explanation)[:start]]
+    sink = 0 if explanation.level == "token" else None
+    return [
+        "special" if special else "sink" if i == sink else "own" if i >= start else "template" if is_template[i] else _CONTENT
+        for i, special in enumerate(explanation.special)
+    ]
+
+
+def checked_ignore(ignore: Collection[Kind] | None) -> frozenset[str]:
+    """What is to be ignored.
+
+    Raises:
+        InvalidInputError: It is no collection of these words.
+    """
+    given = () if ignore is None else ignore
+    if not (is_list(given) or isinstance(given, set | frozenset)) or not set(given) <= set(IGNORED):
+        raise InvalidInputError(f"`ignore` must be a list of some of {list(IGNORED)}, possibly empty, got {ignore!r}.")
+    return frozenset(given)
+
+
+def ignored_positions(explanation: Readable, ignore: Collection[Kind] | None = IGNORED) -> Tensor:
+    """Which units are ignored, `[S]` bool.
+
+    Raises:
+        InvalidInputError: As `checked_ignore`.
+    """
+    leave_out = checked_ignore(ignore)
+    return torch.tensor([kind in leave_out for kind in kinds(explanation)], dtype=torch.bool)
+
+
+def counted_scores(scores: Tensor, candidates: Tensor, threshold: float = THRESHOLD) -> Tensor:
+    """The scores that count, `[N, S]`: 0 at what is no candidate, and where one is small beside its row's largest.
+
+    Args:
+        candidates: `[S]` bool.
+        threshold: What is smaller than this share of a row's largest does not count.
+    """
+    scores = scores.masked_fill(~candidates, 0)
+    size = scores.abs()
+    return scores.masked_fill(size < threshold * size.amax(-1, keepdim=True), 0) if scores.numel() else scores
+
+
+def shares(scores: Tensor) -> Tensor:
+    """Scores of all candidates `[..., K]` as shares: each row adds up to 1, by absolute size. A row of zeros stays so."""
+    total = scores.abs().sum(-1, keepdim=True)
+    return scores / total.masked_fill(total == 0, 1)
+
+
+def left_out(explanation: Readable, scores: Tensor, candidates: Tensor, counted: Tensor) -> dict[str, float]:
+    """What has no part in the shares, by kind, as shares of all scores of some rows.
+
+    Args:
+        scores: These rows, `[M, S]`.
+        candidates: `[S]` bool.
+        counted: What `counted_scores` made of them, `[M, S]`.
+
+    Returns:
+        Above 0 only. `"content"`: the rest of the prompt, if the sources are spans. `"weak"`: what is small beside its row's
+        largest.
+    """
+    size = scores.abs().sum(0)
+    found: dict[str, float] = {}
+    for kind, score, is_candidate in zip(kinds(explanation), size.tolist(), candidates.tolist()):
+        if not is_candidate:
+            found[kind] = found.get(kind, 0) + score
+    found[_WEAK] = (size[candidates].sum() - counted.abs().sum()).item()
+    total = size.sum().item()
+    smallest = total * torch.finfo(size.dtype).eps * len(size)
+    return {kind: score / total for kind, score in found.items() if score > smallest}
