@@ -8,6 +8,8 @@ from functools import partial
 from ..configuration import GradELLMConfig
 from .attention import attention_last, attention_mean, attention_rollout
 from .baseline import random
+from .flashtrace_adapter import flash_trace
+from .gim_adapter import gim
 from .grad_ellm import grad_ellm
 from .gradients import input_x_gradient, saliency
 from .inseq_adapter import inseq_method
@@ -27,7 +29,9 @@ __all__ = [
     "attn_lrp",
     "context_cite",
     "deep_lift",
+    "flash_trace",
     "get_method",
+    "gim",
     "grad_ellm",
     "input_x_gradient",
     "inseq_method",

@@ -1,6 +1,7 @@
 """Methods that take the gradient of a token's target with respect to the input embeddings."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -35,7 +36,7 @@ def saliency(
         torch.Size([1, 4, 9])
     """
     text = PerturbedText(model, sequences, prompt_length, attention_mask)
-    return heatmaps(text, torch.stack([gradient.norm(dim=-1) for _, gradient in _gradients(text, target)], dim=1))
+    return heatmaps(text, torch.stack([gradient.norm(dim=-1) for _, gradient in gradients(text, target)], dim=1))
 
 
 def input_x_gradient(
@@ -56,7 +57,7 @@ def input_x_gradient(
         (torch.Size([1, 4, 9]), True)
     """
     text = PerturbedText(model, sequences, prompt_length, attention_mask)
-    return heatmaps(text, torch.stack([(x * gradient).sum(-1) for x, gradient in _gradients(text, target)], dim=1))
+    return heatmaps(text, torch.stack([(x * gradient).sum(-1) for x, gradient in gradients(text, target)], dim=1))
 
 
 def predicted_targets(logits: Tensor, token_ids: Tensor, target: Predicted) -> Tensor:
@@ -72,13 +73,20 @@ def predicted_targets(logits: Tensor, token_ids: Tensor, target: Predicted) -> T
     return chosen.exp() if target == "probability" else chosen
 
 
-def _gradients(text: PerturbedText, target: Predicted) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each step, the embeddings and the gradient at them, `[R, S - 1, E]`: one forward pass, one backward pass per step."""
+def gradients(
+    text: PerturbedText, target: Predicted, around: AbstractContextManager[None] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each step, the embeddings and the gradient at them, `[R, S - 1, E]`: one forward pass, one backward pass per step.
+
+    Args:
+        around: A context for the forward pass.
+    """
     length = text.token_ids.shape[1] - 1
     with explainable(text.model, padded=not bool(text.real.all())):
         with torch.enable_grad(), reload_offloaded_weights(text.model):
             embeddings = text.embeddings[:, :length].clone().requires_grad_()
-            logits = text.forward(embeddings, text.real[:, :length], text.position_ids[:, :length], text.num_steps)
+            with around or nullcontext():
+                logits = text.forward(embeddings, text.real[:, :length], text.position_ids[:, :length], text.num_steps)
             values = predicted_targets(logits, text.token_ids[:, text.prompt_length :], target)
         for step in range(text.num_steps):
             (gradient,) = torch.autograd.grad(values[:, step].sum(), embeddings, retain_graph=True)
