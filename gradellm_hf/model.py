@@ -1,23 +1,28 @@
 """`GradELLM`: a model and its tokenizer, from text to explanations."""
 
+import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from .architecture.facts import look_at
 from .architecture.support import ModelWrapper, unwrap
-from .checks.arguments import is_list
+from .checks.arguments import is_list, one_each
 from .checks.renamed import renamed, warn_of_old_name
 from .configuration import GradELLMConfig, checked_config
 from .errors import InvalidInputError
 from .generation import explain_generate, explain_sequences
-from .results.chats import with_segments
+from .results.chats import EncodedPrompt, with_segments
+from .results.explanation import Explanation
 from .results.output import ExplainGenerateOutput
-from .sequences.prompt_checks import placeholder_mask
+from .sequences.text_batch import padded_batch
+from .streaming import ExplainedStep, explain_stream
 from .text.chats import Chat, is_chat
-from .text.encoding import encode_prompt, encode_target, text_tokenizer
+from .text.encoding import TEMPLATE_OPTIONS, encode_prompt, encode_target, text_tokenizer
+from .text.foils import first_difference
+from .text.token_text import token_texts
 
 _SHARED_OPTIONS = (  # of `from_pretrained`: the tokenizer needs them too
     "cache_dir",
@@ -31,6 +36,8 @@ _SHARED_OPTIONS = (  # of `from_pretrained`: the tokenizer needs them too
     "token",
     "trust_remote_code",
 )
+
+_SIGNED = GradELLMConfig(positive_only=False)  # of a contrast: scores for the one and for the other
 
 
 class GradELLM(ModelWrapper):
@@ -146,6 +153,7 @@ class GradELLM(ModelWrapper):
         text: str | Chat | Sequence[str | Chat],
         target: str | Sequence[str] | None = None,
         *,
+        foil: str | Sequence[str] | None = None,
         explain_config: GradELLMConfig | None = None,
         tools: Sequence[Any] | None = None,
         documents: Sequence[Any] | None = None,
@@ -163,6 +171,10 @@ class GradELLM(ModelWrapper):
             target: The text to explain in place of what the model would write (teacher forcing), one per prompt. It follows
                 the prompt directly: begin it with a space if one belongs between them. All of it is explained, also what
                 comes after an end-of-sequence token in it. None: the model writes.
+            foil: A text that could stand in the place of the target, or of what the model writes, one per prompt: why the one
+                and not the other? The first token is explained at which the two differ, by the difference of their logits;
+                what they have in common before it becomes part of the prompt. Unless `explain_config` says otherwise, scores
+                are signed: negative ones speak for the foil.
             explain_config: What to explain and how. None: the configuration of this object.
             tools, documents, chat_template, enable_thinking: For the chat template; see `apply_chat_template` of Transformers.
             continue_final_message: Whether the model goes on with the last message. None: if it is an assistant's.
@@ -183,34 +195,66 @@ class GradELLM(ModelWrapper):
             True
         """
         prompts, is_single = _prompts(text)
-        tokenizer = text_tokenizer(self.tokenizer)
-        template = {
-            "tools": tools,
-            "documents": documents,
-            "chat_template": chat_template,
-            "continue_final_message": continue_final_message,
-            "enable_thinking": enable_thinking,
-        }
-        template = {name: value for name, value in template.items() if value is not None}
-        encoded = [encode_prompt(tokenizer, prompt, template) for prompt in prompts]
-        if target is None:
-            input_ids, attention_mask = self._batch(tokenizer, [ids for _, _, ids in encoded])
-            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-            out = explain_generate(self, **inputs, explain_config=explain_config, **self._with_tokenizer(generate_kwargs))
+        given = (tools, documents, chat_template, continue_final_message, enable_thinking)
+        asked = self._encoded(prompts, dict(zip(TEMPLATE_OPTIONS, given)))
+        if target is not None and generate_kwargs:
+            raise InvalidInputError(
+                f"With `target` nothing is generated, so {sorted(generate_kwargs)} mean nothing. Leave them out."
+            )
+        if foil is not None:
+            rows = self._contrasts(asked, target, foil, explain_config, generate_kwargs)
+        elif target is not None:
+            texts = one_each("target", target, len(prompts))
+            targets = [
+                encode_target(text_tokenizer(self.tokenizer), *prompt.encoded, text) for prompt, text in zip(asked, texts)
+            ]
+            rows = self._explain_targets(asked, targets, explain_config)
         else:
-            if generate_kwargs:
-                raise InvalidInputError(
-                    f"With `target` nothing is generated, so {sorted(generate_kwargs)} mean nothing. Leave them out."
-                )
-            texts = _targets(target, len(prompts))
-            targets = [encode_target(tokenizer, *prompt, text) for prompt, text in zip(encoded, texts)]
-            out = self._explain_targets(tokenizer, [ids for _, _, ids in encoded], targets, explain_config)
-        rows = out.explanations(tokenizer)
-        each = len(rows) // len(prompts)
-        explanations = [
-            with_segments(row, tokenizer, prompts[i // each], encoded[i // each][0], template) for i, row in enumerate(rows)
-        ]
-        return explanations[0] if is_single and len(explanations) == 1 else explanations
+            ids, mask = self._batch([prompt.ids for prompt in asked])
+            kwargs = self._with_tokenizer(generate_kwargs)
+            out = explain_generate(self, input_ids=ids, attention_mask=mask, explain_config=explain_config, **kwargs)
+            rows = self._readable(out, asked)
+        return rows[0] if is_single and len(rows) == 1 else rows
+
+    def stream(
+        self,
+        text: str | Chat,
+        *,
+        explain_config: GradELLMConfig | None = None,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        chat_template: str | None = None,
+        continue_final_message: bool | None = None,
+        enable_thinking: bool | None = None,
+        **generate_kwargs: Any,
+    ) -> Iterator[ExplainedStep]:
+        """Yields each new token of the answer to a prompt or chat with its heatmap, while the model goes on writing.
+
+        Args:
+            text: A prompt, or a chat.
+            explain_config, tools, documents, chat_template, continue_final_message, enable_thinking: As for `explain`.
+            **generate_kwargs: For `model.generate`, except beams.
+
+        Yields:
+            As `explain_stream`, with one row.
+
+        Raises:
+            InvalidInputError: As for `explain` and `explain_stream`.
+            UnsupportedArchitectureError: The model cannot be explained exactly.
+
+        Examples:
+            >>> for step in GradELLM(model, tokenizer).stream("The capital of Italy is", max_new_tokens=2):
+            ...     print(step.step, step.attributions.shape)  # n, [1, P + n]
+            0 torch.Size([1, 5])
+            1 torch.Size([1, 6])
+        """
+        if not (isinstance(text, str) or is_chat(text)):
+            raise InvalidInputError(f"Give a text or a chat to stream the answer of, got {text!r}.")
+        given = (tools, documents, chat_template, continue_final_message, enable_thinking)
+        (asked,) = self._encoded([text], dict(zip(TEMPLATE_OPTIONS, given)))
+        ids, mask = self._batch([asked.ids])
+        kwargs = self._with_tokenizer(generate_kwargs)
+        return explain_stream(self, input_ids=ids, attention_mask=mask, explain_config=explain_config, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
@@ -233,37 +277,65 @@ class GradELLM(ModelWrapper):
             return generate_kwargs
         return {**generate_kwargs, "tokenizer": text_tokenizer(self.tokenizer)}
 
-    def _explain_targets(
-        self, tokenizer: Any, prompts: list[list[int]], targets: list[list[int]], explain_config: GradELLMConfig | None
-    ) -> ExplainGenerateOutput:
-        prompt_ids, prompt_mask = self._batch(tokenizer, prompts)
-        target_ids, target_mask = (x.flip(1) for x in self._batch(tokenizer, [ids[::-1] for ids in targets]))
-        return explain_sequences(
-            self,
-            torch.cat([prompt_ids, target_ids], dim=1),
-            prompt_ids.shape[1],
-            torch.cat([prompt_mask, target_mask], dim=1),
-            explain_config=explain_config,
-        )
+    def _encoded(self, prompts: Sequence[str | Chat], options: dict[str, Any]) -> list[EncodedPrompt]:
+        tokenizer = text_tokenizer(self.tokenizer)
+        options = {name: value for name, value in options.items() if value is not None}
+        return [EncodedPrompt(prompt, options, encode_prompt(tokenizer, prompt, options)) for prompt in prompts]
 
-    def _batch(self, tokenizer: Any, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask `[R, P]`, padded on the left, on the device on which the model reads them."""
-        facts = look_at(self.model)
-        highest, size = max(map(max, rows)), facts.vocabulary_size
-        if highest >= size:
-            raise InvalidInputError(
-                f"The tokenizer gave the token id {highest}, but the model knows {size} tokens. Use the model's own tokenizer."
-            )
-        placeholders = placeholder_mask(facts, torch.tensor([token_id for row in rows for token_id in row]))
-        if placeholders is not None and bool(placeholders.any()):
-            raise InvalidInputError(
-                "The text holds placeholders of images, videos or sounds, and there is nothing that they stand for. Give what "
-                "the model's processor makes of text and images, as tensors, to `explain_generate`."
-            )
-        padding, width = tokenizer.pad_token_id or 0, max(map(len, rows))
-        ids = torch.tensor([[padding] * (width - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return ids.to(facts.input_device), mask.to(facts.input_device)
+    def _explain_targets(
+        self, asked: list[EncodedPrompt], targets: list[list[int]], explain_config: GradELLMConfig | None
+    ) -> list[Explanation]:
+        """Explanations of given token ids after prompts."""
+        ids, mask = self._batch([prompt.ids for prompt in asked])
+        target_ids, target_mask = (x.flip(1) for x in self._batch([target[::-1] for target in targets]))
+        sequences, mask = torch.cat([ids, target_ids], dim=1), torch.cat([mask, target_mask], dim=1)
+        out = explain_sequences(self, sequences, ids.shape[1], mask, explain_config=explain_config)
+        return self._readable(out, asked)
+
+    def _readable(self, out: ExplainGenerateOutput, asked: list[EncodedPrompt]) -> list[Explanation]:
+        tokenizer = text_tokenizer(self.tokenizer)
+        each = len(out.attributions) // len(asked)
+        return [with_segments(row, tokenizer, asked[i // each]) for i, row in enumerate(out.explanations(tokenizer))]
+
+    def _contrasts(
+        self,
+        asked: list[EncodedPrompt],
+        target: Any,
+        foil: Any,
+        explain_config: GradELLMConfig | None,
+        generate_kwargs: dict[str, Any],
+    ) -> list[Explanation]:
+        """The explanations of the first step at which what is written and the foil differ."""
+        foils = one_each("foil", foil, len(asked))
+        if target is None:
+            ids, mask = self._batch([prompt.ids for prompt in asked])
+            kwargs = self._with_tokenizer(generate_kwargs)
+            out = explain_generate(self, input_ids=ids, attention_mask=mask, explain_config=GradELLMConfig(layers=1), **kwargs)
+            each = len(out.attributions) // len(asked)
+            asked, foils = [x for x in asked for _ in range(each)], [x for x in foils for _ in range(each)]
+            written = [row[mask].tolist() for row, mask in zip(out.sequences[:, out.prompt_length :], out.step_mask)]
+        else:
+            texts = one_each("target", target, len(asked))
+            written = [
+                encode_target(text_tokenizer(self.tokenizer), *prompt.encoded, text) for prompt, text in zip(asked, texts)
+            ]
+        pairs = [
+            first_difference(ids, encode_target(text_tokenizer(self.tokenizer), *prompt.encoded, text), text)
+            for prompt, ids, text in zip(asked, written, foils)
+        ]
+        asked = [prompt.continued(ids[:step]) for prompt, ids, (step, _) in zip(asked, written, pairs)]
+        contrast: dict[str, Any] = {"target": "contrast", "contrast_token_ids": [[token_id] for _, token_id in pairs]}
+        config = explain_config or self.explain_config or _SIGNED
+        config = dataclasses.replace(config, **contrast)
+        rows = self._explain_targets(asked, [[ids[step]] for ids, (step, _) in zip(written, pairs)], config)
+        names = [
+            token_texts(text_tokenizer(self.tokenizer), [*prompt.ids, token_id])[-1]
+            for prompt, (_, token_id) in zip(asked, pairs)
+        ]
+        return [dataclasses.replace(row, foil=name) for row, name in zip(rows, names)]
+
+    def _batch(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        return padded_batch(look_at(self.model), rows, text_tokenizer(self.tokenizer).pad_token_id)
 
 
 def _prompts(text: Any) -> tuple[list[str | Chat], bool]:
@@ -276,10 +348,3 @@ def _prompts(text: Any) -> tuple[list[str | Chat], bool]:
             f"got {text!r}."
         )
     return prompts, is_single
-
-
-def _targets(target: Any, expected: int) -> list[str]:
-    targets = [target] if isinstance(target, str) else list(target) if is_list(target) else []
-    if len(targets) != expected or not all(isinstance(text, str) and text for text in targets):
-        raise InvalidInputError(f"`target` must be a non-empty text for each of the {expected} prompts, got {target!r}.")
-    return targets

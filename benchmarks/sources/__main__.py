@@ -2,12 +2,14 @@
 
 Prompts of our own (prompts.jsonl): three documents, a question, and the document that has the answer. The first ten are for
 choosing how scores are added up, the other ten for reporting. SmolLM2-135M-Instruct answers greedily. A prompt counts if the
-answer holds the expected word. Each is asked twice: with the documents as they are, and in the reverse order.
+answer holds the expected word. Each is asked twice: with the documents as they are, and in the reverse order. Shares are those
+of the whole answer, which may speak of other documents too, and of the expected word in it.
 """
 
 import argparse
 import json
 from collections.abc import Callable
+from itertools import accumulate, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +54,15 @@ WAYS: dict[str, Callable[[Tensor, list[Any]], Tensor]] = {
 }
 
 
-def shares_of(explanation: Explanation, documents: list[str], way: str) -> Tensor:
-    """The shares of the documents, `[3]`, for the whole answer."""
+def shares_of(explanation: Explanation, documents: list[str], way: str, rows: list[bool]) -> Tensor:
+    """The shares of the documents, `[3]`, for these rows."""
     units, names = span_ranges(explanation, {str(i): text for i, text in enumerate(documents)})
     found = {name: unit for unit, name in zip(units, names) if name is not None}
     spans = [found[str(i)] for i in range(len(documents))]
     inside = torch.zeros(len(explanation.tokens), dtype=torch.bool)
     for start, end in spans:
         inside[start:end] = True
-    written = [not special for special in explanation.special[explanation.prompt_length :]]
-    scores = explanation.attributions[written].masked_fill(~inside | ignored_positions(explanation), 0)
+    scores = explanation.attributions[rows].masked_fill(~inside | ignored_positions(explanation), 0)
     return shares(WAYS[way](scores, spans))
 
 
@@ -87,12 +88,24 @@ def measure(split: str, config: GradELLMConfig) -> dict[str, Any]:
             if explanation is None:
                 continue
             for way in WAYS:
-                share = shares_of(explanation, prompt["documents"], way)
-                right = share[prompt["right"]].item()
-                found[way].append(
-                    {"question": prompt["question"], "reverse": reverse, "share": right, "first": right == share.max()}
-                )
+                for of, rows in (("answer", written(explanation)), ("word", word_rows(explanation, prompt["answer"]))):
+                    share = shares_of(explanation, prompt["documents"], way, rows)
+                    right = share[prompt["right"]].item()
+                    found[way].append({"of": of, "reverse": reverse, "share": right, "first": right == share.max().item()})
     return found
+
+
+def written(explanation: Explanation) -> list[bool]:
+    """The rows of the answer, without those of special tokens."""
+    return [not special for special in explanation.special[explanation.prompt_length :]]
+
+
+def word_rows(explanation: Explanation, word: str) -> list[bool]:
+    """The rows of the tokens that write a word of the answer."""
+    border = explanation.prompt_length
+    bounds = list(accumulate(map(len, explanation.tokens), initial=0))
+    start = explanation.text.lower().index(word.lower(), bounds[border])
+    return [a < start + len(word) and start < b for a, b in pairwise(bounds[border:])]
 
 
 def report(found: dict[str, Any], name: str) -> list[str]:
@@ -100,10 +113,10 @@ def report(found: dict[str, Any], name: str) -> list[str]:
     lines = []
     for way, rows in found.items():
         cells = []
-        for reverse in (False, True):
-            part = [row for row in rows if row["reverse"] == reverse]
+        for of, reverse in product(("answer", "word"), (False, True)):
+            part = [row for row in rows if (row["of"], row["reverse"]) == (of, reverse)]
             mean, least = sum(row["share"] for row in part) / len(part), min(row["share"] for row in part)
-            cells += [f"{sum(bool(row['first']) for row in part)} of {len(part)}", f"{mean:.2f} ({least:.2f})"]
+            cells.append(f"{sum(row['first'] for row in part)} of {len(part)}, {mean:.2f} ({least:.2f})")
         lines.append(f"| {name}, {way} | {' | '.join(cells)} |")
     return lines
 
@@ -113,7 +126,8 @@ def main() -> None:
     parser.add_argument("--split", choices=("tune", "report"), default="report")
     split = parser.parse_args().split
     torch.set_num_threads(1)
-    print("| scores, how they are added up | right first | its share (least) | reversed: right first | its share (least) |")
+    print("Right document first, its mean share (the least).\n")
+    print("| scores, how they are added up | whole answer | reversed | its word | reversed |")
     print("|---|---|---|---|---|")
     for part in ("layer", "head"):
         print("\n".join(report(measure(split, GradELLMConfig(positive_part=part)), f"relu a {part}")), flush=True)

@@ -91,6 +91,14 @@ def string(name: str, value: Any, *, none: str = "") -> Any:
     return value
 
 
+def one_each(name: str, value: Any, expected: int) -> list[str]:
+    """A text for each of so many prompts, from a single one or a list; raises InvalidInputError if they are others."""
+    texts = [value] if isinstance(value, str) else list(value) if is_list(value) else []
+    if len(texts) != expected or not all(isinstance(text, str) and text for text in texts):
+        raise InvalidInputError(f"`{name}` must be a non-empty text for each of the {expected} prompts, got {value!r}.")
+    return texts
+
+
 def numbers(name: str, value: Any, expected: str) -> Tensor:
     """Numbers in a tensor, an array or (nested) lists, as a tensor.
 

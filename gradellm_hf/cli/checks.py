@@ -1,6 +1,7 @@
 """Checks that are made before a model is loaded: of numbers, of prompts, and of the files and folders that will be written."""
 
 import argparse
+import json
 import math
 import os
 import stat
@@ -16,6 +17,25 @@ from ..text.token_text import is_unicode
 def wrong(message: str) -> argparse.ArgumentError:
     """The error of options that do not go together."""
     return argparse.ArgumentError(None, message)
+
+
+def read_json(name: str, path: Path, kind: type) -> Any:
+    """The JSON value in a file that an option names.
+
+    Args:
+        kind: What it must be: `list` or `dict`.
+
+    Raises:
+        argparse.ArgumentError: The file cannot be read, or holds something else.
+    """
+    expected = "list" if kind is list else "object"
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise wrong(f"{name} {path}: no JSON {expected} can be read: {error}") from error
+    if not isinstance(value, kind) or not value:
+        raise wrong(f"{name} {path}: a JSON {expected} with something in it is expected")
+    return value
 
 
 def at_least(smallest: int) -> Callable[[str], int]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .chat_options import add_chat_arguments, chat_options
 from .checks import at_least, between, check_text, seed, wrong
 from .model_options import add_head_weights_argument, add_model_arguments, load_model
 from .result_options import add_result_arguments, check_results, write_results
@@ -19,6 +20,8 @@ examples:
   gradellm explain MODEL --prompt "The capital of Italy is"
   gradellm explain MODEL --chat --system "Be brief." --prompt-file question.txt --html answer.html
   gradellm explain MODEL --prompt "The capital of Italy is" --target " Rome" --layers 4 --json
+  gradellm explain MODEL --prompt-file question.txt --chat --sources --spans documents.json
+  gradellm explain MODEL --prompt "The capital of Australia is" --foil " Canberra"
 """
 
 
@@ -36,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--chat", action="store_true", help="the prompt is a user's message, for the model's chat template")
     group.add_argument("--system", metavar="TEXT", help="a system message before it; implies --chat")
     group.add_argument("--target", metavar="TEXT", help="explain why the model would write this; nothing is generated")
+    group.add_argument("--foil", metavar="TEXT", help="explain why not this: the first token that differs, as a contrast")
+    add_chat_arguments(group)
 
     group = parser.add_argument_group("explanation")
     group.add_argument(
@@ -64,19 +69,22 @@ def run(options: argparse.Namespace) -> int:
     generate_kwargs = _generate_kwargs(options)
     check_results(options, **{"--prompt-file": None if options.prompt_file in (None, "-") else Path(options.prompt_file)})
     prompt = _prompt(options)
+    template = chat_options(options, is_chat=not isinstance(prompt, str))
     config = _config(options)
     model = load_model(options)
     if options.seed is not None:
         from transformers import set_seed
 
         set_seed(options.seed)
-    explanation = model.explain(prompt, options.target, explain_config=config, **generate_kwargs)
+    explanation = model.explain(prompt, options.target, foil=options.foil, explain_config=config, **template, **generate_kwargs)
     return write_results(explanation, options)
 
 
 def _generate_kwargs(options: argparse.Namespace) -> dict[str, Any]:
     names = ("max_new_tokens", "do_sample", *_SAMPLING, "num_beams")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.foil is not None:
+        check_text("--foil", options.foil)
     if options.target is not None:
         check_text("--target", options.target)
         if given:
@@ -133,13 +141,15 @@ def _config(options: argparse.Namespace) -> "GradELLMConfig":
     from ..configuration import GradELLMConfig
     from ..errors import InvalidInputError
 
-    further: dict[str, Any] = {"head_weights": options.head_weights}
+    given: dict[str, Any] = {"head_weights": options.head_weights}
     if options.layers is not None:
-        further["layers"] = options.layers
+        given["layers"] = options.layers
+    if options.foil is not None:
+        given["positive_only"] = False  # scores for the one and for the other
     try:
         if options.preset == "paper":
-            return GradELLMConfig.paper(**further)
-        return GradELLMConfig(spatial="loosened" if options.preset == "loosened" else "attention", **further)
+            return GradELLMConfig.paper(**given)
+        return GradELLMConfig(spatial="loosened" if options.preset == "loosened" else "attention", **given)
     except InvalidInputError as error:
         raise wrong(str(error)) from error
 

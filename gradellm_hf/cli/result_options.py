@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checks import at_least, check_files, check_picture
+from .checks import at_least, check_files, check_picture, read_json, wrong
 
 if TYPE_CHECKING:
     from ..results.explanation import Explanation
@@ -22,6 +22,17 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--png", type=Path, metavar="FILE", help="write a picture of the heatmap (also .pdf, .svg)")
     group.add_argument("--save", type=Path, metavar="FILE", help="write the scores as .safetensors, for `gradellm show`")
     group.add_argument(
+        "--sources", action="store_true", help="print what each sentence rests on: its strongest sources with their shares"
+    )
+    group.add_argument(
+        "--level",
+        choices=("token", "word", "sentence", "paragraph", "message"),
+        help="the units that are printed and drawn (default: token); of the sources with --sources (default: sentence)",
+    )
+    group.add_argument(
+        "--spans", type=Path, metavar="FILE", help='named spans of the prompt as units: JSON, {"name": "text" or [start, end]}'
+    )
+    group.add_argument(
         "--top", type=at_least(1), default=6, metavar="K", help="tokens to name for each one (default: %(default)s)"
     )
     group.add_argument("--json", action="store_true", help="print the scores as JSON instead of lines to read")
@@ -33,8 +44,11 @@ def check_results(options: argparse.Namespace, **inputs: Path | None) -> None:
     Args:
         inputs: Files that the call reads, by the options that name them.
     """
-    check_files({"--save": options.save, "--html": options.html, "--png": options.png}, inputs)
+    check_files({"--save": options.save, "--html": options.html, "--png": options.png}, {**inputs, "--spans": options.spans})
     check_picture("--png", options.png)
+    if options.spans is not None and options.level is not None:
+        raise wrong("--spans and --level both name the units: give one of them")
+    options.units = options.level if options.spans is None else read_json("--spans", options.spans, dict)
 
 
 def write_results(explanation: "Explanation", options: argparse.Namespace) -> int:
@@ -43,7 +57,8 @@ def write_results(explanation: "Explanation", options: argparse.Namespace) -> in
     A file that cannot be written does not keep the others from being written.
     """
     code = 0
-    writers = ((options.save, explanation.save), (options.html, explanation.to_html), (options.png, explanation.plot))
+    shown = explanation if options.units in (None, "token") else explanation.aggregate(options.units)
+    writers = ((options.save, explanation.save), (options.html, explanation.to_html), (options.png, shown.plot))
     for path, write in writers:
         if path is None:
             continue
@@ -56,11 +71,17 @@ def write_results(explanation: "Explanation", options: argparse.Namespace) -> in
             code = 1
         else:
             print(f"Wrote {path}", file=sys.stderr)
-    if options.json:
-        print_json(explanation.to_dict(options.top))
+    if options.sources:
+        sources = explanation.sources(options.units or "sentence")
+        if options.json:
+            print_json(sources.to_dict())
+        else:
+            print(sources.render(options.top))
+    elif options.json:
+        print_json(shown.to_dict(options.top))
     else:
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        print(explanation.render(top=options.top, color=color))
+        print(shown.render(top=options.top, color=color))
     return code
 
 

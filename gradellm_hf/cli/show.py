@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
     if None not in (options.row, options.id):
         raise wrong("--row and --id both name a prompt: give one of them")
     is_list = is_folder and options.row is None and options.id is None
-    if is_list and (options.html, options.png, options.save, options.sequence) != (None,) * 4:
+    wanted = (options.html, options.png, options.save, options.sequence, options.level, options.spans, options.sources or None)
+    if is_list and wanted != (None,) * len(wanted):
         raise wrong("FILE is the folder of a job: name a prompt with --row or --id")
     if is_list:
         print_list(options.file, options.json)

@@ -48,6 +48,7 @@ def described(explanation: Readable, top: int) -> dict[str, Any]:
         "prompt": explanation.prompt,
         "answer": explanation.answer,
         "prompt_length": border,
+        "foil": explanation.foil,
         "level": explanation.level,
         "tokens": tokens,
         "token_ids": explanation.token_ids,

@@ -54,6 +54,7 @@ class Explanation(Shown):
         unit_names: `S` names of messages, or of the spans that `aggregate` was given; None for a unit without a name.
         segments: The messages, tools and documents of a chat, by their characters in `text`; the rest of the prompt is the
             template's. None if they are not known: the prompt was a text, or its template changes with what it is given.
+        foil: The text of the token that the generated one is compared with; None if there is none, or several.
 
     Raises:
         InvalidInputError: Shapes or texts do not fit together, or a score is not finite.
@@ -82,6 +83,7 @@ class Explanation(Shown):
     level: UnitLevel = "token"
     unit_names: list[str | None] | None = None
     segments: list[Segment] | None = None
+    foil: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_length", whole_number("prompt_length", self.prompt_length, 0))

@@ -66,6 +66,9 @@ def render(explanation: Readable, *, top: int = 6, color: bool = False, ignore: 
         head = head + " " * (width - cell_width(head))
         lines.append(f"{_BOLD + head + _RESET if color else head}  {(' ' if color else '  ').join(parts)}".rstrip())
     missing = left_out(explanation, scores, candidates, counted)
+    foil = explanation.foil
+    if foil is not None:
+        lines.append(f"(rather than {visible(foil)}, for which negative shares speak)")
     return "\n".join([*lines, *([f"({listed(missing)})"] if missing else [])])
 
 

@@ -1,0 +1,100 @@
+"""`gradellm explain` and `show`: sources, levels, spans, foils, and chats as they are."""
+
+import json
+
+import pytest
+
+from gradellm_hf import Explanation, GradELLM
+from gradellm_hf.cli import main
+from tests.support.small_llama import small_llama
+from tests.support.tiny_tokenizers import byte_level_bpe
+from tests.text.test_segments import CHATML
+
+PROMPT = "The cat is red. The dog is blue."
+SHORT = ["--max-new-tokens", "3"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    small_llama(vocab_size=len(byte_level_bpe())).save_pretrained(path)
+    byte_level_bpe().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def explainer(folder):
+    return GradELLM.from_pretrained(folder, device_map=None)
+
+
+def printed(capsys, *arguments):
+    capsys.readouterr()
+    assert main(list(arguments)) == 0
+    return capsys.readouterr().out.rstrip("\n")
+
+
+def written(path, value):
+    path.write_text(json.dumps(value))
+    return str(path)
+
+
+def test_sources_by_level_and_by_spans(folder, explainer, capsys, tmp_path):
+    explanation = explainer.explain(PROMPT, max_new_tokens=3, do_sample=False)
+    saved = tmp_path / "e.safetensors"
+    call = ["explain", folder, "--prompt", PROMPT, *SHORT, "--sources"]
+    assert printed(capsys, *call, "--save", str(saved)) == explanation.sources().render()
+    assert printed(capsys, *call, "--level", "word", "--top", "2") == explanation.sources("word").render(2)
+    spans = {"cat": "The cat is red.", "dog": [16, 32]}
+    file = written(tmp_path / "spans.json", spans)
+    by_span = explanation.sources({"cat": "The cat is red.", "dog": (16, 32)})
+    assert printed(capsys, *call, "--spans", file) == by_span.render()
+    assert printed(capsys, "show", str(saved), "--sources", "--spans", file) == by_span.render()
+    assert json.loads(printed(capsys, "show", str(saved), "--sources", "--json"))["by"] == "sentence"
+
+
+def test_levels_and_spans_of_what_is_printed(folder, explainer, capsys, tmp_path):
+    explanation = explainer.explain(PROMPT, max_new_tokens=3, do_sample=False)
+    call = ["explain", folder, "--prompt", PROMPT, *SHORT]
+    assert printed(capsys, *call, "--level", "sentence") == explanation.aggregate("sentence").render()
+    assert json.loads(printed(capsys, *call, "--level", "word", "--json"))["level"] == "word"
+    spans = written(tmp_path / "spans.json", {"dog": "The dog is blue."})
+    assert printed(capsys, *call, "--spans", spans) == explanation.aggregate({"dog": "The dog is blue."}).render()
+
+
+def test_a_foil(folder, explainer, capsys):
+    expected = explainer.explain(PROMPT, " qz7", foil=" qx7")
+    assert printed(capsys, "explain", folder, "--prompt", PROMPT, "--target", " qz7", "--foil", " qx7") == expected.render()
+
+
+def test_options_of_the_chat_template(folder, capsys, tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text(CHATML)
+    tools = written(tmp_path / "tools.json", [{"type": "function", "function": {"name": "weather", "description": "Rain?"}}])
+    documents = written(tmp_path / "documents.json", [{"title": "Map", "text": "Oslo is north."}])
+    saved = tmp_path / "e.safetensors"
+    files = ["--chat-template", str(template), "--tools", tools, "--documents", documents, "--save", str(saved)]
+    printed(capsys, "explain", folder, "--chat", "--prompt", "Who?", *SHORT, *files, "--enable-thinking")
+    explanation = Explanation.load(saved)
+    assert [segment["name"] for segment in explanation.segments] == ["tool: weather", "document: Map", "1. user"]
+    assert "".join(explanation.tokens[: explanation.prompt_length]).endswith("<think>\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tools", "tools.json"], "is for the template of a chat"),
+        (["--chat", "--tools", "missing.json"], "no JSON list can be read"),
+        (["--chat", "--chat-template", "missing.jinja"], "cannot be read"),
+        (["--spans", "missing.json"], "no JSON object can be read"),
+        (["--spans", "list.json"], "a JSON object with something in it is expected"),
+        (["--spans", "spans.json", "--level", "word"], "give one of them"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_the_model_is_loaded(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "list.json", [1])
+    written(tmp_path / "spans.json", {"a": "cat"})
+    with pytest.raises(SystemExit) as exit_:
+        main(["explain", "no-model", "--prompt", PROMPT, *arguments])
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err

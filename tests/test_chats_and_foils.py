@@ -1,0 +1,95 @@
+"""`GradELLM.explain` with chats as they are, and with a text that could have been written instead."""
+
+import pytest
+import torch
+
+from gradellm_hf import Explanation, GradELLM, GradELLMConfig, InvalidInputError, explain_dataset, explain_sequences
+from tests.support.small_llama import assert_same_heatmaps, small_llama
+from tests.support.tiny_tokenizers import byte_level_bpe
+from tests.text.test_segments import CHATML
+
+CHAT = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Who?"}]
+GREEDY = {"max_new_tokens": 4, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def explainer():
+    return GradELLM(small_llama(vocab_size=len(byte_level_bpe())), byte_level_bpe())
+
+
+def test_an_explained_chat_knows_its_messages(explainer, tmp_path):
+    one, two = explainer.explain([CHAT, CHAT[1:]], chat_template=CHATML, **GREEDY)
+    assert [(segment["name"], one.text[segment["start"] : segment["end"]]) for segment in one.segments] == [
+        ("1. system", "Be kind."),
+        ("2. user", "Who?"),
+    ]
+    assert [segment["name"] for segment in two.segments] == ["1. user"]
+    assert explainer.explain("Who?", **GREEDY).segments is None
+    units = one.aggregate("message")
+    assert [name for name in units.unit_names[: units.prompt_length] if name] == ["1. system", "2. user"]
+    explanations = explain_dataset(explainer, [CHAT], tmp_path / "job", chat_template=CHATML, **GREEDY)
+    assert explanations[0].segments == one.segments
+
+
+def test_options_of_the_template_reach_it(explainer):
+    tool = {"type": "function", "function": {"name": "weather", "description": "Of a city."}}
+    explanation = explainer.explain(CHAT, chat_template=CHATML, tools=[tool], enable_thinking=True, **GREEDY)
+    assert [segment["name"] for segment in explanation.segments] == ["tool: weather", "1. system", "2. user"]
+    assert explanation.sources("message", of="segment")[0].name == "thinking"
+
+
+def test_streaming_gives_what_explaining_gives(explainer):
+    whole = explainer.explain(CHAT, chat_template=CHATML, **GREEDY)
+    for step in explainer.stream(CHAT, chat_template=CHATML, **GREEDY):
+        assert_same_heatmaps(step.attributions[0], whole.attributions[step.step, : step.attributions.shape[1]])
+    assert step.step == 3
+    with pytest.raises(InvalidInputError, match="Give a text or a chat"):
+        explainer.stream([CHAT])
+
+
+def test_a_foil_is_contrasted_at_the_first_token_that_differs(explainer):
+    tokenizer = explainer.tokenizer
+    explanation = explainer.explain("The capital is", " qz7", foil=" qx7")
+    prompt = tokenizer("The capital is")["input_ids"]
+    chosen, other = tokenizer(" qz7")["input_ids"], tokenizer(" qx7")["input_ids"]
+    step = next(i for i, pair in enumerate(zip(chosen, other)) if pair[0] != pair[1])
+    assert step > 0
+    config = GradELLMConfig(target="contrast", contrast_token_ids=other[step], positive_only=False, positive_part="layer")
+    sequence = torch.tensor([[*prompt, *chosen[: step + 1]]])
+    expected = explain_sequences(explainer, sequence, sequence.shape[1] - 1, explain_config=config)
+    assert explanation.token_ids == sequence[0].tolist()
+    assert_same_heatmaps(explanation.attributions, expected.attributions[0])
+    torch.testing.assert_close(explanation.target_scores, expected.target_scores[0])
+    assert (explanation.attributions < 0).any()
+    assert explanation.foil == tokenizer.decode(other[step])
+    assert f"rather than {explanation.foil}" in explanation.render()
+
+
+def test_what_the_model_writes_is_contrasted_with_the_foil_of_its_prompt(explainer, tmp_path):
+    prompts = ["The capital is", "Paris and Rome"]
+    written = explainer.explain(prompts, **GREEDY)
+    contrasts = explainer.explain(prompts, foil=[" x", " y"], **GREEDY)
+    for alone, contrast in zip(written, contrasts):
+        assert contrast.tokens[-1] == alone.tokens[contrast.prompt_length]
+        assert len(contrast.attributions) == 1
+    contrasts[0].save(tmp_path / "file")
+    assert Explanation.load(tmp_path / "file").foil == contrasts[0].foil
+
+
+def test_a_begun_answer_is_a_message(explainer):
+    contrast = explainer.explain(CHAT, " qz7", foil=" qx7", chat_template=CHATML)
+    assert [segment["name"] for segment in contrast.segments] == ["1. system", "2. user", "begun answer"]
+
+
+def test_a_foil_that_is_no_other_text_is_refused(explainer):
+    with pytest.raises(InvalidInputError, match="nothing to contrast"):
+        explainer.explain("The capital is", " Rome", foil=" Rome")
+    with pytest.raises(InvalidInputError, match="`foil` must be a non-empty text for each of the 1 prompts"):
+        explainer.explain("The capital is", " Rome", foil=["a", "b"])
+
+
+def test_a_foil_keeps_what_the_configuration_says(explainer):
+    config = GradELLMConfig(layers=1)
+    contrast = explainer.explain("The capital is", " Rome", foil=" Oslo", explain_config=config)
+    assert contrast.layers == [max(contrast.layers)]
+    assert not (contrast.attributions < 0).any()
