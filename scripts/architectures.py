@@ -41,6 +41,8 @@ no code with the package and runs one forward and one backward pass of the model
 
 {versions}
 
+- *Versions*: each line of the first table is from a run with that version. Types that it lacks, or whose tiny model it does not
+  run, are not counted.
 - *Engine*: what `explain_generate` uses without being told. A model of your own is checked once before it is replayed.
 - *Error*: the largest difference from the reference, over the largest score.
 
