@@ -5,20 +5,23 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import torch
 from torch import Tensor
 
 from ..architecture.facts import ModelFacts, explained_layers, look_at
 from ..architecture.support import without_wrapper
 from ..checks.arguments import whole_number
 from ..checks.files import TensorFile, reading, write_tensors
+from ..checks.schema import TensorKind, check, check_tensors
 from ..configuration import GradELLMConfig, HeadWeights
 from ..errors import InvalidInputError, UnsupportedArchitectureError
 from ..jobs.manifest import describe_job, fingerprint, weights_fingerprint
 from ..jobs.prompts import Prompt, PromptReader
 from ..jobs.run import job_folder, shared_out
 from ..text.encoding import text_tokenizer
+from .features import FEATURES
 from .fit import Fitted, learn
 from .texts import PROMPTS, balanced_order, measure
 
@@ -26,7 +29,17 @@ FORMAT, FORMAT_VERSION = "gradellm_hf.calibration", 1
 _WRITER = "calibrate"
 _TEXTS = "text-*.safetensors"
 _NO_KIND = ""
+_TENSORS = {
+    "effects": TensorKind("NK", (torch.float32,)),
+    "sources": TensorKind("K", (torch.int64,)),
+    "before": TensorKind("N", (torch.int64,)),
+    **{name: TensorKind("LHNK", (torch.bfloat16,)) for name in FEATURES},
+}
 _Measured = tuple[dict[str, Tensor], float]  # what was measured of a text, and the processor time in seconds
+
+
+class _Metadata(TypedDict):
+    cpu_seconds: float
 
 
 def calibrate(
@@ -157,8 +170,11 @@ def _measure(
 def _read(path: Path) -> _Measured:
     file = TensorFile(path, _WRITER)
     file.check_format(FORMAT, FORMAT_VERSION)
-    with reading(path):
-        return file.tensors(["effects", "sources", "before", "contribution", "magnitude"]), file.metadata["cpu_seconds"]
+    with reading(path, "Delete the file and run the calibration again."):
+        check(file.metadata, _Metadata, "the metadata")
+        tensors = file.tensors(_TENSORS)
+        check_tensors(tensors, _TENSORS, {})
+    return tensors, file.metadata["cpu_seconds"]
 
 
 def _folds(kinds: list[str]) -> list[str]:

@@ -70,6 +70,9 @@ def test_a_calibration_that_was_stopped_goes_on_and_ends_as_one_that_was_not(tmp
     assert files[0].stat().st_mtime_ns == kept
     assert set(contents(tmp_path)) == set(whole)
     torch.testing.assert_close(found.values, expected.values, rtol=1e-3, atol=1e-3)
+    files[2].write_bytes(files[2].read_bytes()[:-1])
+    with pytest.raises(InvalidInputError, match=f"{files[2].name}.* not a file that `calibrate` wrote"):
+        calibrate(model, tokenizer, PROMPTS, output_dir=tmp_path, **SMALL)
     for change in ({"seed": 1}, {"num_tokens": 5}, {"explain_config": GradELLMConfig(target="probability")}):
         with pytest.raises(InvalidInputError, match="another job"):
             calibrate(model, tokenizer, PROMPTS, output_dir=tmp_path, **{**SMALL, **change})
