@@ -57,7 +57,8 @@ docs: $(READY)
 bench: $(READY)
 	@$(BIN) -m benchmarks.run
 
-# benchmarks/faithfulness/RESULTS.md and the pictures of docs/faithfulness.md: some hours; continues where it was stopped.
+# benchmarks/faithfulness/RESULTS.md and the pictures of docs/faithfulness.md: hours; continues where it was stopped. Gemma 3 270M
+# needs packages of its own, which an error names.
 # With human rationales: make faithfulness LAMBADA=annotated.jsonl
 faithfulness: $(READY)
 	@$(BIN) -m benchmarks.faithfulness.run $(if $(LAMBADA),--lambada $(LAMBADA))

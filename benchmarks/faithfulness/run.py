@@ -1,47 +1,94 @@
-"""`python -m benchmarks.faithfulness.run`: all methods and metrics on the prompts of this folder, and the ablation.
+"""`python -m benchmarks.faithfulness.run`: methods and metrics on prompts of several kinds, for two model families.
 
 A part that was stopped continues when it is run again. Parts may run at the same time, in several processes:
-`--parts sentiment yes_no`. When all are done, `python -m benchmarks.faithfulness.report` writes RESULTS.md.
+`--families smollm2 --parts own known`; but the first part of a family learns its weights, so let one begin alone. When all are
+done, `python -m benchmarks.faithfulness.report` writes RESULTS.md.
 """
 
 import argparse
+import importlib.util
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
+from torch import Tensor
 
-from gradellm_hf.demo_model import load_smollm2
-from gradellm_hf.evaluation import Evaluation, Settings, evaluate
-from gradellm_hf.methods import Method, attn_lrp, get_method, integrated_gradients, lime, method_names
+from gradellm_hf import GradELLMConfig
+from gradellm_hf.evaluation import Evaluation, Settings, contradictions, evaluate, injections, needles
+from gradellm_hf.methods import (
+    Method,
+    at2,
+    attn_lrp,
+    context_cite,
+    flash_trace,
+    get_method,
+    gim,
+    grad_ellm,
+    integrated_gradients,
+    lime,
+    method_names,
+)
 from gradellm_hf.methods.lxt_adapter import INTERPRETER
-from gradellm_hf.metrics.options import Scope
 
+from .families import FAMILIES
+from .learned import at2_weights, head_weights
 from .variants import VARIANTS
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
 DEFAULT_OUTPUT = Path("faithfulness-output")
-_ABLATION_METRICS = ("pi_soft_ns", "pi_soft_nc", "rank_correlation")
-_ABLATION_PIS = (0.2, 0.5, 0.8)
+#: Named before the run: how well scores of sentences predict what random ones are worth, what the first of them is worth, and
+#: how well scores of tokens rank what each is worth.
+PRIMARY = ("lds_source", "top_1_drop", "rank_correlation")
+SECONDARY = ("lds_token", "lds_source_drop", "top_3_drop", "pi_soft_ns", "pi_soft_nc", "mas_deletion", "mas_insertion")
+KNOWN_SOURCE = ("reciprocal_rank", "recall_at_1", "recall_at_3", "top_1_drop")
+REFERENCE = "grad_ellm"  # what the others are compared with
+_ABLATION = ("pi_soft_ns", "pi_soft_nc", "rank_correlation")
+_PIS = (0.2, 0.5, 0.8)
 _SEED = 2026
 # Cheaper than by default: a CPU has to run them some hundred times.
 _CHEAPER: dict[str, Method] = {
     "integrated_gradients": partial(integrated_gradients, num_points=20),
     "lime": partial(lime, num_samples=128),
 }
+#: Of the methods, those that take a few passes over a text, and little memory: for long texts.
+_LIGHT = (REFERENCE, "calibrated", "saliency", "context_cite", "random")
 
 
 class Part(NamedTuple):
-    """An evaluation: which prompts, how long the continuations are, and how these are measured."""
+    """An evaluation of a family.
 
-    where: Mapping[str, str]
+    Attributes:
+        prompts: From the tokenizer and the options of the command line to records, a file, or None: left out.
+        metrics: Names.
+        num_tokens: Tokens that are written and explained, for each prompt without a `target`.
+        where: Only records with these values.
+        methods: Names; None: all.
+        families: That it is run for.
+    """
+
+    prompts: Callable[[Any, argparse.Namespace], Any]
+    metrics: Sequence[str]
     num_tokens: int = 1
-    level: Scope = "step"
-    variants: Sequence[str] = ()
+    where: Mapping[str, str] = {}
+    methods: Sequence[str] | None = None
+    families: Sequence[str] = tuple(FAMILIES)
+
+
+def _own(tokenizer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
+    return read_prompts(chat=tokenizer.chat_template is not None)
+
+
+def _known(tokenizer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
+    return [*needles(tokenizer, lengths=(512, 1024)), *contradictions(num_prompts=12), *injections(num_prompts=12)]
+
+
+def _long(tokenizer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
+    return needles(tokenizer, lengths=(2048, 4096), num_prompts=2)
 
 
 # The variants that did well on the prompts to tune on. On the reported prompts they were run once.
@@ -56,51 +103,47 @@ _CHOSEN = (
     "relu_per_head_saliency_product",
 )
 PARTS = {
-    "sentiment": Part({"task": "sentiment", "split": "report"}),
-    "yes_no": Part({"task": "yes_no", "split": "report"}),
-    "recall": Part({"task": "recall", "split": "report"}),
-    "open": Part({"task": "open", "split": "report"}, num_tokens=8, level="sequence"),
-    "lambada": Part({}),
-    "ablation": Part({"split": "tune"}, variants=tuple(VARIANTS)),
-    "ablation_report": Part({"split": "report"}, variants=_CHOSEN),
+    "own": Part(_own, (*PRIMARY, *SECONDARY), num_tokens=3, where={"split": "report"}),
+    "lambada": Part(lambda tokenizer, options: options.lambada, (*PRIMARY, *SECONDARY, "auc", "average_precision")),
+    "known": Part(_known, KNOWN_SOURCE),
+    "known_long": Part(_long, KNOWN_SOURCE, methods=_LIGHT),
+    "ablation": Part(_own, _ABLATION, where={"split": "tune"}, methods=tuple(VARIANTS), families=("smollm2",)),
+    "ablation_report": Part(_own, _ABLATION, where={"split": "report"}, methods=_CHOSEN, families=("smollm2",)),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", nargs="*", choices=PARTS, default=None, help="only these (default: all)")
+    parser.add_argument("--families", nargs="*", choices=FAMILIES, default=tuple(FAMILIES), help="only these (default: all)")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=tuple(PARTS), help="only these (default: all)")
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the results (default: %(default)s)")
     parser.add_argument("--lambada", type=Path, help="JSONL with `text` and `rationale`; without it that part is left out")
-    parser.add_argument("--dtype", default="bfloat16", help="of the model (default: %(default)s)")
     parser.add_argument("--max-prompts", type=int, help="only the first so many of each part")
     options = parser.parse_args()
     transformers.utils.logging.disable_progress_bar()
-    model, tokenizer = load_smollm2(dtype=getattr(torch, options.dtype))
-    for name in options.parts or PARTS:
-        if name == "lambada" and options.lambada is None:
-            continue
-        evaluation = run_part(name, model, tokenizer, options)
-        print(f"{name}: {evaluation}, {len(evaluation.errors)} failed", flush=True)
+    for family in options.families:
+        model, tokenizer = FAMILIES[family]()
+        methods = all_methods(model, tokenizer, options.output / family)
+        for name in options.parts:
+            if family in PARTS[name].families and PARTS[name].prompts(tokenizer, options) is not None:
+                evaluation = run_part(name, model, tokenizer, methods, options, options.output / family / name)
+                print(f"{family}, {name}: {evaluation}, {len(evaluation.errors)} failed", flush=True)
 
 
-def run_part(name: str, model: Any, tokenizer: Any, options: argparse.Namespace) -> Evaluation:
+def run_part(
+    name: str, model: Any, tokenizer: Any, methods: Mapping[str, Method], options: argparse.Namespace, folder: Path
+) -> Evaluation:
     """Runs a part into its folder, or continues it."""
     part = PARTS[name]
-    settings = Settings(level=part.level, num_portions=4, seed=_SEED)
-    methods = _methods()
-    metrics = None
-    if part.variants:
-        settings = Settings(level=part.level, pis=_ABLATION_PIS, seed=_SEED)
-        metrics = _ABLATION_METRICS
-        methods = {variant: VARIANTS[variant].method for variant in part.variants}
+    known = {**methods, **{variant: VARIANTS[variant].method for variant in VARIANTS}}
     return evaluate(
         model,
-        options.lambada if name == "lambada" else read_prompts(),
-        options.output / name,
+        part.prompts(tokenizer, options),
+        folder,
         tokenizer=tokenizer,
-        methods=methods,
-        metrics=metrics,
-        settings=settings,
+        methods={method: known[method] for method in part.methods or methods if method in known},
+        metrics=part.metrics,
+        settings=Settings(pis=_PIS, num_portions=8, seed=_SEED),
         column="text" if name == "lambada" else None,
         where=part.where,
         max_prompts=options.max_prompts,
@@ -108,28 +151,53 @@ def run_part(name: str, model: Any, tokenizer: Any, options: argparse.Namespace)
     )
 
 
-def _methods() -> dict[str, Method]:
-    """All registered methods, and AttnLRP if an environment with lxt is named."""
+def all_methods(model: Any, tokenizer: Any, folder: Path) -> dict[str, Method]:
+    """All registered methods, with weights that are learned for this model, and those whose packages are installed."""
     methods = {method: _CHEAPER.get(method, get_method(method)) for method in method_names()}
+    calibrated = GradELLMConfig(head_weights=head_weights(model, tokenizer, folder))
+    methods |= {
+        "calibrated": partial(grad_ellm, explain_config=calibrated),
+        "at2": at2(at2_weights(model, tokenizer, folder)),
+        "context_cite_256": partial(context_cite, num_ablations=256),
+        "context_cite_tokens": _context_cite_tokens,
+    }
+    if importlib.util.find_spec("gim"):
+        methods["gim"] = gim(tokenizer)
+    if importlib.util.find_spec("flashtrace"):
+        methods["flash_trace"] = flash_trace()
     if os.environ.get(INTERPRETER):
         methods |= {"attn_lrp": attn_lrp(), "attn_lrp_absolute": attn_lrp(absolute=True)}
     return methods
 
 
-def read_prompts() -> list[dict[str, Any]]:
+def _context_cite_tokens(
+    model: Any,
+    sequences: Tensor,
+    prompt_length: int,
+    attention_mask: Tensor | None = None,
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """ContextCite by token, with many ablations. It takes no `sources`, since an evaluation would give it the sentences."""
+    return context_cite(model, sequences, prompt_length, attention_mask, num_ablations=256, generator=generator)
+
+
+def read_prompts(chat: bool = True) -> list[dict[str, Any]]:
     """The prompts of this folder, as they are given to the model.
 
     So small a model seldom begins its turn in a chat with the word that was asked for. So questions with one right answer are
     given as text that ends where the word belongs. Other chats get an empty system message instead of the one that the chat
-    template would write.
+    template would write; a model without a template gets the message as text.
     """
     records = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
     for record in records:
         if "messages" in record and "answer" in record:
             text = record.pop("messages")[0]["content"]
             record["prompt"] = text if text.endswith(":") else text + "\nOne-word answer:"
-        elif "messages" in record:
+        elif "messages" in record and chat:
             record["messages"].insert(0, {"role": "system", "content": ""})
+        elif "messages" in record:
+            record["prompt"] = record.pop("messages")[0]["content"] + "\n"
     return records
 
 

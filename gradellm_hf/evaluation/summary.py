@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks.arguments import string
+from ..checks.arguments import string, whole_number
 from ..errors import InvalidInputError
 from ..metrics.bootstrap import bootstrap, checked_confidence
 from ..metrics.pi_soft import normalised_area
@@ -18,6 +18,7 @@ from .results import Evaluation
 
 ALL = "all"  # the name of all tasks together
 _FEWEST = 10  # by hand: with fewer prompts, resampling makes intervals that are far too narrow
+_MOST_RESAMPLES = 200_000  # by hand: some seconds; the ends of wider intervals need more
 _MARKS = {1: " +", -1: " -", 0: ""}  # by `Row.against_reference`
 
 
@@ -151,15 +152,20 @@ class Summary:
         return max(rows, key=lambda row: sign * row.value.mean).method if rows else None
 
 
-def summarise(evaluation: Evaluation, *, reference: str | None = "grad_ellm", confidence: float = 0.95) -> Summary:
+def summarise(
+    evaluation: Evaluation, *, reference: str | None = "grad_ellm", confidence: float = 0.95, comparisons: int = 1
+) -> Summary:
     """Means over the prompts of each task, with bootstrap intervals; see `gradellm_hf.metrics.bootstrap`.
 
     Args:
         reference: The method with which the others are compared, prompt by prompt. It is ignored if it is not among them.
         confidence: Coverage of the intervals.
+        comparisons: How many differences are looked at together. Their intervals are so wide that all cover the truth with this
+            confidence (Bonferroni); those of the means stay.
 
     Raises:
-        InvalidInputError: No prompt is done, `confidence` is not between 0 and 1, or `reference` is no text.
+        InvalidInputError: No prompt is done, `confidence` is not between 0 and 1, `comparisons` below 1, or `reference` no
+            text.
 
     Examples:
         >>> prompts, options = ["The capital of Italy is"], {"methods": ["grad_ellm", "random"], "metrics": ["deletion"]}
@@ -168,7 +174,7 @@ def summarise(evaluation: Evaluation, *, reference: str | None = "grad_ellm", co
         [('grad_ellm', 'deletion'), ('random', 'deletion')]
     """
     string("reference", reference, none="no comparison")
-    confidence = checked_confidence(confidence)
+    confidence, comparisons = checked_confidence(confidence), whole_number("comparisons", comparisons, 1)
     if not evaluation.done():
         first = next(iter(evaluation.errors.values()), "none was begun")
         raise InvalidInputError(f"No prompt was evaluated, so there is nothing to summarise: {first}")
@@ -181,7 +187,7 @@ def summarise(evaluation: Evaluation, *, reference: str | None = "grad_ellm", co
     costs: list[Cost] = []
     for name, task in tasks:
         for metric in evaluation.metrics:
-            rows += _rows(name, metric, evaluation.values(metric, task), evaluation, reference, confidence)
+            rows += _rows(name, metric, evaluation.values(metric, task), evaluation, reference, confidence, comparisons)
         for method in evaluation.methods:
             seconds, relative = evaluation.seconds(method, task), evaluation.relative_seconds(method, task)
             if len(seconds):
@@ -200,7 +206,13 @@ def summarise(evaluation: Evaluation, *, reference: str | None = "grad_ellm", co
 
 
 def _rows(
-    task: str, metric: str, values: Tensor, evaluation: Evaluation, reference: str | None, confidence: float
+    task: str,
+    metric: str,
+    values: Tensor,
+    evaluation: Evaluation,
+    reference: str | None,
+    confidence: float,
+    comparisons: int,
 ) -> Iterator[Row]:
     curves: Sequence[tuple[Mean, ...] | None] = [None] * len(values)
     if METRICS[metric].is_curve:
@@ -211,7 +223,7 @@ def _rows(
     differences: Sequence[Mean | None] = [None] * len(values)
     if reference is not None:
         row = evaluation.methods.index(reference)
-        differences = _means(values - values[row], confidence)
+        differences = _means(values - values[row], 1 - (1 - confidence) / comparisons, comparisons)
     for m, method in enumerate(evaluation.methods):
         num_prompts = int((~values[m].isnan()).sum())
         if num_prompts:
@@ -219,9 +231,10 @@ def _rows(
             yield Row(task, method, metric, means[m], difference, curves[m], num_prompts)
 
 
-def _means(values: Tensor, confidence: float) -> list[Mean]:
+def _means(values: Tensor, confidence: float, comparisons: int = 1) -> list[Mean]:
     """The mean of each row of `values [M, R]`, with its interval."""
-    return [Mean(*numbers) for numbers in torch.stack(bootstrap(values, confidence=confidence)).T.tolist()]
+    found = bootstrap(values, confidence=confidence, num_resamples=min(10_000 * comparisons, _MOST_RESAMPLES))
+    return [Mean(*numbers) for numbers in torch.stack(found).T.tolist()]
 
 
 def _cell(row: Row | None, is_best: bool) -> str:

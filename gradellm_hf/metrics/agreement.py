@@ -12,7 +12,7 @@ from ..checks.schema import check
 from ..errors import InvalidInputError
 from .measured import MeasuredText
 from .options import MetricKeywords, MetricOptions, takes_options
-from .perturbation import PerturbedText, Window
+from .perturbation import PerturbedText, Window, joint_hellinger
 from .ranks import average_ranks, check_no_nan, spearman
 
 
@@ -118,12 +118,16 @@ def average_precision(scores: Tensor, labels: Tensor, mask: Tensor | None = None
     return precision.masked_fill(~labels, 0).sum(-1) / labels.sum(-1)
 
 
-def leave_one_out(text: PerturbedText, window: Window, rows: Tensor) -> Tensor:
-    """`Hd(p(X), p(X'))` with one prompt position's embedding set to 0, for each position, `[r, P]`; 0 if not removable."""
-    row, position = text.removable[rows].nonzero(as_tuple=True)
-    columns = torch.arange(text.prompt_length, device=rows.device)
-    changes = torch.zeros(len(rows), text.prompt_length, dtype=torch.float64, device=rows.device)
-    changes[row, position] = text.distances(rows[row], window, lambda items: columns != position[items, None]).double()
+def leave_one_out(text: PerturbedText) -> Tensor:
+    """`Hd(p(X), p(X'))` with one prompt position's embedding set to 0, for each of them and each generated token, `[R, P, N]`.
+
+    It is 0 if the position is not removable. All tokens share the forward passes.
+    """
+    row, position = text.removable.nonzero(as_tuple=True)
+    columns = torch.arange(text.prompt_length, device=row.device)
+    found = text.step_distances(row, Window(0, text.num_steps), lambda items: columns != position[items, None])
+    changes = found.new_zeros(text.num_rows, text.prompt_length, text.num_steps, dtype=torch.float64)
+    changes[row, position] = found.double()
     return changes
 
 
@@ -162,8 +166,12 @@ def rank_correlation(
     """
     text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
 
+    changes = leave_one_out(text)
+
     def measure(window: Window, rows: Tensor, scores: Tensor) -> Tensor:
-        return spearman(scores, leave_one_out(text, window, rows), text.removable[rows])
+        steps = slice(window.first, window.last)
+        joint = joint_hellinger(changes[rows][..., steps], text.step_mask[rows, None, steps])
+        return spearman(scores, joint, text.removable[rows])
 
     return text.mean_over_windows(measure)
 

@@ -185,13 +185,13 @@ class PerturbedText:
         return self._reference[window]
 
     def distances(self, rows: Tensor, window: Window, keep: Callable[[Tensor], Tensor]) -> Tensor:
-        """`Hd(p(X), p(X'))` for each of many perturbed texts, `[B]`; see `hellinger`. Arguments as for `measure`."""
-        valid, reference = self.step_mask[:, window.first : window.last], self.reference(window)
+        """`Hd(p(X), p(X'))` of each of many perturbed texts, `[B]`; see `joint_hellinger`. Arguments as for `measure`."""
+        return joint_hellinger(self.step_distances(rows, window, keep), self.step_mask[rows, window.first : window.last])
 
-        def value(r: Tensor, log_probabilities: Tensor) -> Tensor:
-            return joint_hellinger(hellinger(reference[r], log_probabilities), valid[r])
-
-        return self.measure(rows, window, keep, value)
+    def step_distances(self, rows: Tensor, window: Window, keep: Callable[[Tensor], Tensor]) -> Tensor:
+        """The same of each token of the window, `[B, last - first]`; see `hellinger`."""
+        reference = self.reference(window)
+        return self.measure(rows, window, keep, lambda r, log_probabilities: hellinger(reference[r], log_probabilities))
 
     def target_log_probabilities(self, rows: Tensor, window: Window, kept: Tensor, removal: Removal) -> Tensor:
         """Log-probabilities of the generated tokens of a window. Texts that occur more than once are run once.

@@ -317,6 +317,13 @@ def test_a_summary_has_means_intervals_and_differences_of_each_task_and_of_all(e
                 difference = bootstrap(areas[m] - areas[0])
                 expected_difference = [x.item() for x in difference]
                 assert (row.difference.mean, row.difference.low, row.difference.high) == pytest.approx(expected_difference)
+    many = summarise(evaluation, comparisons=4).row("all", "saliency", "deletion")
+    values = evaluation.values("deletion")
+    corrected = bootstrap(values[1] - values[0], confidence=1 - 0.05 / 4, num_resamples=40_000)
+    assert (many.difference.low, many.difference.high) == pytest.approx([x.item() for x in corrected[1:]])
+    assert many.value == summary.row("all", "saliency", "deletion").value
+    with pytest.raises(InvalidInputError, match="`comparisons` must be an int of at least 1"):
+        summarise(evaluation, comparisons=0)
     assert summary.row("second", "grad_ellm", "auc") is None
     json.dumps(summary.to_dict(), allow_nan=False)
 
