@@ -9,20 +9,25 @@ import torch
 
 from .architecture.facts import look_at
 from .architecture.support import ModelWrapper, unwrap
-from .checks.arguments import is_list, one_each
+from .checks.arguments import is_list, one_each, whole_number
 from .checks.renamed import renamed, warn_of_old_name
 from .configuration import GradELLMConfig, checked_config
 from .errors import InvalidInputError
 from .generation import explain_generate, explain_sequences
+from .metrics.removal_test import removal_test
 from .results.chats import EncodedPrompt, with_segments
 from .results.explanation import Explanation
 from .results.output import ExplainGenerateOutput
+from .results.ranking import Of
+from .results.removals import Removals
 from .sequences.text_batch import padded_batch
 from .streaming import ExplainedStep, explain_stream
 from .text.chats import Chat, is_chat
 from .text.encoding import TEMPLATE_OPTIONS, encode_prompt, encode_target, text_tokenizer
 from .text.foils import first_difference
+from .text.readable import Level
 from .text.token_text import token_texts
+from .text.units import Spans
 
 _SHARED_OPTIONS = (  # of `from_pretrained`: the tokenizer needs them too
     "cache_dir",
@@ -255,6 +260,42 @@ class GradELLM(ModelWrapper):
         ids, mask = self._batch([asked.ids])
         kwargs = self._with_tokenizer(generate_kwargs)
         return explain_stream(self, input_ids=ids, attention_mask=mask, explain_config=explain_config, **kwargs)
+
+    def removal_test(
+        self,
+        explanation: Explanation,
+        by: Level | Spans = "sentence",
+        of: Of = "sentence",
+        *,
+        k: int = 1,
+        batch_size: int = 16,
+    ) -> Removals:
+        """What each part of the answer loses when its strongest sources are taken out of the prompt.
+
+        A share says what was read. This says what was needed: the model reads the prompt again without the tokens of the `k`
+        strongest sources, and the log-probability of the same answer is compared. Beside it stands what it loses without as
+        many tokens of the rest. The first and the last token of the prompt, the template and special tokens stay.
+
+        Args:
+            explanation: What `explain` of this model returned.
+            by, of: The sources, and the parts of the answer; see `Explanation.sources`.
+            k: How many of the strongest sources are taken out together.
+            batch_size: Prompts that are read together.
+
+        Returns:
+            One `Removal` for each part.
+
+        Raises:
+            InvalidInputError: As for `Explanation.sources`; or the explanation is not of tokens, or not of this model.
+            UnsupportedArchitectureError: The model is not a decoder-only model.
+
+        Examples:
+            >>> removals = GradELLM(model, tokenizer).removal_test(explanation, by="word", of="answer")
+            >>> removals[0].part.text == explanation.answer, len(removals[0].other_losses)
+            (True, 3)
+        """
+        k, sources = whole_number("k", k, 1), explanation.sources(by, of)
+        return removal_test(self.model, explanation, sources, k, batch_size)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""`gradellm demo`: asks a small real model a question and shows what each token of its answer rests on."""
+"""`gradellm demo`: asks a small real model a question and shows what its answer rests on."""
 
 import argparse
 import os
@@ -34,7 +34,7 @@ def _ask_and_explain(folder: Path, color: bool) -> None:
 
     from ..configuration import GradELLMConfig
     from ..demo_model import load_smollm2
-    from ..generation import explain_generate
+    from ..model import GradELLM
 
     logging.disable_progress_bar()
     print("Loading SmolLM2-135M-Instruct (the first time, its weights are unpacked: half a minute) ...", flush=True)
@@ -42,29 +42,28 @@ def _ask_and_explain(folder: Path, color: bool) -> None:
     print("Asking it, and explaining its answer ...", flush=True)
     chat = [{"role": "user", "content": f"{CONTEXT}\n\n{QUESTION}"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    generate_kwargs = {**inputs, "max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False}
-    config = GradELLMConfig(output_layer_attributions=True)
-    explain_generate(model, **{**generate_kwargs, "max_new_tokens": 4})  # warms up, so that the times compare
+    options = {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False}
+    explainer = GradELLM(model, tokenizer, GradELLMConfig(output_layer_attributions=True))
+    explainer.explain(chat, max_new_tokens=4)  # warms up, so that the times compare
     start = time.perf_counter()
-    generated = model.generate(**generate_kwargs)
+    generated = model.generate(**inputs, **options)
     generation_time = time.perf_counter() - start
     start = time.perf_counter()
-    out = explain_generate(model, **generate_kwargs, explain_config=config)
+    explanation = explainer.explain(chat, **options)
     both_time = time.perf_counter() - start
 
-    explanation = out.explanations(tokenizer)[0]
-    special_share = (explanation.attributions[:, explanation.special].sum() / explanation.attributions.sum()).item()
     print(f"\nContext:  {CONTEXT}\nQuestion: {QUESTION}")
-    print(f"Answer:   {tokenizer.decode(out.sequences[0, out.prompt_length :], skip_special_tokens=True)}\n")
-    print("Each generated token, and the earlier tokens that contributed most to it, strongest first.")
-    print(f"Special tokens are left out; they hold {special_share:.0%} of the scores.\n")
+    print(f"Answer:   {explanation.answer}\n")
+    print("The sentences that it rests on, with their shares and their places in the text:\n")
+    print(explanation.sources("sentence", of="answer").render())
+    print("\nEach word of the answer, and the words that contributed most to it, strongest first:\n")
     color = color or (sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-    print(explanation.render(color=color))
+    print(explanation.aggregate("word").render(color=color))
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors, page = folder / "explanation.safetensors", folder / "explanation.html"
-    out.save(tensors, tokenizer)
+    explanation.save(tensors)
     explanation.to_html(page, title=QUESTION)
     print(f"\nGeneration alone took {generation_time:.2f} s, generation and explanation {both_time:.2f} s.")
-    print(f"The token ids are {'the same' if generated.equal(out.sequences) else 'DIFFERENT'}.")
+    print(f"The token ids are {'the same' if generated[0].tolist() == explanation.token_ids else 'DIFFERENT'}.")
     print(f"Scores:   {tensors}\nReport:   {page} (open it in a browser)")

@@ -1,6 +1,6 @@
 """Metrics that say how faithful explanations are. They take heatmaps, of any method.
 
-May import `sequences`, `architecture`, `checks`, `configuration` and `errors` only.
+May import `sequences`, `results`, `text`, `architecture`, `checks`, `configuration` and `errors` only.
 """
 
 from .ablation import linear_datamodelling_score, top_k_drop

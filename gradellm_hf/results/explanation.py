@@ -16,7 +16,7 @@ from ..configuration import GradELLMConfig, checked_config
 from ..errors import InvalidInputError
 from ..text.readable import Contribution, Level
 from ..text.segments import Segment
-from ..text.shares import IGNORED, IGNORED_IN_SUMS, Kind, ignored_positions
+from ..text.shares import IGNORED, IGNORED_IN_SUMS, Kind, as_ignore, ignored_positions
 from ..text.units import Spans, Unit, merged, span_ranges, unit_names, unit_ranges
 from .files import TENSORS, read_explanation, write_explanation
 from .ranking import Of, find_sources
@@ -349,9 +349,7 @@ class Explanation(Shown):
             [Contribution(position=..., token='...', score=...)]
         """
         step, k = whole_number("step", step), whole_number("k", k, 0)
-        if include_special is not None:
-            warnings.warn("`include_special` is now `ignore=()`.", FutureWarning, stacklevel=2)
-            ignore = list[Kind]() if include_special else list[Kind](["special"])
+        ignore = as_ignore(include_special, ignore)
         num_steps = len(self.attributions)
         if not -num_steps <= step < num_steps:
             raise InvalidInputError(f"There is no step {step}: {num_steps} steps are explained.")

@@ -4,6 +4,7 @@ The share of a source is its score over the sum of the scores of all candidate s
 that are ignored. Scores of a row that are small beside its largest are noise that adds up over a long text, and do not count.
 """
 
+import warnings
 from collections.abc import Collection
 from typing import Literal, get_args
 
@@ -56,6 +57,14 @@ def checked_ignore(ignore: Collection[Kind] | None) -> frozenset[str]:
     if not (is_list(given) or isinstance(given, set | frozenset)) or not set(given) <= set(IGNORED):
         raise InvalidInputError(f"`ignore` must be a list of some of {list(IGNORED)}, possibly empty, got {ignore!r}.")
     return frozenset(given)
+
+
+def as_ignore(include_special: bool | None, ignore: Collection[Kind]) -> Collection[Kind]:
+    """What `include_special`, an argument of the first release, says as `ignore`; with a warning, if it is given."""
+    if include_special is None:
+        return ignore
+    warnings.warn("`include_special` is now `ignore=()`.", FutureWarning, stacklevel=3)
+    return () if include_special else ("special",)
 
 
 def ignored_positions(explanation: Readable, ignore: Collection[Kind] | None = IGNORED) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 
 from ..checks.arguments import whole_number
 from ..text.readable import Readable
-from ..text.shares import IGNORED, Kind, counted_scores, ignored_positions, left_out, shares
+from ..text.shares import IGNORED, Kind, as_ignore, counted_scores, ignored_positions, left_out, shares
 
 # Backgrounds of one hue from faint to strong (xterm's 256 colours), each with a foreground that stands out against it.
 _SHADES = ((16, 195), (16, 153), (16, 117), (16, 75), (231, 25), (231, 18))
@@ -25,7 +25,14 @@ _KINDS = {
 _COMBINING = ("Mn", "Me")  # categories of marks that are drawn over the character before them
 
 
-def render(explanation: Readable, *, top: int = 6, color: bool = False, ignore: Collection[Kind] = IGNORED) -> str:
+def render(
+    explanation: Readable,
+    *,
+    top: int = 6,
+    color: bool = False,
+    ignore: Collection[Kind] = IGNORED,
+    include_special: bool | None = None,
+) -> str:
     """One line per generated unit: the unit, then its strongest sources with their shares. The last line: what is not counted.
 
     A share is a score over the sum of the scores of all candidate sources, as in `Explanation.sources`. No control character of
@@ -37,6 +44,7 @@ def render(explanation: Readable, *, top: int = 6, color: bool = False, ignore: 
         color: Shade each source by its score, relative to the line's highest. For terminals with 256 colours. False: write the
             share behind it.
         ignore: What is no source; see `Explanation.sources`.
+        include_special: The old form of `ignore=()`, for one more release; False: of `ignore=["special"]`.
 
     Returns:
         Lines of text, without a line break at the end.
@@ -53,7 +61,7 @@ def render(explanation: Readable, *, top: int = 6, color: bool = False, ignore: 
     border, names = explanation.prompt_length, explanation.unit_names or [None] * len(explanation.tokens)
     texts = [visible(name or token) for name, token in zip(names, explanation.tokens)]
     width = max(map(cell_width, texts[border:]), default=0)
-    candidates = ~ignored_positions(explanation, ignore)
+    candidates = ~ignored_positions(explanation, as_ignore(include_special, ignore))
     own = torch.eye(len(explanation.tokens), dtype=torch.bool)[border:]  # a larger unit rests on itself, too
     scores = explanation.attributions.masked_fill(own, 0)
     counted = counted_scores(scores, candidates)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
 
-from gradellm_hf import ExplainGenerateOutput, GradELLMError, demo_model
+from gradellm_hf import Explanation, GradELLMError, demo_model
 from gradellm_hf.cli import main
 from gradellm_hf.demo_model import load_smollm2, smollm2_folder
 
@@ -33,15 +33,19 @@ def demo(tmp_path_factory):
     return result.stdout, folder
 
 
-def test_the_demo_answers_its_question_and_lists_each_generated_token(demo):
+def test_the_demo_answers_its_question_and_says_what_the_answer_rests_on(demo):
     printed, folder = demo
-    out = ExplainGenerateOutput.load(folder / "explanation.safetensors")
+    explanation = Explanation.load(folder / "explanation.safetensors")
     assert "Answer:   Marta buys fresh bread" in printed
     assert "The token ids are the same." in printed
-    listed = printed.split("scores.\n\n")[1].split("\n\n")[0].split("\n")
-    assert len(listed) == out.step_mask.sum()
-    assert not any("<|im_start|>" in line or "<|im_end|>" in line for line in listed[:-1])
-    assert listed[-1].startswith("<|im_end|>")  # generated last, and so the first word of its line
+    sources, words = printed.split(":\n\n")[1:]
+    first = sources.split("\n")[1]
+    assert "Every morning she takes her red" in first
+    units = explanation.aggregate("word")
+    listed = words.split("\n\n")[0].split("\n")
+    assert len(listed) == len(units.attributions) + 1
+    assert not any("<|im_start|>" in line or "<|im_end|>" in line for line in listed[:-2])
+    assert listed[-1].startswith("(not counted: special tokens")
 
 
 def test_the_demo_colours_only_a_terminal(demo):
@@ -49,30 +53,30 @@ def test_the_demo_colours_only_a_terminal(demo):
 
 
 def test_the_heatmaps_of_the_demo_rest_on_earlier_tokens_only(demo):
-    out = ExplainGenerateOutput.load(demo[1] / "explanation.safetensors")
-    for step, heatmap in enumerate(out.attributions[0]):
+    out = Explanation.load(demo[1] / "explanation.safetensors")
+    for step, heatmap in enumerate(out.attributions):
         assert heatmap[: out.prompt_length + step].max() > 0
         assert heatmap[out.prompt_length + step :].eq(0).all()
 
 
 def test_the_demo_finds_the_words_of_the_context_that_the_answer_repeats(demo):
-    out = ExplainGenerateOutput.load(demo[1] / "explanation.safetensors")
-    tokens = out.tokens[0]
-    for word in ("Ġfresh", "Ġbread"):
+    out = Explanation.load(demo[1] / "explanation.safetensors")
+    tokens = out.tokens
+    for word in (" fresh", " bread"):
         in_context, in_answer = [i for i, token in enumerate(tokens) if token == word]
-        heatmap = out.attributions[0, in_answer - out.prompt_length]
-        words = [i for i in range(out.prompt_length) if tokens[i].startswith("Ġ")]
+        heatmap = out.attributions[in_answer - out.prompt_length]
+        words = [i for i in range(out.prompt_length) if tokens[i].startswith(" ")]
         assert max(words, key=lambda i: heatmap[i]) == in_context
 
 
 def test_the_report_of_the_demo_holds_the_text_and_every_layer(demo):
-    out = ExplainGenerateOutput.load(demo[1] / "explanation.safetensors")
+    out = Explanation.load(demo[1] / "explanation.safetensors")
     page = (demo[1] / "explanation.html").read_text(encoding="utf-8")
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert data["promptLength"] == out.prompt_length
     assert "".join(data["tokens"]).count("Marta buys fresh bread") == 1
-    assert len(data["tokens"]) == len(data["special"]) == out.sequences.shape[1]
-    assert data["special"] == [int(token.startswith("<|")) for token in out.tokens[0]]
+    assert len(data["tokens"]) == len(data["special"]) == len(out.tokens)
+    assert data["special"] == [int(token.startswith("<|")) for token in out.tokens]
     assert [layer["name"] for layer in data["layers"]] == [str(layer) for layer in out.layers]
 
 

@@ -22,6 +22,7 @@ import model_patches.registry
 from gradellm_hf import ArchitectureAdapter, Explanation, GradELLM, GradELLMConfig, HeadWeights, explain_generate
 from gradellm_hf.methods import registry
 from gradellm_hf.results.output import ExplainGenerateOutput
+from gradellm_hf.results.removals import Removals
 from gradellm_hf.results.shown import Shown
 from gradellm_hf.results.sources import Sources
 from tests.support.evaluated import model_and_tokenizer
@@ -39,7 +40,17 @@ PARTS = (
     "gradellm_hf.visualization",
     "model_patches",
 )
-WITH_METHODS = (GradELLM, Explanation, Shown, Sources, ExplainGenerateOutput, GradELLMConfig, HeadWeights, ArchitectureAdapter)
+WITH_METHODS = (
+    GradELLM,
+    Explanation,
+    Shown,
+    Sources,
+    Removals,
+    ExplainGenerateOutput,
+    GradELLMConfig,
+    HeadWeights,
+    ArchitectureAdapter,
+)
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

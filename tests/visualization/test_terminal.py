@@ -29,6 +29,8 @@ def test_the_strongest_come_first_with_shares_that_leave_out_what_is_ignored():
         "(not counted: special tokens 64 %, own text 11 %)",
     ]
     assert explained.render(top=1, ignore=()).split("\n") == ["b  <s> 64 %", "c  <s> 64 %"]
+    with pytest.warns(FutureWarning, match="now `ignore="):
+        assert explained.render(top=1, include_special=True) == explained.render(top=1, ignore=())
 
 
 def test_scores_that_are_small_beside_the_largest_do_not_count():
