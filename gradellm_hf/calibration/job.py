@@ -112,7 +112,6 @@ def calibrate(
     chosen = balanced_order(kinds, seed)[:limit]
     inputs = fingerprint([[kinds[index], texts[index].content] for index in chosen])
     job = describe_job(FORMAT, model, tokenizer, {}, inputs, limit, explain_config=config.to_dict(), seed=seed, options=options)
-    start = time.monotonic()
     with contextlib.ExitStack() as stack:
         if output_dir is None:
             output_dir = stack.enter_context(tempfile.TemporaryDirectory())
@@ -132,7 +131,7 @@ def calibrate(
         fitted.feature,
         facts.model_type,
         weights_fingerprint(facts.model),
-        _report(fitted, job, measured, (time.monotonic() - start) / 60),
+        _report(fitted, job, measured),
     )
 
 
@@ -182,7 +181,7 @@ def _folds(kinds: list[str]) -> list[str]:
     return kinds if len(set(kinds)) > 1 else [str(number % 5) for number in range(len(kinds))]
 
 
-def _report(fitted: Fitted, job: dict[str, Any], measured: list[_Measured], minutes: float) -> dict[str, Any]:
+def _report(fitted: Fitted, job: dict[str, Any], measured: list[_Measured]) -> dict[str, Any]:
     return {
         **fitted.report,
         "model": job["model"]["name"],
@@ -190,7 +189,6 @@ def _report(fitted: Fitted, job: dict[str, Any], measured: list[_Measured], minu
         "tokens": sum(len(tensors["before"]) for tensors, _ in measured),
         "ablations": sum(len(tensors["sources"]) for tensors, _ in measured),
         "cpu_minutes": round(sum(seconds for _, seconds in measured) / 60, 1),
-        "minutes": round(minutes, 1),
         "seed": job["seed"],
         "explain_config": job["explain_config"],
         "versions": job["versions"],
