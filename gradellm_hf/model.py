@@ -291,8 +291,8 @@ class GradELLM(ModelWrapper):
 
         Examples:
             >>> removals = GradELLM(model, tokenizer).removal_test(explanation, by="word", of="answer")
-            >>> removals[0].part.text == explanation.answer, len(removals[0].other_losses)
-            (True, 3)
+            >>> removals[0].part.text == explanation.answer, len(removals[0].removed)
+            (True, 1)
         """
         k, sources = whole_number("k", k, 1), explanation.sources(by, of)
         return removal_test(self.model, explanation, sources, k, batch_size)
