@@ -181,7 +181,10 @@ class GradELLM(ModelWrapper):
                 what they have in common before it becomes part of the prompt. Unless `explain_config` says otherwise, scores
                 are signed: negative ones speak for the foil.
             explain_config: What to explain and how. None: the configuration of this object.
-            tools, documents, chat_template, enable_thinking: For the chat template; see `apply_chat_template` of Transformers.
+            tools: For the chat template: functions or JSON schemas; see `apply_chat_template` of Transformers.
+            documents: For the chat template: dicts with `title` and `text`.
+            chat_template: To use instead of the tokenizer's.
+            enable_thinking: For the chat template.
             continue_final_message: Whether the model goes on with the last message. None: if it is an assistant's.
             **generate_kwargs: For `model.generate`: `max_new_tokens`, `do_sample`, ... Not together with `target`.
 
@@ -237,7 +240,12 @@ class GradELLM(ModelWrapper):
 
         Args:
             text: A prompt, or a chat.
-            explain_config, tools, documents, chat_template, continue_final_message, enable_thinking: As for `explain`.
+            explain_config: As for `explain`.
+            tools: As for `explain`.
+            documents: As for `explain`.
+            chat_template: As for `explain`.
+            continue_final_message: As for `explain`.
+            enable_thinking: As for `explain`.
             **generate_kwargs: For `model.generate`, except beams.
 
         Yields:
@@ -278,7 +286,8 @@ class GradELLM(ModelWrapper):
 
         Args:
             explanation: What `explain` of this model returned.
-            by, of: The sources, and the parts of the answer; see `Explanation.sources`.
+            by: The sources; see `Explanation.sources`.
+            of: The parts of the answer.
             k: How many of the strongest sources are taken out together.
             batch_size: Prompts that are read together.
 
@@ -291,8 +300,8 @@ class GradELLM(ModelWrapper):
 
         Examples:
             >>> removals = GradELLM(model, tokenizer).removal_test(explanation, by="word", of="answer")
-            >>> removals[0].part.text == explanation.answer, len(removals[0].other_losses)
-            (True, 3)
+            >>> removals[0].part.text == explanation.answer, len(removals[0].removed)
+            (True, 1)
         """
         k, sources = whole_number("k", k, 1), explanation.sources(by, of)
         return removal_test(self.model, explanation, sources, k, batch_size)

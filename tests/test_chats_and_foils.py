@@ -63,6 +63,7 @@ def test_a_foil_is_contrasted_at_the_first_token_that_differs(explainer):
     assert (explanation.attributions < 0).any()
     assert explanation.foil == tokenizer.decode(other[step])
     assert f"rather than {explanation.foil}" in explanation.render()
+    assert f"rather than {explanation.foil}" in str(explanation.sources(of="answer"))
 
 
 def test_what_the_model_writes_is_contrasted_with_the_foil_of_its_prompt(explainer, tmp_path):

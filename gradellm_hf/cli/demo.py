@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from .checks import check_folder
 
@@ -42,7 +43,7 @@ def _ask_and_explain(folder: Path, color: bool) -> None:
     print("Asking it, and explaining its answer ...", flush=True)
     chat = [{"role": "user", "content": f"{CONTEXT}\n\n{QUESTION}"}]
     inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    options = {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False}
+    options: dict[str, Any] = {"max_new_tokens": _MAX_NEW_TOKENS, "do_sample": False}
     explainer = GradELLM(model, tokenizer, GradELLMConfig(output_layer_attributions=True))
     explainer.explain(chat, max_new_tokens=4)  # warms up, so that the times compare
     start = time.perf_counter()

@@ -47,7 +47,7 @@ def find_sources(explanation: Readable, by: Level | Spans, of: Of, k: int | None
             ignored=left_out(explanation, explanation.attributions[rows], candidates, counted[rows]),
         )
 
-    return Sources([part(*named) for named in parts], by=by if isinstance(by, str) else "span", of=of)
+    return Sources([part(*named) for named in parts], by=by if isinstance(by, str) else "span", of=of, foil=explanation.foil)
 
 
 def _candidates(explanation: Readable, by: Any, ignore: Collection[Kind]) -> _Named:

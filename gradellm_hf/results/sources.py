@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..checks.arguments import whole_number
 from ..checks.optional import needed_for
-from ..visualization.terminal import listed, percent, visible
+from ..visualization.terminal import contrasted, listed, percent, visible
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -67,6 +67,7 @@ class Sources(Sequence[Part]):
         parts: The parts of the answer, in the order of the text.
         by: What the sources are: a level of units, or `"span"`.
         of: What the parts are.
+        foil: The text that is contrasted with what was written: negative shares speak for it. None if there is none.
 
     Examples:
         >>> sources = explanation.sources(by="word", of="answer", k=2)
@@ -78,6 +79,7 @@ class Sources(Sequence[Part]):
     parts: list[Part]
     by: str
     of: str
+    foil: str | None = None
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -106,7 +108,8 @@ class Sources(Sequence[Part]):
               100 %  place  [15:20]  Italy
         """
         top = whole_number("top", top, 0)
-        return "\n".join(line for part in self.parts for line in _lines(part, top))
+        lines = [line for part in self.parts for line in _lines(part, top)]
+        return "\n".join(lines if self.foil is None else [*lines, contrasted(self.foil)])
 
     __str__ = render
     __repr__ = render
@@ -116,16 +119,16 @@ class Sources(Sequence[Part]):
 
         Examples:
             >>> list(explanation.sources().to_dict())
-            ['by', 'of', 'parts']
+            ['by', 'of', 'foil', 'parts']
         """
-        return {"by": self.by, "of": self.of, "parts": [asdict(part) for part in self.parts]}
+        return {"by": self.by, "of": self.of, "foil": self.foil, "parts": [asdict(part) for part in self.parts]}
 
     def to_json(self) -> str:
         """`to_dict` as a JSON text.
 
         Examples:
             >>> explanation.sources(of="answer").to_json()[:40]
-            '{"by": "sentence", "of": "answer", "part...'
+            '{"by": "sentence", "of": "answer", "foil...'
         """
         return json.dumps(self.to_dict(), ensure_ascii=False)
 

@@ -64,7 +64,8 @@ def as_ignore(include_special: bool | None, ignore: Collection[Kind]) -> Collect
     if include_special is None:
         return ignore
     warnings.warn("`include_special` is now `ignore=()`.", FutureWarning, stacklevel=3)
-    return () if include_special else ("special",)
+    old: tuple[Kind, ...] = () if include_special else ("special",)
+    return old
 
 
 def ignored_positions(explanation: Readable, ignore: Collection[Kind] | None = IGNORED) -> Tensor:

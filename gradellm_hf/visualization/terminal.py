@@ -76,13 +76,18 @@ def render(
     missing = left_out(explanation, scores, candidates, counted)
     foil = explanation.foil
     if foil is not None:
-        lines.append(f"(rather than {visible(foil)}, for which negative shares speak)")
+        lines.append(contrasted(foil))
     return "\n".join([*lines, *([f"({listed(missing)})"] if missing else [])])
 
 
 def listed(missing: Mapping[str, float]) -> str:
     """What is not counted, in words: kinds and their shares of all scores."""
     return "not counted: " + ", ".join(f"{_KINDS[kind]} {percent(share)}" for kind, share in missing.items())
+
+
+def contrasted(foil: str) -> str:
+    """What a contrast is with, in words."""
+    return f"(rather than {visible(foil)}, for which negative shares speak)"
 
 
 def percent(share: float) -> str:

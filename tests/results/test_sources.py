@@ -52,7 +52,7 @@ def named(part):
 
 def test_the_share_is_the_score_over_the_sum_of_all_candidates():
     #       <s> us \n Red cats .   \n\n Old dogs .  <e> bot \n
-    scores = [50, 3, 2, 4, 10, 2, 0, 1, 3, 0, 9, 5, 11]
+    scores = [50, 3, 2, 4, 10, 2, 0, 2, 2, 0, 9, 5, 11]
     (part,) = chat(rows(scores)).sources("sentence", of="answer")
     assert named(part) == {"Red cats.": 0.8, "Old dogs.": 0.2}
     assert part.ignored == pytest.approx({"special": 0.59, "template": 0.21})
@@ -119,11 +119,11 @@ def test_at_most_k_sources_are_named_and_their_shares_stay():
 
 
 def test_position_zero_is_a_sink_without_a_beginning_of_text():
-    explanation = made_up(list("abcd"), 3, attributions=[[9, 2, 1, 0]], layer_attributions=None)
+    explanation = made_up(list("abcd"), 3, attributions=[[8, 2, 2, 0]], layer_attributions=None)
     (part,) = explanation.sources("token", of="answer")
-    assert named(part) == {"b": 0.6667, "c": 0.3333}
-    assert part.ignored == pytest.approx({"sink": 0.75})
-    assert named(explanation.sources("token", "answer", ignore=())[0]) == {"a": 0.75, "b": 0.1667, "c": 0.0833}
+    assert named(part) == {"b": 0.5, "c": 0.5}
+    assert part.ignored == pytest.approx({"sink": 2 / 3})
+    assert named(explanation.sources("token", "answer", ignore=())[0]) == {"a": 0.6667, "b": 0.1667, "c": 0.1667}
 
 
 def test_the_table_and_the_terminal_show_the_same_shares():

@@ -28,7 +28,11 @@ def test_the_strongest_come_first_with_shares_that_leave_out_what_is_ignored():
         r"c  \n 100 %",
         "(not counted: special tokens 64 %, own text 11 %)",
     ]
-    assert explained.render(top=1, ignore=()).split("\n") == ["b  <s> 64 %", "c  <s> 64 %"]
+    assert explained.render(top=1, ignore=()).split("\n") == [
+        "b  <s> 69 %",
+        "c  <s> 64 %",
+        "(not counted: weak scores 4 %)",
+    ]
     with pytest.warns(FutureWarning, match="now `ignore="):
         assert explained.render(top=1, include_special=True) == explained.render(top=1, ignore=())
 
@@ -63,10 +67,10 @@ def test_a_terminal_gives_wide_characters_two_columns_and_combining_ones_none(te
 
 def test_the_coloured_form_shades_by_relative_score_and_by_sign():
     strong, against, weak = (
-        scored(["s", "a", "b", "d", "c"], 4, [[0.0, 4.0, 0.5, -2.0, 0.0]]).render(color=True).split("48;5;")[1:]
+        scored(["s", "a", "b", "d", "c"], 4, [[0.0, 4.0, 1.0, -2.0, 0.0]]).render(color=True).split("48;5;")[1:]
     )
     assert strong.startswith("18m a ")
-    assert weak.startswith("195m b ")
+    assert weak.startswith("153m b ")
     assert against.startswith("209m d ")
 
 
