@@ -64,7 +64,7 @@ def read_like_generate(model: nn.Module, sequences: Tensor, prompt_length: int) 
             values, weights = cache.layers[number].values.detach()[0], out.attentions[number].detach()[0, :, -1]
             heads = gradient[0, -1].view(weights.shape[0], -1)
             products = torch.stack([values[h // (len(heads) // len(values))] @ heads[h] for h in range(len(heads))])
-            heatmap[step, :end] += (weights * products).sum(0).relu()
+            heatmap[step, :end] += (weights * products).relu().sum(0)
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys.detach(), layer.values.detach()
     return heatmap
