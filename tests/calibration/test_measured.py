@@ -34,7 +34,7 @@ def test_effects_are_those_of_running_the_whole_text_without_one_token_at_a_time
             effects, _ = leave_one_out(facts, text, sources, batch_size)
     torch.testing.assert_close(effects, expected, rtol=0, atol=1e-7)
     assert effects.max() > 1e-3
-    assert not effects[0, -2:].any()
+    assert effects[0, -2:].max() < 1e-12  # they come later
 
 
 @pytest.mark.parametrize("engine", ["replay", "stepwise"])
