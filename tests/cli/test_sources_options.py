@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gradellm_hf import Explanation, GradELLM
+from gradellm_hf import Explanation, GradELLM, load_dataset_explanations
 from gradellm_hf.cli import main
 from tests.support.small_llama import small_llama
 from tests.support.tiny_tokenizers import byte_level_bpe
@@ -88,6 +88,21 @@ def test_options_of_the_chat_template(folder, capsys, tmp_path):
     explanation = Explanation.load(saved)
     assert [segment["name"] for segment in explanation.segments] == ["tool: weather", "document: Map", "1. user"]
     assert "".join(explanation.tokens[: explanation.prompt_length]).endswith("<think>\n")
+
+
+def test_the_chats_of_a_dataset_have_the_same_options(folder, capsys, tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text(CHATML)
+    tools = written(tmp_path / "tools.json", [{"type": "function", "function": {"name": "weather", "description": "Rain?"}}])
+    prompts = written(tmp_path / "prompts.jsonl", {"messages": [{"role": "user", "content": "Who?"}]})
+    call = ["dataset", folder, "--prompts", prompts, "--output", str(tmp_path / "job"), *SHORT]
+    options = ["--chat-template", str(template), "--tools", tools]
+    printed(capsys, *call, *options)
+    (explanation,) = load_dataset_explanations(tmp_path / "job")
+    assert [segment["name"] for segment in explanation.segments] == ["tool: weather", "1. user"]
+    with pytest.raises(SystemExit):
+        main([*call, *options, "--generate", '{"tools": []}'])
+    assert "--tools and --generate both say `tools`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
