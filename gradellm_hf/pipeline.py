@@ -12,9 +12,11 @@ from transformers.utils.chat_template_utils import Chat
 from .architecture.facts import look_at
 from .configuration import GradELLMConfig
 from .generation import explain_generate
+from .results.chats import EncodedPrompt, with_segments
 from .results.output import ExplainGenerateOutput
 from .sequences.generate_call import GenerateCall
 from .text.chats import check_chat
+from .text.encoding import TEMPLATE_OPTIONS, encode_prompt
 
 TASK = "explained-text-generation"
 
@@ -23,7 +25,8 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
     """A `TextGenerationPipeline` that adds an `Explanation` to each result, under the name `"explanation"`.
 
     It takes what that pipeline takes, and everything else in its results is the same. `explain_config=GradELLMConfig(...)`
-    says what to explain and how; it may be given when the pipeline is made or when it is called.
+    says what to explain and how; it may be given when the pipeline is made or when it is called. Explanations of chats know
+    their messages, as those of `GradELLM.explain` do.
 
     Raises:
         UnsupportedArchitectureError: The model cannot be explained exactly.
@@ -47,20 +50,32 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
         return preprocess_params, forward_params, postprocess_params
 
     def preprocess(self, prompt_text: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # as the class above it
+        asked = None
         if isinstance(prompt_text, Chat):
-            check_chat(prompt_text.messages)
-        return super().preprocess(prompt_text, *args, **kwargs)
+            messages: Any = prompt_text.messages
+            check_chat(messages)
+            given = {**kwargs, **(kwargs.get("tokenizer_encode_kwargs") or {})}
+            options = {name: given[name] for name in TEMPLATE_OPTIONS if given.get(name) is not None}
+            asked = EncodedPrompt(messages, options, encode_prompt(self.tokenizer, messages, options))
+        inputs: Any = super().preprocess(prompt_text, *args, **kwargs)
+        inputs["asked"] = asked
+        return inputs
 
     def _forward(  # type: ignore[override]  # as the class above it
         self, model_inputs: Any, *, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
     ) -> dict[str, Any]:
+        asked = model_inputs.pop("asked")
         model = _ExplainingModel(self.model, explain_config)
         explaining: Any = copy.copy(self)  # this pipeline keeps its model: other threads may be using it
         explaining.model = model
         inherited: Any = super(ExplainedTextGenerationPipeline, explaining)
         model_outputs: dict[str, Any] = inherited._forward(model_inputs, **generate_kwargs)
         prompts, returned = model_outputs["generated_sequence"].shape[:2]
-        rows = model.output.explanations(self.tokenizer)
+        chats = asked if isinstance(asked, list) else [asked]  # of a batch, or of a single prompt; None: a text
+        rows = [
+            row if (chat := chats[i // returned]) is None else with_segments(row, self.tokenizer, chat)
+            for i, row in enumerate(model.output.explanations(self.tokenizer))
+        ]
         model_outputs["explanations"] = [rows[i * returned : (i + 1) * returned] for i in range(prompts)]
         return model_outputs
 

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, TextGenerationPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.pt_utils import KeyDataset
 
-from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate
+from gradellm_hf import GradELLM, GradELLMConfig, InvalidInputError, explain_generate
 from gradellm_hf.demo_model import smollm2_folder
 from gradellm_hf.pipeline import TASK, ExplainedTextGenerationPipeline, register_pipeline
 from tests.support.small_llama import assert_same_heatmaps, small_llama
@@ -83,6 +83,16 @@ def test_an_explanation_holds_the_prompt_and_the_answer_of_its_own_result(pipeli
         explanation = result["explanation"]
         assert explanation.text == result["generated_text"]
         assert "".join(explanation.tokens[: explanation.prompt_length]) == prompt
+
+
+def test_explanations_of_chats_know_their_messages_in_batches_too(pipelines: tuple[Any, Any], small: tuple[Any, Any]) -> None:
+    chats = [CHAT, CHAT[1:], [*CHAT, {"role": "assistant", "content": "Well, hel"}]]
+    expected = GradELLM(*small).explain(chats, max_new_tokens=5, do_sample=False)
+    for options in ({}, {"batch_size": 3}):
+        explanations = answers(pipelines[1](chats, **options))[1]
+        assert [explanation.segments for explanation in explanations] == [explanation.segments for explanation in expected]
+    sources = explanations[0].sources("message", of="answer")
+    assert {source.name for source in sources[0].sources} == {"1. system", "2. user"}
 
 
 def test_an_explanation_ends_where_a_stop_sequence_ended_its_answer(smollm2: Any) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .chat_options import add_chat_arguments, chat_options
 from .checks import at_least, check_folder, check_prompts, seed, wrong
 from .model_options import add_head_weights_argument, add_model_arguments, load_model, use_own_device
 from .result_options import print_errors
@@ -33,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     json_object: dict[str, Any] = {"type": _json_object, "default": {}, "metavar": "JSON"}
     group.add_argument("--explain-config", help="options of GradELLMConfig, e.g. '{\"layers\": 4}'", **json_object)
     add_head_weights_argument(group)
+    add_chat_arguments(parser.add_argument_group("chats"))
     group = parser.add_argument_group("generation")
     group.add_argument("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to write per prompt (default: 64)")
     group.add_argument("--generate", help="more options of generate, e.g. '{\"do_sample\": true}'", **json_object)
@@ -100,13 +102,14 @@ def _generate_kwargs(options: argparse.Namespace) -> dict[str, Any]:
     from ..dataset import explain_dataset
 
     given: dict[str, Any] = options.generate
+    own = chat_options(options, is_chat=True)  # a prompt that is none is recorded with an error
+    if options.max_new_tokens is not None:
+        own["max_new_tokens"] = options.max_new_tokens
     if not_for_generate := sorted(given.keys() & inspect.signature(explain_dataset).parameters.keys()):
         raise wrong(f"--generate takes options of `generate`; {not_for_generate} have options of their own")
-    if options.max_new_tokens is None:
-        return {"max_new_tokens": 64, **given}
-    if "max_new_tokens" in given:
-        raise wrong("--max-new-tokens and --generate both say `max_new_tokens`; leave one out")
-    return {"max_new_tokens": options.max_new_tokens, **given}
+    for name in sorted(given.keys() & own.keys()):
+        raise wrong(f"--{name.replace('_', '-')} and --generate both say `{name}`; leave one out")
+    return {"max_new_tokens": 64, **given, **own}
 
 
 def _json_object(text: str) -> dict[str, Any]:

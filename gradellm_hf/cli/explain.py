@@ -21,6 +21,7 @@ examples:
   gradellm explain MODEL --chat --system "Be brief." --prompt-file question.txt --html answer.html
   gradellm explain MODEL --prompt "The capital of Italy is" --target " Rome" --layers 4 --json
   gradellm explain MODEL --prompt-file question.txt --chat --sources --spans documents.json
+  gradellm explain MODEL --prompt-file question.txt --sources --removal-test
   gradellm explain MODEL --prompt "The capital of Australia is" --foil " Canberra"
 """
 
@@ -62,11 +63,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-k", type=at_least(1), metavar="K", help="with --do-sample")
     group.add_argument("--seed", type=seed, metavar="N", help="of the random numbers of --do-sample")
     group.add_argument("--num-beams", type=at_least(1), metavar="N", help="beam search")
-    add_result_arguments(parser)
+    add_result_arguments(parser).add_argument(
+        "--removal-test",
+        action="store_true",
+        help="with --sources: also what each sentence loses when its strongest source is taken out of the prompt, measured",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     generate_kwargs = _generate_kwargs(options)
+    if options.removal_test and not options.sources:
+        raise wrong("--removal-test needs --sources")
     check_results(options, **{"--prompt-file": None if options.prompt_file in (None, "-") else Path(options.prompt_file)})
     prompt = _prompt(options)
     template = chat_options(options, is_chat=not isinstance(prompt, str))
@@ -77,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
 
         set_seed(options.seed)
     explanation = model.explain(prompt, options.target, foil=options.foil, explain_config=config, **template, **generate_kwargs)
-    return write_results(explanation, options)
+    return write_results(explanation, options, model.removal_test if options.removal_test else None)
 
 
 def _generate_kwargs(options: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,13 @@ from .checks import at_least, check_files, check_picture, read_json, wrong
 
 if TYPE_CHECKING:
     from ..results.explanation import Explanation
+    from ..results.removals import Removals
 
 _SHOWN_ERRORS = 10
 
 
-def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+def add_result_arguments(parser: argparse.ArgumentParser) -> Any:
+    """Adds the options; returns their group, for those of one command."""
     group = parser.add_argument_group("results")
     group.add_argument("--html", type=Path, metavar="FILE", help="write an interactive page, one file that needs no network")
     group.add_argument("--png", type=Path, metavar="FILE", help="write a picture of the heatmap (also .pdf, .svg)")
@@ -36,6 +38,7 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
         "--top", type=at_least(1), default=6, metavar="K", help="tokens to name for each one (default: %(default)s)"
     )
     group.add_argument("--json", action="store_true", help="print the scores as JSON instead of lines to read")
+    return group
 
 
 def check_results(options: argparse.Namespace, **inputs: Path | None) -> None:
@@ -51,10 +54,15 @@ def check_results(options: argparse.Namespace, **inputs: Path | None) -> None:
     options.units = options.level if options.spans is None else read_json("--spans", options.spans, dict)
 
 
-def write_results(explanation: "Explanation", options: argparse.Namespace) -> int:
+def write_results(
+    explanation: "Explanation", options: argparse.Namespace, removal_test: "Callable[..., Removals] | None" = None
+) -> int:
     """Writes the files that were asked for, then prints the explanation; returns the exit code.
 
     A file that cannot be written does not keep the others from being written.
+
+    Args:
+        removal_test: `GradELLM.removal_test` of the model, if its results are to stand beside the sources.
     """
     code = 0
     shown = explanation if options.units in (None, "token") else explanation.aggregate(options.units)
@@ -72,11 +80,12 @@ def write_results(explanation: "Explanation", options: argparse.Namespace) -> in
         else:
             print(f"Wrote {path}", file=sys.stderr)
     if options.sources:
-        sources = explanation.sources(options.units or "sentence")
+        by = options.units or "sentence"
+        sources, removals = explanation.sources(by), None if removal_test is None else removal_test(explanation, by)
         if options.json:
-            print_json(sources.to_dict())
+            print_json({**sources.to_dict(), **({} if removals is None else {"removals": removals.to_dict()})})
         else:
-            print(sources.render(options.top))
+            print(sources.render(options.top), *([] if removals is None else [removals]), sep="\n\n")
     elif options.json:
         print_json(shown.to_dict(options.top))
     else:

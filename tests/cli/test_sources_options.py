@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gradellm_hf import Explanation, GradELLM
+from gradellm_hf import Explanation, GradELLM, load_dataset_explanations
 from gradellm_hf.cli import main
 from tests.support.small_llama import small_llama
 from tests.support.tiny_tokenizers import byte_level_bpe
@@ -52,6 +52,17 @@ def test_sources_by_level_and_by_spans(folder, explainer, capsys, tmp_path):
     assert json.loads(printed(capsys, "show", str(saved), "--sources", "--json"))["by"] == "sentence"
 
 
+def test_what_is_lost_without_the_strongest_source_stands_beside_the_shares(folder, explainer, capsys, tmp_path):
+    explanation = explainer.explain(PROMPT, max_new_tokens=3, do_sample=False)
+    call = ["explain", folder, "--prompt", PROMPT, *SHORT, "--sources", "--removal-test"]
+    removals = explainer.removal_test(explanation)
+    assert printed(capsys, *call) == f"{explanation.sources().render()}\n\n{removals}"
+    spans = {"cat": "The cat is red.", "dog": "The dog is blue."}
+    by_span = json.loads(printed(capsys, *call, "--json", "--spans", written(tmp_path / "spans.json", spans)))
+    assert by_span["parts"] == [removal["part"] for removal in by_span["removals"]]
+    assert by_span["removals"] == explainer.removal_test(explanation, spans).to_dict()
+
+
 def test_levels_and_spans_of_what_is_printed(folder, explainer, capsys, tmp_path):
     explanation = explainer.explain(PROMPT, max_new_tokens=3, do_sample=False)
     call = ["explain", folder, "--prompt", PROMPT, *SHORT]
@@ -79,6 +90,21 @@ def test_options_of_the_chat_template(folder, capsys, tmp_path):
     assert "".join(explanation.tokens[: explanation.prompt_length]).endswith("<think>\n")
 
 
+def test_the_chats_of_a_dataset_have_the_same_options(folder, capsys, tmp_path):
+    template = tmp_path / "chat.jinja"
+    template.write_text(CHATML)
+    tools = written(tmp_path / "tools.json", [{"type": "function", "function": {"name": "weather", "description": "Rain?"}}])
+    prompts = written(tmp_path / "prompts.jsonl", {"messages": [{"role": "user", "content": "Who?"}]})
+    call = ["dataset", folder, "--prompts", prompts, "--output", str(tmp_path / "job"), *SHORT]
+    options = ["--chat-template", str(template), "--tools", tools]
+    printed(capsys, *call, *options)
+    (explanation,) = load_dataset_explanations(tmp_path / "job")
+    assert [segment["name"] for segment in explanation.segments] == ["tool: weather", "1. user"]
+    with pytest.raises(SystemExit):
+        main([*call, *options, "--generate", '{"tools": []}'])
+    assert "--tools and --generate both say `tools`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -88,6 +114,7 @@ def test_options_of_the_chat_template(folder, capsys, tmp_path):
         (["--spans", "missing.json"], "no JSON object can be read"),
         (["--spans", "list.json"], "a JSON object with something in it is expected"),
         (["--spans", "spans.json", "--level", "word"], "give one of them"),
+        (["--removal-test"], "--removal-test needs --sources"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_the_model_is_loaded(arguments, message, capsys, tmp_path, monkeypatch):
