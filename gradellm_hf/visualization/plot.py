@@ -180,9 +180,10 @@ def draw_shares(
     if 0 < border < num_columns:
         axes.axvline(border - 0.5, color="0.35", linewidth=0.8, linestyle=":")
     if written and (width - beside) / num_columns >= cell_x - 0.01 and (height - below) / num_rows >= cell_y - 0.01:
+        colours = image.to_rgba(values.numpy())
         for row, column in (~values.isnan()).nonzero().tolist():
             share = values[row, column].item()
-            dark = sum(image.to_rgba(share)[:3]) < 1.5
+            dark = sum(colours[row, column, :3]) < 1.5
             axes.text(column, row, percent(share), ha="center", va="center", fontsize=7, color="white" if dark else "black")
     for spine in axes.spines.values():
         spine.set_visible(False)
