@@ -1,16 +1,21 @@
 """`Sources`: the parts of an answer, and what each of them rests on."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any, overload
 
+import torch
+
 from ..checks.arguments import whole_number
 from ..checks.optional import needed_for
+from ..errors import InvalidInputError
 from ..visualization.terminal import contrasted, listed, percent, visible
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 _LONGEST = 72  # characters of a text that is shown in one line
@@ -151,6 +156,45 @@ class Sources(Sequence[Part]):
             for source in part.sources
         ]
         return pandas.DataFrame(rows, columns=columns)
+
+    def plot(self, path: str | os.PathLike[str] | None = None, **options: Any) -> "Figure":
+        """A matplotlib figure: one row per source, in the order of the text, and one column per part of the answer.
+
+        The cells are the shares; those of a column add up to 1. A cell is blank where a source has no share, or was not named
+        because of `k`. Below the figure stands what is not counted, of several parts the average.
+
+        Args:
+            path: The file to write; the suffix says the format (`.png`, `.svg`, `.pdf`, ...).
+            **options: `title`, `cmap` and `dpi`, as for `gradellm_hf.visualization.plot_heatmap`.
+
+        Raises:
+            MissingDependencyError: matplotlib is not installed.
+            InvalidInputError: The answer is empty, nothing has a share, or an option is not usable.
+            OSError: The file cannot be written.
+
+        Examples:
+            >>> sources = explanation.sources({"question": "The capital of", "place": " Italy"}, of="token")
+            >>> sources.plot("sources.png", title="What each token rests on")
+            <Figure size ...>
+        """
+        from ..visualization.plot import draw_shares
+
+        rows = sorted({(source.start, source.end): source for part in self.parts for source in part.sources}.items())
+        if not rows:
+            reason = "no source has a share; ignore less, `ignore=()` for example" if self.parts else "the answer is empty"
+            raise InvalidInputError(f"Nothing to plot: {reason}.")
+        found = [{(source.start, source.end): source.share for source in part.sources} for part in self.parts]
+        kinds = dict.fromkeys(kind for part in self.parts for kind in part.ignored)
+        return draw_shares(
+            torch.tensor([[shares.get(place, torch.nan) for shares in found] for place, _ in rows]),
+            ([source.name or shortened(source.text) for _, source in rows], [shortened(part.text) for part in self.parts]),
+            (f"source {self.by}", "answer" if self.of == "answer" else f"{self.of} of the answer"),
+            path,
+            ignored={kind: sum(part.ignored.get(kind, 0) for part in self.parts) / len(self.parts) for kind in kinds},
+            foil=self.foil,
+            written=True,
+            **options,
+        )
 
     def _repr_html_(self) -> str:
         return "".join(map(_html, self.parts))
