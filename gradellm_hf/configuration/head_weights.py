@@ -128,7 +128,8 @@ class HeadWeights:
 
         Args:
             layer: Index among the attention layers.
-            num_heads, first_head: How many, from which on: processes that share a model have some of its heads each.
+            num_heads: How many heads.
+            first_head: From which on: processes that share a model have some of its heads each.
 
         Raises:
             InvalidInputError: The layer has more heads than the configuration of its model says.

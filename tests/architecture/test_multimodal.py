@@ -141,7 +141,7 @@ def test_beams_are_explained_exactly(name, returned):
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_heatmap_over_the_patches_of_an_image_can_be_drawn(name):
     prompt = prompt_with_images(name, [[2, 5], [4, 3]])
-    out = explained(model_of(name), prompt, explain_config=GradELLMConfig())
+    out = explained(model_of(name), prompt, explain_config=GradELLMConfig(positive_part="layer"))
     expected = expected_heatmaps(name, prompt, out.sequences).clamp(min=0).sum(1)
     for row in range(2):
         patches = out.attributions[row, 0, : out.prompt_length][out.image_mask[row]].reshape(GRID[name])

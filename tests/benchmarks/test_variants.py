@@ -87,10 +87,11 @@ def check(recording, **expected):
 
 @float64
 @pytest.mark.parametrize("family", ["llama", "qwen2_windowed", "qwen3", "gpt2", "olmo2"])
-def test_the_default_is_what_explain_sequences_gives(family):
+def test_what_variants_are_compared_with_is_the_positive_part_of_each_layer(family):
     model = tiny_model(family)
     ids, mask = text_of(model)
-    expected = explain_sequences(model, ids, P, mask).attributions
+    config = GradELLMConfig(positive_part="layer")
+    expected = explain_sequences(model, ids, P, mask, explain_config=config).attributions
     actual = VARIANTS["default"].method(model, ids, P, mask)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 

@@ -79,7 +79,7 @@ def test_every_metric_has_a_value_of_every_method_where_it_is_defined(evaluation
 
 
 def test_metrics_by_sentence_take_the_sentences_of_the_prompt(llama, tokenizer, tmp_path):
-    texts, marked = ["the old king. ", "by the sea. ", "one day. ", "his people"], 2
+    texts, marked = ["The old king. ", "By the sea. ", "One day. ", "His people"], 2
     begin = sum(map(len, texts[:marked]))
     record = {"prompt": "".join(texts), "rationale": [[begin + 4, begin + 7]]}
     ids = tokenizer(record["prompt"], return_tensors="pt").input_ids

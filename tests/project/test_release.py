@@ -179,7 +179,8 @@ def test_without_twine_that_is_said(project, monkeypatch):
 
 def test_the_command_says_why_there_is_no_release_and_fails(project):
     (project / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "release.py", project / "scripts")
+    for name in ("__init__.py", "release.py"):
+        shutil.copy(ROOT / "scripts" / name, project / "scripts")
     done = subprocess.run([sys.executable, "-m", "scripts.release"], cwd=project, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("No release: The working tree has changes that are not committed")
