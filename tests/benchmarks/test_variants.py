@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.faithfulness.recorded import NUM_LIKELIEST, Recording, last_recording
 from benchmarks.faithfulness.variants import _TABLE, VARIANTS
-from gradellm_hf import UnsupportedArchitectureError, explain_sequences
+from gradellm_hf import GradELLMConfig, UnsupportedArchitectureError, explain_sequences
 from gradellm_hf.methods import attention_mean, saliency
 from gradellm_hf.metrics.perturbation import PerturbedText
 from tests.support.reference import reference_heatmaps
