@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -49,14 +50,28 @@ def _look_ups_handled() -> Iterator[None]:
     before = {name: vars(AttentionInterface).get(name, _inherited) for name in look_ups}
     try:
         for name in look_ups:
-            setattr(AttentionInterface, name, _handled_look_up(getattr(AttentionInterface, name)))
+            own = getattr(AttentionInterface, name)
+            setattr(AttentionInterface, name, _handled_look_up(own))
+            _look_up_anew(own)
         yield
     finally:
         for name, method in before.items():
+            handled = vars(AttentionInterface).get(name)
             if method is not _inherited:
                 setattr(AttentionInterface, name, method)
-            elif name in vars(AttentionInterface):
+            elif handled is not None:
                 delattr(AttentionInterface, name)
+            _look_up_anew(handled)
+
+
+def _look_up_anew(method: Any) -> None:
+    """Has every call of a method that is no longer that of its class look up which one is.
+
+    In CPython 3.13 a line of code with `x[name]` goes on with the `__getitem__` that it has called before, once the class has
+    changed a thousand times. For such a line, a function whose defaults have been set is another one.
+    """
+    if isinstance(method, FunctionType):
+        method.__defaults__ = method.__defaults__
 
 
 @shared

@@ -80,6 +80,21 @@ def test_attention_looked_up_in_the_interface_is_replayed_exactly(attention, imp
     assert verify(model) < 1e-9
 
 
+def test_look_ups_are_handled_however_often_they_were_before():
+    """CPython 3.13 remembers what `x[name]` calls, and forgets to forget it once a class has changed a thousand times."""
+
+    def look_up():
+        return ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    model = remote_model("index", "sdpa")
+    for _ in range(600):
+        for _ in range(20):  # so often that the interpreter remembers
+            assert look_up() is sdpa_attention_forward
+        with attention_handler(model, lambda own, *args, **kwargs: None):
+            for _ in range(20):
+                assert look_up() is not sdpa_attention_forward
+
+
 @pytest.mark.parametrize(("attention", "implementation"), [("own", "sdpa"), ("own", "eager")])
 def test_attention_of_its_own_is_explained_stepwise_with_a_warning(attention, implementation):
     model, token_ids = remote_model(attention, implementation), prompts()
