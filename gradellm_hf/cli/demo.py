@@ -1,6 +1,7 @@
 """`gradellm demo`: asks a small real model a question and shows what its answer rests on."""
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -15,6 +16,8 @@ CONTEXT = (
 )
 QUESTION = "What does Marta buy at the harbour?"
 _MAX_NEW_TOKENS = 40
+#: What Transformers imports if it is there, and what that uses: warn of themselves, not of the demo.
+_OTHERS = ("torchao", "torch.utils._pytree")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,13 +34,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _ask_and_explain(folder: Path, color: bool) -> None:
-    from transformers.utils import logging
+    for name in _OTHERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
 
     from ..configuration import GradELLMConfig
     from ..demo_model import load_smollm2
     from ..model import GradELLM
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
     print("Loading SmolLM2-135M-Instruct (the first time, its weights are unpacked: half a minute) ...", flush=True)
     model, tokenizer = load_smollm2()
     print("Asking it, and explaining its answer ...", flush=True)

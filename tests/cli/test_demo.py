@@ -30,6 +30,7 @@ def demo(tmp_path_factory):
     command = [sys.executable, "-m", "gradellm_hf", "demo", "--output", str(folder)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+    assert result.stderr == ""  # no warnings of other packages
     return result.stdout, folder
 
 
