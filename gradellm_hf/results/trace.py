@@ -19,7 +19,7 @@ def traced(explanation: Readable) -> Tensor:
     if explanation.level != "token":
         raise InvalidInputError(f"The units are {explanation.level}s. Trace the explanation of tokens, then `aggregate`.")
     border = explanation.prompt_length
-    rows = explanation.attributions.double()
+    rows = explanation.attributions.to(torch.float64, copy=True)
     rows[:, :1] = 0  # the sink holds most of many rows, and says nothing
     total = rows.abs().sum(-1, keepdim=True)
     rows = rows / total.masked_fill(total == 0, 1)
