@@ -24,7 +24,7 @@ def head_weights(model: Any, tokenizer: Any, folder: Path) -> HeadWeights:
     if path.exists():
         return HeadWeights.load(path)
     options = {"num_tokens": _TOKENS, "num_sources": _ABLATIONS, "output_dir": folder / "calibration"}
-    weights = gradellm_hf.calibrate(model, tokenizer, **options)  # type: ignore[attr-defined]
+    weights = gradellm_hf.calibrate(model, tokenizer, **options)
     weights.save(path)
     return weights
 
