@@ -99,6 +99,7 @@ $(READY): $(DEMO)
 	@rm -f $(DEMO)
 	@echo 'Installing what the tests need ...'
 	@$(INSTALL) --editable '.[test]'
+	@$(INSTALL) --no-deps gim-explain==0.1.4 flashtrace==0.1.1
 	@touch $(DEMO) $@
 
 .venv-%/ready: VENV = $(@D)

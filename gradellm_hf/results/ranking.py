@@ -73,7 +73,7 @@ def _parts(explanation: Readable, of: Of) -> _Named:
     """The parts of the generated text. Special tokens, tags and the white space around them are in none of them."""
     border = explanation.prompt_length
     segments, owner = segments_of(explanation), stretches(explanation)
-    written = [i for i in range(border, len(owner)) if owner[i] is not None and owner[i] >= 0]  # type: ignore[operator]
+    written = [i for i, part in enumerate(owner) if i >= border and part is not None and part >= 0]
     if of == "answer":
         return [((written[0], written[-1] + 1), None)] if written else []
     units = unit_ranges(explanation, "message" if of == "segment" else of)

@@ -47,7 +47,7 @@ def kinds(explanation: Readable) -> list[str]:
     ]
 
 
-def checked_ignore(ignore: Collection[Kind] | None) -> frozenset[str]:
+def checked_ignore(ignore: Collection[Kind] | None) -> frozenset[Kind]:
     """What is to be ignored.
 
     Raises:

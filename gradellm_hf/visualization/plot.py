@@ -77,10 +77,10 @@ def plot_heatmap(
         >>> plot_heatmap(explanation, "answer.png", title="Where is Rome?")
         <Figure size ...>
     """
-    ignore = checked_ignore(as_ignore(include_special, ignore))  # type: ignore[assignment]
+    ignored = checked_ignore(as_ignore(include_special, ignore))
     border, length = explanation.prompt_length, len(explanation.tokens)
-    candidates = ~ignored_positions(explanation, ignore)
-    rows = [i for i in range(border, length) if not (explanation.special[i] and "special" in ignore)]
+    candidates = ~ignored_positions(explanation, ignored)
+    rows = [i for i in range(border, length) if not (explanation.special[i] and "special" in ignored)]
     columns = [i for i in range(length - 1) if candidates[i]]
     if not rows or not columns:
         raise InvalidInputError(
