@@ -1,6 +1,5 @@
 """What is learned once a model, from the prompts that the package ships: head weights, and AT2's weights as their rival."""
 
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ from torch import Tensor
 
 import gradellm_hf
 from gradellm_hf import GradELLM, HeadWeights
+from gradellm_hf.calibration.texts import shipped_prompts
 from gradellm_hf.evaluation.texts import read_text
-from gradellm_hf.jobs.prompts import PromptReader
 from gradellm_hf.methods import learn_at2
 
-_PROMPTS = Path(str(files("gradellm_hf.calibration") / "prompts.jsonl"))
 _TOKENS = _ABLATIONS = 12  # a prompt, for both: the tokens written, and the forward passes with something left out
 
 
@@ -33,7 +31,7 @@ def at2_weights(model: Any, tokenizer: Any, folder: Path) -> Tensor:
     """AT2's weights `[L, H]`, by its recipe, from the same prompts and as many forward passes."""
     path = folder / "at2.safetensors"
     if not path.exists():
-        explainer, reader = GradELLM(model, tokenizer), PromptReader(_PROMPTS, None, ())
+        explainer, reader = GradELLM(model, tokenizer), shipped_prompts(tokenizer)
         texts = []
         for index in range(len(reader)):
             text = read_text(explainer, reader[index], False, {"max_new_tokens": _TOKENS, "do_sample": False})

@@ -23,7 +23,7 @@ from ..jobs.run import job_folder, shared_out
 from ..text.encoding import text_tokenizer
 from .features import FEATURES
 from .fit import Fitted, learn
-from .texts import PROMPTS, balanced_order, measure
+from .texts import balanced_order, measure, shipped_prompts
 
 FORMAT, FORMAT_VERSION = "gradellm_hf.calibration", 1
 _WRITER = "calibrate"
@@ -105,7 +105,7 @@ def calibrate(
     }
     batch_size = whole_number("batch_size", batch_size, 1)
     seed = whole_number("seed", seed, 0, 2**63 - 1)
-    reader = PromptReader(PROMPTS if prompts is None else prompts, fields=("kind",))
+    reader = shipped_prompts(tokenizer) if prompts is None else PromptReader(prompts, fields=("kind",))
     texts = [reader[index] for index in range(len(reader))]
     kinds = [str(text.fields.get("kind", _NO_KIND)) for text in texts]
     limit = whole_number("num_prompts", len(texts) if num_prompts is None else num_prompts, 2, len(texts), none="all")

@@ -10,18 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..architecture.caches import prompt_cache
 from ..architecture.facts import ModelFacts
 from ..architecture.running import explainable
 from ..configuration import GradELLMConfig
-from ..jobs.prompts import Prompt
+from ..jobs.prompts import Prompt, PromptReader
 from ..jobs.run import seeded
+from ..metrics.perturbation import PerturbedText
 from ..sequences.given import given_sequences
 from ..text.encoding import encode_prompt, text_tokenizer
-from .effects import leave_one_out
 from .features import head_features
 
-PROMPTS = Path(str(files("gradellm_hf.calibration") / "prompts.jsonl"))
+_PROMPTS = Path(str(files("gradellm_hf.calibration") / "prompts.jsonl"))
+
+
+def shipped_prompts(tokenizer: Any) -> PromptReader:
+    """The prompts that the package ships. A tokenizer without a chat template gets the messages of chats as paragraphs."""
+    reader = PromptReader(_PROMPTS, fields=("kind",))
+    if getattr(tokenizer, "chat_template", None):
+        return reader
+    prompts = [reader[index] for index in range(len(reader))]
+    return PromptReader(
+        [{"prompt": _paragraphs(prompt.content), "id": prompt.id, **prompt.fields} for prompt in prompts], fields=("kind",)
+    )
+
+
+def _paragraphs(content: Any) -> str:
+    return content if isinstance(content, str) else "".join(f"{message['content']}\n\n" for message in content)
 
 
 def balanced_order(kinds: Sequence[str], seed: int) -> list[int]:
@@ -64,9 +78,11 @@ def measure(
         written = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=num_tokens)
         sources = torch.randperm(written.shape[1] - 1)[:num_sources].sort().values
     text = given_sequences(facts, written, ids.shape[1], None)
+    perturbed = PerturbedText(model, written, ids.shape[1], batch_size=batch_size)
+    row = torch.zeros_like(sources, device=written.device)
     with explainable(model):
-        effects, cache = leave_one_out(facts, text, sources, batch_size)
-        features = head_features(facts, text, config, sources, prompt_cache(cache, text.prompt_length - 1))
+        effects = perturbed.leave_one_out(row, sources.to(row)).mT
+        features = head_features(facts, text, config, sources, perturbed.unchanged.cache(row[:1], text.prompt_length - 1))
     before = torch.arange(text.prompt_length, text.length)
     both = {name: x.to(torch.bfloat16) for name, x in features.items()}
-    return {"effects": effects.float(), "sources": sources, "before": before, **both}
+    return {"effects": effects.float().cpu(), "sources": sources, "before": before, **both}

@@ -124,8 +124,7 @@ def leave_one_out(text: PerturbedText) -> Tensor:
     It is 0 if the position is not removable. All tokens share the forward passes.
     """
     row, position = text.removable.nonzero(as_tuple=True)
-    columns = torch.arange(text.prompt_length, device=row.device)
-    found = text.step_distances(row, Window(0, text.num_steps), lambda items: columns != position[items, None])
+    found = text.leave_one_out(row, position)
     changes = found.new_zeros(text.num_rows, text.prompt_length, text.num_steps, dtype=torch.float64)
     changes[row, position] = found.double()
     return changes

@@ -12,6 +12,9 @@ from ..checks.arguments import binary_mask, whole_number
 from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
 from ..sequences.given import given_sequences
+from .shared_prefix import SharedPrefix, run
+
+_WORTH_SHARING = 8  # a common prefix of at least this part of the text is not run again
 
 Removal = Literal["zero", "mask", "drop"]
 
@@ -42,6 +45,7 @@ class PerturbedText:
         real: False for padding, `[R, S]`.
         removable: Prompt positions that may be taken out: real and not fixed, `[R, P]`.
         step_mask: False for steps after a row's end, `[R, N]`.
+        unchanged: What was computed for the text as it is.
 
     Raises:
         InvalidInputError: An argument is not usable, nothing was generated, or a row has no removable position.
@@ -88,6 +92,8 @@ class PerturbedText:
         with torch.inference_mode(False), torch.no_grad():
             self.embeddings: Tensor = self.model.get_input_embeddings()(self.token_ids)
         self._reference: dict[Window, Tensor] = {}
+        read = (x[:, :-1] for x in (self.embeddings, self.real, self.position_ids))
+        self.unchanged = SharedPrefix(self.facts, *read)
 
     @property
     def num_rows(self) -> int:
@@ -112,6 +118,7 @@ class PerturbedText:
         length, num_predicted = self.prompt_length + window.last - 1, window.last - window.first
         real, embeddings = self.real[rows, :length], self.embeddings[rows, :length]
         keep = keep[:, :length]
+        unchanged = 0 if removal == "drop" else min(_equal_to_one(keep), length - num_predicted)
         if removal == "zero":
             kept = keep if keep.ndim == 3 else keep[..., None]
             embeddings = torch.cat(
@@ -126,8 +133,11 @@ class PerturbedText:
                 embeddings = embeddings.gather(1, order[..., None].expand_as(embeddings))
                 real = real.gather(1, order)
                 positions = _positions(real)
+        cache = self.unchanged.cache(rows, unchanged) if unchanged * _WORTH_SHARING >= length else None
+        if cache is not None:
+            embeddings, positions = embeddings[:, unchanged:], positions[:, unchanged:]
         with torch.no_grad():
-            log_probabilities = self.forward(embeddings, real, positions, num_predicted).log_softmax(-1)
+            log_probabilities = self.forward(embeddings, real, positions, num_predicted, cache).log_softmax(-1)
         self.check_finite(log_probabilities.amax(-1))  # NaN if one of them is
         return log_probabilities
 
@@ -141,13 +151,9 @@ class PerturbedText:
         """The positions of the unchanged text, `[R, S]`."""
         return _positions(self.real)
 
-    def forward(self, embeddings: Tensor, real: Tensor, positions: Tensor, num_last: int) -> Tensor:
-        """Raw logits of the last positions, `[B, num_last, V]`, in float32 or wider."""
-        parameters = self.facts.parameters
-        optional = {"position_ids": positions, "use_cache": False, "logits_to_keep": num_last}
-        kwargs = {name: value for name, value in optional.items() if name in parameters}
-        out = self.model(inputs_embeds=embeddings, attention_mask=real.long(), return_dict=True, **kwargs)
-        logits: Tensor = out.logits[:, -num_last:]
+    def forward(self, embeddings: Tensor, real: Tensor, positions: Tensor, num_last: int, cache: Any = None) -> Tensor:
+        """Raw logits of the last positions, `[B, num_last, V]`, in float32 or wider. Arguments as for `shared_prefix.run`."""
+        logits: Tensor = run(self.facts, embeddings, real, positions, num_last, cache).logits[:, -num_last:]
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def measure(
@@ -192,6 +198,19 @@ class PerturbedText:
         """The same of each token of the window, `[B, last - first]`; see `hellinger`."""
         reference = self.reference(window)
         return self.measure(rows, window, keep, lambda r, log_probabilities: hellinger(reference[r], log_probabilities))
+
+    def leave_one_out(self, rows: Tensor, positions: Tensor) -> Tensor:
+        """What setting the embedding of one position to 0 changes in each generated token after it, `[B, N]`; see `hellinger`.
+
+        Args:
+            rows: The row of each text, `[B]`.
+            positions: What is left out, `[B]`. Ascending positions are fastest: what comes before is not run again.
+        """
+        columns = torch.arange(self.token_ids.shape[1] - 1, device=positions.device)
+        window = Window(0, self.num_steps)
+        distances = self.step_distances(rows, window, lambda items: columns != positions[items, None])
+        before = torch.arange(self.prompt_length, self.token_ids.shape[1], device=positions.device)
+        return distances.masked_fill(positions[:, None] >= before, 0)
 
     def target_log_probabilities(self, rows: Tensor, window: Window, kept: Tensor, removal: Removal) -> Tensor:
         """Log-probabilities of the generated tokens of a window. Texts that occur more than once are run once.
@@ -263,3 +282,9 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 def _positions(real: Tensor) -> Tensor:
     return (real.long().cumsum(1) - 1).clamp_min(0)
+
+
+def _equal_to_one(keep: Tensor) -> int:
+    """How many positions come before the first, of `keep [B, K]` or `[B, K, E]`, where some factor is not 1."""
+    changed = (keep != 1).flatten(2).any(-1).any(0) if keep.ndim == 3 else (keep != 1).any(0)
+    return int(changed.int().argmax()) if bool(changed.any()) else len(changed)

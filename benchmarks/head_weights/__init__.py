@@ -1,0 +1,1 @@
+"""What decides how good learned head weights are: features, gradients, ablations, and how strongly they are pulled."""
