@@ -74,7 +74,7 @@ def learn(texts: Sequence[dict[str, Tensor]], folds: Sequence[str], device: torc
             before = judged(features.sum(-1))
         means = features.sum((0, 1)) / seen.sum()
         inverse = torch.where(means > 0, 1 / means, 0)
-        weights = _minimised(features * inverse, effects, seen, fold, len(names))  # [F, pulls, folds + 1]
+        weights = minimised(features * inverse, effects, seen, fold, len(names))  # [F, pulls, folds + 1]
         for pull, of_pull in zip(PULLS, weights.unbind(1)):
             held_out = torch.einsum("bkf,fb->bk", features * inverse, of_pull[:, fold])
             values = of_pull[:, -1] * inverse
@@ -109,29 +109,46 @@ def pearson(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     return correlation
 
 
-def _minimised(features: Tensor, effects: Tensor, seen: Tensor, fold: Tensor, num_folds: int) -> Tensor:
+def minimised(
+    features: Tensor,
+    effects: Tensor,
+    seen: Tensor,
+    fold: Tensor,
+    num_folds: int,
+    pulls: Sequence[float] = PULLS,
+    *,
+    logarithms: bool = True,
+) -> Tensor:
     """Weights `[F, pulls, folds + 1]`: with each pull, for each fold without it, and last for all of them. All at once.
 
     Args:
         features: `[B, K, F]`, of like means.
+        effects: `[B, K]`.
+        seen: Which of them count, `[B, K]`.
+        fold: Of each token, `[B]`.
+        num_folds: How many there are.
+        pulls: How strongly weights are pulled towards equal ones.
+        logarithms: Whether logarithms count as much as numbers; for effects below 0 there are none.
     """
     heads = features.shape[-1]
-    pulls = torch.tensor(PULLS, device=features.device)[:, None].expand(-1, num_folds + 1).flatten()
+    of_column = torch.tensor(pulls, device=features.device)[:, None].expand(-1, num_folds + 1).flatten()
     counts = (fold[:, None] != torch.arange(num_folds + 1, device=fold.device)).to(features)
-    shares = (counts / counts.sum(0)).repeat(1, len(PULLS))  # [B, pulls * (folds + 1)]
+    shares = (counts / counts.sum(0)).repeat(1, len(pulls))  # [B, pulls * (folds + 1)]
     target = effects[..., None]
-    log_target = _logarithm(target, seen)
+    log_target = _logarithm(target, seen) if logarithms else None
     theta = torch.zeros(heads, shares.shape[1], device=features.device, requires_grad=True)
     optimizer = torch.optim.Adam([theta], lr=_LEARNING_RATE)
     with torch.enable_grad():
         for _ in range(_STEPS):
             scores = (features.flatten(0, 1) @ theta.exp()).view(*features.shape[:2], -1)
-            correlation = pearson(scores, target, seen) + pearson(_logarithm(scores, seen), log_target, seen)
-            loss = ((1 - correlation / 2) * shares).sum(0) + pulls * theta.square().mean(0)
+            correlation = pearson(scores, target, seen)
+            if log_target is not None:
+                correlation = (correlation + pearson(_logarithm(scores, seen), log_target, seen)) / 2
+            loss = ((1 - correlation) * shares).sum(0) + of_column * theta.square().mean(0)
             optimizer.zero_grad()
             loss.sum().backward()
             optimizer.step()
-    return theta.detach().exp().view(heads, len(PULLS), num_folds + 1)
+    return theta.detach().exp().view(heads, len(pulls), num_folds + 1)
 
 
 def _logarithm(x: Tensor, seen: Tensor) -> Tensor:

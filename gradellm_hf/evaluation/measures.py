@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import metrics
 from ..checks.arguments import choice, shares, true_or_false, whole_number
 from ..errors import InvalidInputError
+from ..metrics.agreement import effect_correlations
 from ..metrics.calibration import Calibration
 from ..metrics.options import Scope
 from ..metrics.perturbation import masked_mean
@@ -87,10 +88,11 @@ class Metric:
 
     Args:
         measure: A function of the model, a text, heatmaps `[M, 1, N, S]` of `M` methods, settings and a source of randomness.
-            It returns values `[M]`, or `[M, K]` for a curve.
+            It returns values `[M]`, or `[M, K]` for a curve or for `K` metrics that are measured together.
         higher_is_better: False if a low value speaks for a method.
         is_curve: Whether it has one value for each of `Settings.pis`.
         needs_rationale: Whether it is defined only for texts with a human rationale.
+        part: Which of the metrics that are measured together it is; None: it is measured by itself.
 
     Examples:
         >>> METRICS["deletion"].higher_is_better, METRICS["pi_soft_ns"].is_curve
@@ -101,6 +103,7 @@ class Metric:
     higher_is_better: bool = True
     is_curve: bool = False
     needs_rationale: bool = False
+    part: int | None = None
 
 
 def _perturbing(function: Callable[..., Tensor], **given: Any) -> Measure:
@@ -146,6 +149,8 @@ def _agreement(function: Callable[..., Tensor], *, by_source: bool = False, **gi
     return measure
 
 
+_CORRELATIONS = _perturbing(effect_correlations)
+
 METRICS: dict[str, Metric] = {
     "pi_soft_ns": Metric(_perturbing(metrics.pi_soft_ns), is_curve=True),
     "pi_soft_nc": Metric(_perturbing(metrics.pi_soft_nc), is_curve=True),
@@ -166,7 +171,8 @@ METRICS: dict[str, Metric] = {
     "top_1_drop": Metric(_by_source(metrics.top_k_drop, k=1)),
     "top_3_drop": Metric(_by_source(metrics.top_k_drop, k=3)),
     "top_5_drop": Metric(_by_source(metrics.top_k_drop, k=5)),
-    "rank_correlation": Metric(_perturbing(metrics.rank_correlation)),
+    "rank_correlation": Metric(_CORRELATIONS, part=0),
+    "pearson_correlation": Metric(_CORRELATIONS, part=1),
     "auc": Metric(_agreement(metrics.auc), needs_rationale=True),
     "average_precision": Metric(_agreement(metrics.average_precision), needs_rationale=True),
     "reciprocal_rank": Metric(_agreement(metrics.reciprocal_rank, by_source=True), needs_rationale=True),

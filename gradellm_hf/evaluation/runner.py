@@ -23,7 +23,7 @@ from ..methods import Method, get_method, method_names
 from ..methods.registry import check_method
 from ..model import GradELLM
 from ..text.encoding import text_tokenizer
-from .measures import METRICS, Settings
+from .measures import METRICS, Measure, Settings
 from .records import RECORDS, append_record, drop_partial_records, read_records
 from .results import FORMAT, Evaluation, load_evaluation
 from .texts import FIELDS, EvaluatedText, read_text
@@ -202,13 +202,19 @@ class _Run:
         """Values by metric and method, and what went wrong, by metric."""
         values: dict[str, dict[str, Any]] = {}
         errors: dict[str, str] = {}
+        together: dict[Measure, Tensor] = {}  # of metrics that are measured together
         for name in self._metrics if heatmaps else ():
             metric = METRICS[name]
             if metric.needs_rationale and text.rationale is None:
                 continue
             generator, stacked = self._settings.generator(index), torch.stack(list(heatmaps.values()))
             try:
-                result = metric.measure(unwrap(self._explainer.model), text, stacked, self._settings, generator)
+                result = together.get(metric.measure)
+                if result is None:
+                    result = metric.measure(unwrap(self._explainer.model), text, stacked, self._settings, generator)
+                if metric.part is not None:
+                    together[metric.measure] = result
+                    result = result[..., metric.part]
                 values[name] = dict(zip(heatmaps, result.tolist()))
             except Exception as error:
                 if is_device_lost(error):

@@ -4,7 +4,7 @@ May import `sequences`, `results`, `text`, `architecture`, `checks`, `configurat
 """
 
 from .ablation import linear_datamodelling_score, top_k_drop
-from .agreement import auc, average_precision, rank_correlation, token_labels
+from .agreement import auc, average_precision, pearson_correlation, rank_correlation, token_labels
 from .bootstrap import Interval, bootstrap
 from .calibration import calibrate
 from .insertion_deletion import deletion, insertion
@@ -28,6 +28,7 @@ __all__ = [
     "joint_hellinger",
     "linear_datamodelling_score",
     "normalised_area",
+    "pearson_correlation",
     "pi_soft_nc",
     "pi_soft_ns",
     "rank_correlation",

@@ -1,6 +1,6 @@
 """Agreement of scores with the tokens that people marked, and with the effect of leaving tokens out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from ..errors import InvalidInputError
 from .measured import MeasuredText
 from .options import MetricKeywords, MetricOptions, takes_options
 from .perturbation import PerturbedText, Window, joint_hellinger
-from .ranks import average_ranks, check_no_nan, spearman
+from .ranks import average_ranks, check_no_nan, pearson, spearman
 
 
 def token_labels(tokens: Sequence[str], spans: Sequence[tuple[int, int]]) -> Tensor:
@@ -163,16 +163,66 @@ def rank_correlation(
         >>> rank_correlation(model, out.sequences, out.prompt_length, out.attributions).shape  # [R]
         torch.Size([1])
     """
-    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
+    return effect_correlations(model, sequences, prompt_length, attributions, attention_mask, **options)[..., 0]
 
+
+@takes_options
+def pearson_correlation(
+    model: Any,
+    sequences: Tensor,
+    prompt_length: int,
+    attributions: Tensor,
+    attention_mask: Tensor | None = None,
+    **options: Unpack[MetricKeywords],
+) -> Tensor:
+    """Pearson correlation of scores with the effect of leaving one token out. Range [-1, 1], higher is better.
+
+    As `rank_correlation`, but the few tokens with large effects count most.
+
+    Args:
+        model: A decoder-only Transformers model in evaluation mode.
+        sequences: Token ids of prompts, padded on the left, and continuations, `[R, S]`.
+        prompt_length: `P`.
+        attributions: Heatmaps `[R, N, S]`, or of several methods `[M, R, N, S]`. Scores of the prompt count.
+        attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
+        **options: `level`, `fixed` (which are left out of the comparison), `batch_size`; see `MetricOptions`.
+
+    Returns:
+        `[R]`, or `[M, R]`; NaN for a row whose scores, or effects, are all equal.
+
+    Raises:
+        InvalidInputError: An argument is not usable.
+        UnsupportedArchitectureError: The model is not a decoder-only model.
+
+    Examples:
+        >>> pearson_correlation(model, out.sequences, out.prompt_length, out.attributions).shape  # [R]
+        torch.Size([1])
+    """
+    return effect_correlations(model, sequences, prompt_length, attributions, attention_mask, **options)[..., 1]
+
+
+@takes_options
+def effect_correlations(
+    model: Any,
+    sequences: Tensor,
+    prompt_length: int,
+    attributions: Tensor,
+    attention_mask: Tensor | None = None,
+    **options: Unpack[MetricKeywords],
+) -> Tensor:
+    """`rank_correlation` and `pearson_correlation` in one, `[..., R, 2]`. Arguments and errors are theirs."""
+    text = MeasuredText(model, sequences, prompt_length, attributions, attention_mask, MetricOptions(**options))
     changes = leave_one_out(text)
 
-    def measure(window: Window, rows: Tensor, scores: Tensor) -> Tensor:
-        steps = slice(window.first, window.last)
-        joint = joint_hellinger(changes[rows][..., steps], text.step_mask[rows, None, steps])
-        return spearman(scores, joint, text.removable[rows])
+    def compared(correlation: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        def measure(window: Window, rows: Tensor, scores: Tensor) -> Tensor:
+            steps = slice(window.first, window.last)
+            joint = joint_hellinger(changes[rows][..., steps], text.step_mask[rows, None, steps])
+            return correlation(scores, *torch.broadcast_tensors(joint, text.removable[rows]))
 
-    return text.mean_over_windows(measure)
+        return text.mean_over_windows(measure)
+
+    return torch.stack([compared(spearman), compared(pearson)], dim=-1)
 
 
 def checked_labels(scores: Tensor, labels: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

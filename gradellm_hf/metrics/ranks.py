@@ -60,9 +60,17 @@ def spearman(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     except RuntimeError as error:
         raise InvalidInputError(f"`x` {list(x.shape)} and `y` {list(y.shape)} must broadcast to each other.") from error
     mask = torch.ones_like(x, dtype=torch.bool) if mask is None else binary_mask("mask", mask, x.shape)
+    return pearson(*(average_ranks(values, mask) for values in (x, y)), mask)
+
+
+def pearson(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+    """Pearson's correlation over those elements of the last dimension that `mask` has; NaN if `x` or `y` is constant there.
+
+    All are of one shape, `[..., K]`; the result is `[...]`.
+    """
     count = mask.sum(-1, keepdim=True)
-    ranks = (average_ranks(values, mask) for values in (x, y))
-    u, v = (((r - r.sum(-1, keepdim=True) / count).masked_fill(~mask, 0)) for r in ranks)
+    kept = (z.masked_fill(~mask, 0) for z in (x, y))
+    u, v = ((z - z.sum(-1, keepdim=True) / count).masked_fill(~mask, 0) for z in kept)
     correlation: Tensor = (u * v).sum(-1) / (u.norm(dim=-1) * v.norm(dim=-1))
     return correlation.clamp(-1, 1)
 

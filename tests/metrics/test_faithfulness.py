@@ -13,6 +13,7 @@ from gradellm_hf.metrics import (
     insertion,
     joint_hellinger,
     normalised_area,
+    pearson_correlation,
     pi_soft_nc,
     pi_soft_ns,
     rank_correlation,
@@ -149,6 +150,17 @@ def test_rank_correlation_compares_with_leaving_one_out():
     assert rank_correlation(model, ids, 4, heatmap([float(x) for x in changes])).item() == pytest.approx(1)
     assert rank_correlation(model, ids, 4, heatmap([-float(x) for x in changes])).item() == pytest.approx(-1)
     assert rank_correlation(model, ids, 4, heatmap([0.0, 0, 0, 0])).isnan().all()
+
+
+def test_pearson_correlation_compares_with_leaving_one_out_by_size():
+    model, ids = line([0, 0, 3.0, -1.0, 0.5, 0.25]), torch.tensor([[2, 3, 4, 5, 0]])
+    whole = distribution(model, 2.75)
+    changes = torch.tensor([float(distance(whole, distribution(model, 2.75 - x))) for x in (3.0, -1.0, 0.5, 0.25)])
+    assert pearson_correlation(model, ids, 4, heatmap((5 * changes + 1).tolist())).item() == pytest.approx(1)
+    scores = torch.tensor([0.5, 0.1, 0.0, 0.2])
+    expected = torch.corrcoef(torch.stack([scores, changes]))[0, 1]
+    assert pearson_correlation(model, ids, 4, heatmap(scores.tolist())).item() == pytest.approx(expected.item(), abs=1e-5)
+    assert pearson_correlation(model, ids, 4, heatmap([1.0, 1, 1, 1])).isnan().all()
 
 
 # Planted truths

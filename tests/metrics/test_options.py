@@ -12,6 +12,7 @@ from gradellm_hf.metrics import (
     deletion,
     insertion,
     linear_datamodelling_score,
+    pearson_correlation,
     pi_soft_nc,
     pi_soft_ns,
     rank_correlation,
@@ -33,6 +34,7 @@ KEYWORDS = {
     linear_datamodelling_score: ("removal", "num_masks", *PERTURBING, "generator", "sources"),
     top_k_drop: ("k", "removal", *PERTURBING, "generator", "sources"),
     rank_correlation: PERTURBING,
+    pearson_correlation: PERTURBING,
 }
 IDS, HEATMAPS = random_ids(2, 9), torch.rand(2, 4, 9, generator=torch.Generator().manual_seed(0))
 

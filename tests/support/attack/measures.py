@@ -16,7 +16,7 @@ from .world import INF, NAN, World, close
 _Call = Callable[[], Any]
 _Calls = Iterator[tuple[str, _Call, Judge]]
 _BY_SOURCE = ("deletion", "insertion", "linear_datamodelling_score", "top_k_drop")
-_PERTURBING = ("soft_ns", "soft_nc", "pi_soft_ns", "pi_soft_nc", *_BY_SOURCE, "rank_correlation")
+_PERTURBING = ("soft_ns", "soft_nc", "pi_soft_ns", "pi_soft_nc", *_BY_SOURCE, "rank_correlation", "pearson_correlation")
 _NUMBERS = (0, -1, 1.5, "3", True, NAN)
 
 
@@ -73,7 +73,7 @@ def _perturbing(world: World) -> _Calls:
             "fixed": (torch.ones(5), torch.ones(4, dtype=torch.bool), [True] * 5, torch.ones(5, dtype=torch.bool), "x"),
             "batch_size": _NUMBERS,
         }
-        if name != "rank_correlation":
+        if not name.endswith("correlation"):
             options["generator"] = (5, "seed", torch.default_generator.get_state())
         if "soft" in name:
             options["num_samples"] = _NUMBERS
