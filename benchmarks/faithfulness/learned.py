@@ -1,42 +1,29 @@
-"""What is learned once a model, from the prompts that the package ships: head weights, and AT2's weights as their rival."""
+"""The weights that were learned once a model: head weights, which the package ships, and AT2's weights as their rival.
 
+Both were learned from the same texts and as many forward passes, for one family after the other:
+
+    gradellm calibrate MODEL --num-prompts 128 --output head_weights.safetensors
+    python -m benchmarks.head_weights.measure FAMILY FOLDER --num-prompts 128
+    python -m benchmarks.head_weights.study FOLDER --at2 benchmarks/faithfulness/at2/FAMILY.safetensors
+"""
+
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-import gradellm_hf
-from gradellm_hf import GradELLM, HeadWeights
-from gradellm_hf.calibration.texts import shipped_prompts
-from gradellm_hf.evaluation.texts import read_text
-from gradellm_hf.methods import learn_at2
+from gradellm_hf import HeadWeights
 
-_TOKENS = _ABLATIONS = 12  # a prompt, for both: the tokens written, and the forward passes with something left out
+_SHIPPED = {"smollm2": "smollm2-135m-instruct", "gemma3": "gemma-3-270m"}
+_AT2 = Path(__file__).with_name("at2")
 
 
-def head_weights(model: Any, tokenizer: Any, folder: Path) -> HeadWeights:
-    """Head weights as `gradellm calibrate` learns them. They are learned once, and that goes on where it was stopped."""
-    path = folder / "head_weights.safetensors"
-    if path.exists():
-        return HeadWeights.load(path)
-    options = {"num_tokens": _TOKENS, "num_sources": _ABLATIONS, "output_dir": folder / "calibration"}
-    weights = gradellm_hf.calibrate(model, tokenizer, **options)
-    weights.save(path)
-    return weights
+def head_weights(family: str) -> HeadWeights:
+    """Head weights of a family of the evidence."""
+    return HeadWeights.load(str(files("gradellm_hf.calibration") / f"{_SHIPPED[family]}.safetensors"))
 
 
-def at2_weights(model: Any, tokenizer: Any, folder: Path) -> Tensor:
-    """AT2's weights `[L, H]`, by its recipe, from the same prompts and as many forward passes."""
-    path = folder / "at2.safetensors"
-    if not path.exists():
-        explainer, reader = GradELLM(model, tokenizer), shipped_prompts(tokenizer)
-        texts = []
-        for index in range(len(reader)):
-            text = read_text(explainer, reader[index], False, {"max_new_tokens": _TOKENS, "do_sample": False})
-            tokens = torch.arange(text.prompt_length).masked_fill(text.fixed, -1)
-            texts.append((text.sequences, text.prompt_length, tokens))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({"weights": learn_at2(model, texts, num_masks=_ABLATIONS)}, path)
-    return load_file(path)["weights"]
+def at2_weights(family: str) -> Tensor:
+    """AT2's weights of a family, `[L, H]`."""
+    return load_file(_AT2 / f"{family}.safetensors")["weights"]

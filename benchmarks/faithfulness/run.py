@@ -1,14 +1,15 @@
 """`python -m benchmarks.faithfulness.run`: methods and metrics on prompts of several kinds, for two model families.
 
-A part that was stopped continues when it is run again. Parts may run at the same time, in several processes:
-`--families smollm2 --parts own known`; but the first part of a family learns its weights, so let one begin alone. When all are
-done, `python -m benchmarks.faithfulness.report` writes RESULTS.md.
+About five hours on two CPU cores. What was measured is kept text by text, in `records`: a run that was stopped goes on when it
+is started again, and one that is finished measures nothing. Parts may run at the same time, in several processes:
+`--families smollm2 --parts own known`. `python -m benchmarks.faithfulness.report` writes RESULTS.md.
 """
 
 import argparse
 import importlib.util
 import json
 import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,22 +41,25 @@ from .learned import at2_weights, head_weights
 from .variants import VARIANTS
 
 PROMPTS = Path(__file__).with_name("prompts.jsonl")
-DEFAULT_OUTPUT = Path("faithfulness-output")
+DEFAULT_OUTPUT = Path(__file__).with_name("records")
 #: Named before the run: how well scores of sentences predict what random ones are worth, what the first of them is worth, and
 #: how well scores of tokens rank what each is worth.
 PRIMARY = ("lds_source", "top_1_drop", "rank_correlation")
-SECONDARY = ("lds_token", "lds_source_drop", "top_3_drop", "pi_soft_ns", "pi_soft_nc", "mas_deletion", "mas_insertion")
+SECONDARY = ("pearson_correlation", "top_3_drop")
+#: Metrics that take many forward passes for each method.
+COSTLY = ("lds_token", "lds_source_drop", "pi_soft_ns", "pi_soft_nc", "mas_deletion", "mas_insertion")
 KNOWN_SOURCE = ("reciprocal_rank", "recall_at_1", "recall_at_3", "top_1_drop")
 REFERENCE = "grad_ellm"  # what the others are compared with
-_ABLATION = ("pi_soft_ns", "pi_soft_nc", "rank_correlation")
-_PIS = (0.2, 0.5, 0.8)
-_SEED = 2026
-# Cheaper than by default: a CPU has to run them some hundred times.
+_ABLATION = ("rank_correlation", "pearson_correlation", "top_1_drop")
+_SETTINGS = Settings(pis=(0.2, 0.5, 0.8), num_portions=4, num_masks=32, seed=2026)
+# Cheaper than by default: a CPU has to run them some dozen times.
 _CHEAPER: dict[str, Method] = {
     "integrated_gradients": partial(integrated_gradients, num_points=20),
     "lime": partial(lime, num_samples=128),
 }
-#: Of the methods, those that take a few passes over a text, and little memory: for long texts.
+#: Methods that run a text some hundred times. They are compared with the others on fewer prompts.
+_MANY_PASSES = ("integrated_gradients", "occlusion", "lime", "context_cite_256", "context_cite_tokens")
+#: Methods that take a few passes over a text, and little memory: for long texts.
 _LIGHT = (REFERENCE, "calibrated", "saliency", "context_cite", "random")
 
 
@@ -66,25 +70,38 @@ class Part(NamedTuple):
         prompts: From the tokenizer and the options of the command line to records, a file, or None: left out.
         metrics: Names.
         num_tokens: Tokens that are written and explained, for each prompt without a `target`.
-        where: Only records with these values.
-        methods: Names; None: all.
+        methods: Names; None: all, without those of `_MANY_PASSES` unless `many_passes`.
+        many_passes: See there.
         families: That it is run for.
     """
 
     prompts: Callable[[Any, argparse.Namespace], Any]
     metrics: Sequence[str]
     num_tokens: int = 1
-    where: Mapping[str, str] = {}
     methods: Sequence[str] | None = None
+    many_passes: bool = False
     families: Sequence[str] = tuple(FAMILIES)
 
 
-def _own(tokenizer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    return read_prompts(chat=tokenizer.chat_template is not None)
+def _own(split: str, per_task: int) -> Callable[[Any, argparse.Namespace], Any]:
+    """The first prompts of each task of this folder."""
+
+    def prompts(tokenizer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
+        by_task = defaultdict(list)
+        for record in read_prompts(chat=tokenizer.chat_template is not None):
+            if record["split"] == split:
+                by_task[record["task"]].append(record)
+        return [record for records in by_task.values() for record in records[:per_task]]
+
+    return prompts
 
 
 def _known(tokenizer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    return [*needles(tokenizer, lengths=(512, 1024)), *contradictions(num_prompts=12), *injections(num_prompts=12)]
+    return [
+        *needles(tokenizer, lengths=(512, 1024), num_prompts=6),
+        *contradictions(num_prompts=12),
+        *injections(num_prompts=12),
+    ]
 
 
 def _long(tokenizer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -103,12 +120,13 @@ _CHOSEN = (
     "relu_per_head_saliency_product",
 )
 PARTS = {
-    "own": Part(_own, (*PRIMARY, *SECONDARY), num_tokens=3, where={"split": "report"}),
     "lambada": Part(lambda tokenizer, options: options.lambada, (*PRIMARY, *SECONDARY, "auc", "average_precision")),
+    "own": Part(_own("report", 15), (*PRIMARY, *SECONDARY), num_tokens=3),
     "known": Part(_known, KNOWN_SOURCE),
+    "many_passes": Part(_own("report", 4), (*PRIMARY, *SECONDARY, *COSTLY), many_passes=True),
     "known_long": Part(_long, KNOWN_SOURCE, methods=_LIGHT),
-    "ablation": Part(_own, _ABLATION, where={"split": "tune"}, methods=tuple(VARIANTS), families=("smollm2",)),
-    "ablation_report": Part(_own, _ABLATION, where={"split": "report"}, methods=_CHOSEN, families=("smollm2",)),
+    "ablation": Part(_own("tune", 5), _ABLATION, methods=tuple(VARIANTS), families=("smollm2",)),
+    "ablation_report": Part(_own("report", 8), _ABLATION, methods=_CHOSEN, families=("smollm2",)),
 }
 
 
@@ -123,7 +141,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     for family in options.families:
         model, tokenizer = FAMILIES[family]()
-        methods = all_methods(model, tokenizer, options.output / family)
+        methods = all_methods(family, tokenizer)
         for name in options.parts:
             if family in PARTS[name].families and PARTS[name].prompts(tokenizer, options) is not None:
                 evaluation = run_part(name, model, tokenizer, methods, options, options.output / family / name)
@@ -136,28 +154,28 @@ def run_part(
     """Runs a part into its folder, or continues it."""
     part = PARTS[name]
     known = {**methods, **{variant: VARIANTS[variant].method for variant in VARIANTS}}
+    wanted = part.methods or [method for method in methods if part.many_passes or method not in _MANY_PASSES]
     return evaluate(
         model,
         part.prompts(tokenizer, options),
         folder,
         tokenizer=tokenizer,
-        methods={method: known[method] for method in part.methods or methods if method in known},
+        methods={method: known[method] for method in wanted if method in known},
         metrics=part.metrics,
-        settings=Settings(pis=_PIS, num_portions=8, seed=_SEED),
+        settings=_SETTINGS,
         column="text" if name == "lambada" else None,
-        where=part.where,
         max_prompts=options.max_prompts,
         max_new_tokens=part.num_tokens,
     )
 
 
-def all_methods(model: Any, tokenizer: Any, folder: Path) -> dict[str, Method]:
-    """All registered methods, with weights that are learned for this model, and those whose packages are installed."""
+def all_methods(family: str, tokenizer: Any) -> dict[str, Method]:
+    """All registered methods, those with weights that were learned for a family, and those whose packages are installed."""
     methods = {method: _CHEAPER.get(method, get_method(method)) for method in method_names()}
-    calibrated = GradELLMConfig(head_weights=head_weights(model, tokenizer, folder))
+    calibrated = GradELLMConfig(head_weights=head_weights(family))
     methods |= {
         "calibrated": partial(grad_ellm, explain_config=calibrated),
-        "at2": at2(at2_weights(model, tokenizer, folder)),
+        "at2": at2(at2_weights(family)),
         "context_cite_256": partial(context_cite, num_ablations=256),
         "context_cite_tokens": _context_cite_tokens,
     }

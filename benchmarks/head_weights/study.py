@@ -1,8 +1,8 @@
-"""`python -m benchmarks.head_weights.study FOLDER`: which features, gradients and ablations teach most, by held-out kinds of text.
+"""`python -m benchmarks.head_weights.study FOLDER`: which features, gradients and ablations teach most.
 
-FOLDER is what `benchmarks.head_weights.measure` wrote. Everything is judged on the kind of text that was held out: by the effects
-of leaving one token out, per token that was written, and by what random masks of half of the prompt do to its logit. A table goes
-to the standard output, AT2's weights to `--at2 FILE`.
+FOLDER is what `benchmarks.head_weights.measure` wrote. Everything is judged on the kind of text that was held out: by the
+effects of leaving one token out, per token that was written, and by what random masks of half of the prompt do to its logit. A
+table goes to the standard output, AT2's weights to `--at2 FILE`.
 """
 
 import argparse
