@@ -16,8 +16,9 @@ _mutable_lock = threading.RLock()  # torch lets one thread at a time change save
 def prompt_cache(cache: Any, length: int, row_indices: torch.Tensor | None = None) -> Any | None:
     """The first `length` positions of a cache that `generate` filled, as a cache of its own; None if that is not safe.
 
-    What `generate` did after the prompt does not matter: beams are only permuted among copies of one prompt, assisted
-    decoding only takes back what it wrote after the prompt, and a static cache has its prompt in front. It is not safe for
+    What `generate` did after these positions does not matter: assisted decoding only takes back what it wrote after them, and
+    a static cache has them in front. Beams are permuted among copies of one prompt, so of theirs only the prompt is safe, which
+    is for the caller to know. It is not safe for
     sliding windows that have already dropped keys, for caches that keep something other than one state per position
     (quantised, recurrent), and for offloaded ones.
 
@@ -34,7 +35,7 @@ def prompt_cache(cache: Any, length: int, row_indices: torch.Tensor | None = Non
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer) or not layer.is_initialized:
             return None
-        if layer.keys.shape[-2] < max(length, int(layer.get_seq_length())):
+        if not length <= int(layer.get_seq_length()) <= layer.keys.shape[-2]:
             return None  # a window that has slid
         prefix = DynamicSlidingWindowLayer(layer.sliding_window) if hasattr(layer, "sliding_window") else DynamicLayer()
         prefix.lazy_initialization(layer.keys, layer.values)

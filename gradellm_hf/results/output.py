@@ -58,8 +58,8 @@ class ExplainGenerateOutput(ModelOutput):
         sequences (`torch.LongTensor` of shape `(R, S)`):
             As `model.generate` returns them (without the prompt, if it was given as `inputs_embeds` only).
         attributions (`torch.FloatTensor` of shape `(R, N, S)`):
-            `a[n, i]`: contribution of position `i` to generated token `n`. Exactly 0 for `i >= P + n`, for padding, and for
-            steps after a row's end.
+            `a[n, i]`: contribution of position `i` to generated token `n`. Exactly 0 for `i >= P + n`, for padding, for
+            steps after a row's end, and for steps that `steps=` did not ask for. On a CPU, rows of such steps take no memory.
         step_mask (`torch.BoolTensor` of shape `(R, N)`):
             False for steps after a row's end: those that follow the token at which `generate` ended it (an end-of-sequence
             token, a stop string, any stopping criterion). If a `custom_generate` function does not ask the list of
@@ -68,11 +68,13 @@ class ExplainGenerateOutput(ModelOutput):
         prompt_length (`int`):
             `P`, padding included; counts the positions of `inputs_embeds` too.
         target_scores (`torch.FloatTensor` of shape `(R, N)`):
-            The explained scalar `f_n`; by default the raw logit of the chosen token. 0 for steps after a row's end.
+            The explained scalar `f_n`; by default the raw logit of the chosen token. 0 for steps that are not explained.
         token_probabilities (`torch.FloatTensor` of shape `(R, N)`):
-            Softmax of the raw logits at the chosen token, before any logits processor. 0 for steps after a row's end.
+            Softmax of the raw logits at the chosen token, before any logits processor. 0 for steps that are not explained.
         layer_attributions (`torch.FloatTensor` of shape `(R, len(layers), N, S)`, *optional*):
             The heatmap of each explained layer, with `output_layer_attributions=True`.
+        explained_mask (`torch.BoolTensor` of shape `(R, N)`, *optional*, with `steps=`):
+            True for steps that are explained. None: those of `step_mask`.
         prompt_mask (`torch.BoolTensor` of shape `(R, P)`): False for padding.
         image_mask (`torch.BoolTensor` of shape `(R, P)`, *optional*, for models that read images):
             True for prompt positions that hold (a patch of) an image.
@@ -98,6 +100,7 @@ class ExplainGenerateOutput(ModelOutput):
     target_scores: Tensor = _ALWAYS
     token_probabilities: Tensor = _ALWAYS
     layer_attributions: Tensor | None = None
+    explained_mask: Tensor | None = None
     prompt_mask: Tensor = _ALWAYS
     image_mask: Tensor | None = None
     layers: list[int] = _ALWAYS
