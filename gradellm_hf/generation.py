@@ -15,12 +15,13 @@ from .configuration import GradELLMConfig
 from .engines.explain import explain
 from .engines.heatmap_sums import Heatmaps
 from .results.output import ExplainGenerateOutput
+from .results.rows import among_zeros
 from .sequences.explained import ExplainedSequences
 from .sequences.generate_call import GenerateCall
 from .sequences.given import given_sequences
 from .sequences.prompt_checks import placeholder_mask
 from .sequences.recording import record_prompt
-from .sequences.steps import Steps, among_zeros, checked_steps, explained_mask
+from .sequences.steps import Steps, checked_steps, explained_mask
 
 
 def explain_generate(
@@ -154,12 +155,12 @@ def _output(
         prompt_mask = sequences.attention_mask[:, :prompt_length] != 0
     return ExplainGenerateOutput(
         **known,
-        attributions=among_zeros(heatmaps.attributions.float(), steps, num_steps, -2),
+        attributions=among_zeros(heatmaps.attributions.float(), steps, num_steps),
         step_mask=sequences.step_mask,
         prompt_length=prompt_length,
         target_scores=among_zeros(heatmaps.target_scores.float(), steps, num_steps, -1),
         token_probabilities=among_zeros(heatmaps.token_probabilities.float(), steps, num_steps, -1),
-        layer_attributions=None if by_layer is None else among_zeros(by_layer.float(), steps, num_steps, -2),
+        layer_attributions=None if by_layer is None else among_zeros(by_layer.float(), steps, num_steps),
         explained_mask=explained,
         prompt_mask=prompt_mask,
         image_mask=_image_mask(facts, sequences),

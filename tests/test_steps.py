@@ -224,9 +224,10 @@ def test_a_slice_may_select_nothing():
     assert not out.attributions.any()
 
 
-@pytest.mark.parametrize(
-    "steps", [5, "100:", [], [1.0], [True], slice("a", None), slice(None, None, 0), {"a": 1}, torch.ones(2)]
-)
+NO_STEPS = [5, "100:", [], [1.0], [True], slice("a", None), slice(None, None, 0), {"a": 1}, torch.ones(2)]
+
+
+@pytest.mark.parametrize("steps", NO_STEPS, ids=repr)
 def test_what_names_no_steps_is_refused_before_anything_is_generated(steps):
     model = small_llama()
     handle = model.register_forward_pre_hook(lambda *_: pytest.fail("the model ran"))

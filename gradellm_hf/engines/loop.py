@@ -259,7 +259,7 @@ class _Run:
             return self.sequences.read(self.facts, begin, end, fork_if_plain(cache), **prompt_kwargs)
 
     def _positions(self, first: int, last: int) -> tuple[int, int, dict[str, Any]]:
-        """The positions `begin, end` that a call for the steps `first:last` reads, and what belongs to the prompt among them."""
+        """The positions `begin, end` that a call for these steps reads, and arguments that belong to the prompt."""
         start = self.sequences.prompt_length - 1
         if self.watch_type.whole_prefix or (first == 0 and self.prompt_at_once):
             return 0, start + last, self.sequences.prefill_kwargs

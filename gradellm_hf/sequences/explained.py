@@ -127,7 +127,7 @@ class ExplainedSequences:
         return cache
 
     def after(self, num_steps: int) -> "ExplainedSequences":
-        """The same, with the first steps as part of the prompt: to be explained on a cache of all that comes before the next."""
+        """The same with the first steps as part of the prompt, to be explained on a cache that holds them."""
         return replace(
             self,
             prompt_length=self.prompt_length + num_steps,

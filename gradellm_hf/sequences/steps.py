@@ -56,19 +56,3 @@ def explained_mask(steps: Steps, step_mask: Tensor) -> Tensor:
         chosen = its_own[steps] if isinstance(steps, slice) else [its_own[n] for n in steps if -length <= n < length]
         mask[row, list(chosen)] = True
     return mask.to(step_mask.device)
-
-
-def among_zeros(x: Tensor, steps: Sequence[int], num_steps: int, dim: int) -> Tensor:
-    """What is known of some steps, with zeros for all others. On a CPU, rows of zeros take no memory until they are written to.
-
-    Args:
-        x: Its dimension `dim` has the steps `steps`.
-        steps: Ascending.
-        num_steps: The size of that dimension in the result.
-        dim: Negative.
-    """
-    if len(steps) == num_steps:
-        return x
-    shape = [*x.shape]
-    shape[dim] = num_steps
-    return x.new_zeros(shape).index_copy_(dim, torch.tensor(steps, dtype=torch.long, device=x.device), x)
