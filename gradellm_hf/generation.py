@@ -1,6 +1,5 @@
 """`explain_generate` and `explain_sequences`: an unchanged `generate`, then the explanation of what it wrote."""
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from .architecture.caches import prompt_cache
 from .architecture.compat import CACHE_NAMES, cache_of
 from .architecture.facts import ModelFacts, explained_layers, look_at
 from .architecture.support import without_wrapper
+from .architecture.tensor_parallel import of_all_processes
 from .configuration import GradELLMConfig
 from .engines.explain import explain
 from .engines.heatmap_sums import Heatmaps
@@ -73,7 +73,7 @@ def explain_generate(
     del returned
     try:
         sequences = call.sequences(generated, recording, cache)
-        only = _only(sequences, steps)
+        only = _only(facts, sequences, steps)
         rows = None if only.prefill_rows is None else only.prefill_rows[1]
         is_written = rows is None and config.channel == "heads" and call.wrote_in_place(generated)
         first = next(iter(only.explained_steps), 0) if is_written else 0  # what comes before it is in the cache
@@ -129,14 +129,17 @@ def explain_sequences(
     facts = look_at(model)
     layers = explained_layers(facts, config)
     text = given_sequences(facts, sequences, prompt_length, attention_mask)
-    only = _only(text, steps)
+    only = _only(facts, text, steps)
     heatmaps = explain(facts, only, config, layers)
     return _output(facts, text, config, heatmaps, {"sequences": sequences}, None if steps is None else only.step_mask)
 
 
-def _only(sequences: ExplainedSequences, steps: Steps | None) -> ExplainedSequences:
+def _only(facts: ModelFacts, sequences: ExplainedSequences, steps: Steps | None) -> ExplainedSequences:
     """The same with only these steps to explain."""
-    return sequences if steps is None else replace(sequences, step_mask=explained_mask(steps, sequences.step_mask))
+    if steps is None:
+        return sequences
+    mask = explained_mask(steps, sequences.step_mask)
+    return sequences.only(mask, of_all_processes(mask.any(0).nonzero().flatten().tolist(), facts.sharing_groups))
 
 
 def _output(

@@ -37,8 +37,8 @@ class Heatmaps:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.promote_types(dtype, torch.float32), device=sequences.token_ids.device)
 
-        explained, before = sequences.explained_steps or [0, sequences.num_steps - 1], sequences.first_step
-        steps = range(before + explained[0], before + explained[-1] + 1)
+        explained, before = sequences.explained_steps, sequences.first_step
+        steps = range(before + explained[0], before + explained[-1] + 1) if explained else range(0)
         rows, length = sequences.token_ids.shape[0], sequences.length
         by_layer = zeros(rows, len(layers), len(steps), length) if config.output_layer_attributions else None
         return cls(

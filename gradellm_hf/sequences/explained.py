@@ -1,5 +1,6 @@
 """What the engines explain: sequences of prompt and generated tokens, and how to run a model over a stretch of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,6 +35,7 @@ class ExplainedSequences:
             call, one of these rows with the same prompt; and for each of these rows, a row of the call with the same prompt.
         written_logits: The logits from which `generate` chose the tokens; None if they were not seen.
         first_step: The number of the first step in the whole text. It is above 0 if earlier steps count as prompt here.
+        asked_steps: The steps to explain, ascending; in each row, those of them that `step_mask` has. None: all.
     """
 
     token_ids: Tensor
@@ -48,6 +50,7 @@ class ExplainedSequences:
     prefill_rows: tuple[Tensor, Tensor] | None = None
     written_logits: WrittenLogits | None = None
     first_step: int = 0
+    asked_steps: Sequence[int] | None = None
 
     @property
     def length(self) -> int:
@@ -70,10 +73,9 @@ class ExplainedSequences:
         return self.token_ids[:, self.token_ids.shape[1] - self.first_step - self.num_steps :]
 
     @property
-    def explained_steps(self) -> list[int]:
-        """The steps that are to be explained in some row, ascending."""
-        steps: list[int] = self.step_mask.any(0).nonzero().flatten().tolist()
-        return steps
+    def explained_steps(self) -> Sequence[int]:
+        """`asked_steps`, or all."""
+        return range(self.num_steps) if self.asked_steps is None else self.asked_steps
 
     def chunk_end(self, first: int, size: int) -> int:
         """The end of a chunk of at most `size` steps from `first` on. A step that is predicted from an embedding is alone."""
@@ -128,6 +130,7 @@ class ExplainedSequences:
 
     def after(self, num_steps: int) -> "ExplainedSequences":
         """The same with the first steps as part of the prompt, to be explained on a cache that holds them."""
+        asked = self.asked_steps
         return replace(
             self,
             prompt_length=self.prompt_length + num_steps,
@@ -136,7 +139,12 @@ class ExplainedSequences:
             prompt_embeds=self.prompt_embeds if num_steps == 0 else None,
             written_logits=None if self.written_logits is None else self.written_logits.after(num_steps),
             first_step=self.first_step + num_steps,
+            asked_steps=None if asked is None else [step - num_steps for step in asked if step >= num_steps],
         )
+
+    def only(self, mask: Tensor, steps: Sequence[int]) -> "ExplainedSequences":
+        """The same with fewer steps to explain: those of `mask` `[R, N]`, which is False but at `steps`."""
+        return replace(self, step_mask=self.step_mask & mask, asked_steps=steps)
 
     def head(self, rows: int, num_steps: int) -> "ExplainedSequences":
         """The first `rows` rows, cut after `num_steps` generated tokens, with every step to be explained."""
@@ -151,6 +159,7 @@ class ExplainedSequences:
             num_steps=num_steps,
             per_position={name: cut(x) for name, x in self.per_position.items()},
             step_mask=torch.ones_like(self.step_mask[:rows, :num_steps]),
+            asked_steps=None,
             attention_mask=None if self.attention_mask is None else self.attention_mask[:rows],
             prompt_embeds=None if self.prompt_embeds is None else self.prompt_embeds[:rows],
             written_logits=None,
