@@ -16,11 +16,10 @@ _mutable_lock = threading.RLock()  # torch lets one thread at a time change save
 def prompt_cache(cache: Any, length: int, row_indices: torch.Tensor | None = None) -> Any | None:
     """The first `length` positions of a cache that `generate` filled, as a cache of its own; None if that is not safe.
 
-    What `generate` did after these positions does not matter: assisted decoding only takes back what it wrote after them, and
-    a static cache has them in front. Beams are permuted among copies of one prompt, so of theirs only the prompt is safe, which
-    is for the caller to know. It is not safe for
-    sliding windows that have already dropped keys, for caches that keep something other than one state per position
-    (quantised, recurrent), and for offloaded ones.
+    What `generate` did after the prompt does not matter: beams are only permuted among copies of one prompt, assisted
+    decoding only takes back what it wrote after the prompt, and a static cache has its prompt in front. More than the prompt
+    may be taken if each row was written in its place. It is not safe for sliding windows that have already dropped keys, for
+    caches that keep something other than one state per position (quantised, recurrent), and for offloaded ones.
 
     Args:
         cache: `cache` of a finished generation, left unchanged.

@@ -58,7 +58,8 @@ def read_explanation(path: str | os.PathLike[str], cls: type) -> Any:
         else:
             rows = places(explained)
             alone = {name: TENSORS[name]._replace(shape=TENSORS[name].shape.replace("N", "M")) for name in _HEATMAPS}
-            check_tensors(tensors, {**TENSORS, **alone}, {"N": len(explained), "M": len(rows)}, {"M": "`explained`"})
+            sizes = {"N": len(explained), "M": len(rows), "S": len(file.metadata["tokens"])}  # before N x S is made
+            check_tensors(tensors, {**TENSORS, **alone}, sizes, {"M": "`explained`"})
             tensors |= {name: among_zeros(tensors[name], rows, len(explained)) for name in _HEATMAPS if name in tensors}
         fields = {**known_fields(file.metadata, cls), **tensors}
         return cls(**{**fields, "explain_config": stored_config(fields["explain_config"])})

@@ -176,7 +176,7 @@ def test_a_file_whose_rows_are_not_those_of_the_explained_steps_is_refused(tmp_p
     some, _ = explained_only(1, 4)
     monkeypatch.setattr("gradellm_hf.results.files.without_zeros", lambda x, rows: x)
     some.save(tmp_path / "some.safetensors")
-    with pytest.raises(InvalidInputError, match=r"`attributions` must have shape \[2, S\]"):
+    with pytest.raises(InvalidInputError, match=r"`attributions` must have shape \[2, 10\]"):
         Explanation.load(tmp_path / "some.safetensors")
 
 
