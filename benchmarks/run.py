@@ -59,6 +59,7 @@ def main() -> None:
     parts: dict[str, Callable[[], list[Row]]] = {
         "short": lambda: ratio_rows(model, 128, 64, options.repetitions),
         "long": lambda: ratio_rows(model, 512, 128, options.repetitions),
+        "steps": lambda: steps_rows(model, 32, 400, 16, options.repetitions),
         "growth": lambda: growth_rows(model),
         "loop": lambda: [loop_row(512, 128)],
         "memory": lambda: [memory_row(4096, 64)],
@@ -106,6 +107,29 @@ def ratio_rows(model: Any, prompt_length: int, num_steps: int, repetitions: int)
         )
         for name, values in ratios.items()
     ]
+
+
+def steps_rows(model: Any, prompt_length: int, num_steps: int, last: int, repetitions: int) -> list[Row]:
+    """What the last steps of a long text cost, and what all of them: beside `generate`, and where the text is given."""
+    prompt, length = _prompt(prompt_length), _length(num_steps)
+    text, some = _prompt(prompt_length + num_steps), slice(-last, None)
+    explain_sequences(model, text, prompt_length, steps=some)
+    rows = []
+    runs: dict[str, Callable[[Any], Any]] = {
+        "explain_generate / generate": lambda steps: explain_generate(model, prompt, steps=steps, **length),
+        "explain_sequences / generate": lambda steps: explain_sequences(model, text, prompt_length, steps=steps),
+    }
+    seconds = {name: {"all": [], "some": []} for name in runs}
+    for _ in range(repetitions):
+        generated = timed(lambda: model.generate(prompt, **length))
+        for name, run in runs.items():
+            seconds[name]["some"].append(timed(lambda run=run: run(some)) / generated)
+            seconds[name]["all"].append(timed(lambda run=run: run(None)) / generated)
+    for name, ratios in seconds.items():
+        what = f"`{name}`, P={prompt_length}, N={num_steps}, `steps=slice(-{last}, None)`"
+        measured = f"{median_and_range(ratios['some'])}; all steps: {median_and_range(ratios['all'])}"
+        rows.append(_row(what, measured, "what the last steps cost" if name.startswith("explain_g") else ""))
+    return rows
 
 
 def growth_rows(model: Any) -> list[Row]:

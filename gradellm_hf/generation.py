@@ -1,6 +1,6 @@
 """`explain_generate` and `explain_sequences`: an unchanged `generate`, then the explanation of what it wrote."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,22 +10,27 @@ from .architecture.caches import prompt_cache
 from .architecture.compat import CACHE_NAMES, cache_of
 from .architecture.facts import ModelFacts, explained_layers, look_at
 from .architecture.support import without_wrapper
+from .architecture.tensor_parallel import of_all_processes
 from .configuration import GradELLMConfig
 from .engines.explain import explain
 from .engines.heatmap_sums import Heatmaps
 from .results.output import ExplainGenerateOutput
+from .results.rows import among_zeros
 from .sequences.explained import ExplainedSequences
 from .sequences.generate_call import GenerateCall
 from .sequences.given import given_sequences
 from .sequences.prompt_checks import placeholder_mask
 from .sequences.recording import record_prompt
-
-if TYPE_CHECKING:
-    pass
+from .sequences.steps import Steps, checked_steps, explained_mask
 
 
 def explain_generate(
-    model: Any, inputs: Tensor | None = None, *, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
+    model: Any,
+    inputs: Tensor | None = None,
+    *,
+    explain_config: GradELLMConfig | None = None,
+    steps: Steps | None = None,
+    **generate_kwargs: Any,
 ) -> ExplainGenerateOutput:
     """Generates as `model.generate` does, and explains every generated token.
 
@@ -34,6 +39,9 @@ def explain_generate(
             dispatched by accelerate, or compiled. Or a `GradELLM`, whose `explain_config` is used if none is given here.
         inputs: Prompt, `[batch, P]`, as for `model.generate`. Batches are padded on the left.
         explain_config: What to explain and how; see `GradELLMConfig`.
+        steps: Explain only these of the generated tokens: a slice, such as `slice(-16, None)`, or a list of indices, negative
+            ones as in Python. Each row counts its own tokens, without what comes after its end. None: all of them. The others
+            cost nothing if the cache that `generate` filled can be read, and else a forward pass without gradients.
         **generate_kwargs: Everything else that `model.generate` takes, with the same meaning.
 
     Returns:
@@ -50,6 +58,7 @@ def explain_generate(
         >>> out.sequences.shape, out.attributions.shape  # [R, S] and [R, N, S]
         (torch.Size([1, 9]), torch.Size([1, 4, 9]))
     """
+    steps = checked_steps(steps)
     model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
     layers = explained_layers(facts, config)
@@ -64,14 +73,18 @@ def explain_generate(
     del returned
     try:
         sequences = call.sequences(generated, recording, cache)
-        rows = None if sequences.prefill_rows is None else sequences.prefill_rows[1]
+        only = _only(facts, sequences, steps)
+        rows = None if only.prefill_rows is None else only.prefill_rows[1]
+        is_written = rows is None and config.channel == "heads" and call.wrote_in_place(generated)
+        first = next(iter(only.explained_steps), 0) if is_written else 0  # what comes before it is in the cache
         with torch.inference_mode(False):
-            prompt = prompt_cache(cache, call.prompt_length - 1, rows)
+            before = prompt_cache(cache, call.prompt_length - 1 + first, rows)
         del cache
-        if prompt is None:
+        if before is None:
             call.check_readable_again(recording)
-        heatmaps = explain(facts, sequences, config, layers, prompt)
-        return _output(facts, sequences, config, heatmaps, generated)
+            first = 0
+        heatmaps = explain(facts, only.after(first), config, layers, before)
+        return _output(facts, sequences, config, heatmaps, generated, None if steps is None else only.step_mask)
     except BaseException as error:
         error.generated = ModelOutput(generated)  # type: ignore[attr-defined]
         raise
@@ -84,6 +97,7 @@ def explain_sequences(
     attention_mask: Tensor | None = None,
     *,
     explain_config: GradELLMConfig | None = None,
+    steps: Steps | None = None,
 ) -> ExplainGenerateOutput:
     """Explains why a model would write given text (teacher forcing): every token from `prompt_length` on.
 
@@ -94,6 +108,7 @@ def explain_sequences(
         attention_mask: 0 for padding and 1 for tokens, `[R, P]` or `[R, S]`, of any type. In the continuation, 0 marks steps
             after a row's end; every token before it is explained, end-of-sequence tokens too.
         explain_config: What to explain and how; see `GradELLMConfig`.
+        steps: Explain only these of the tokens from `prompt_length` on; see `explain_generate`. The others are only read.
 
     Returns:
         As `explain_generate`. If the mask does not cover the continuation, a row ends with the end-of-sequence token after
@@ -109,12 +124,22 @@ def explain_sequences(
         >>> out.attributions.shape  # [R, N, S]
         torch.Size([1, 1, 6])
     """
+    steps = checked_steps(steps)
     model, config = without_wrapper(model, explain_config)
     facts = look_at(model)
     layers = explained_layers(facts, config)
     text = given_sequences(facts, sequences, prompt_length, attention_mask)
-    heatmaps = explain(facts, text, config, layers)
-    return _output(facts, text, config, heatmaps, {"sequences": sequences})
+    only = _only(facts, text, steps)
+    heatmaps = explain(facts, only, config, layers)
+    return _output(facts, text, config, heatmaps, {"sequences": sequences}, None if steps is None else only.step_mask)
+
+
+def _only(facts: ModelFacts, sequences: ExplainedSequences, steps: Steps | None) -> ExplainedSequences:
+    """The same with only these steps to explain."""
+    if steps is None:
+        return sequences
+    mask = explained_mask(steps, sequences.step_mask)
+    return sequences.only(mask, of_all_processes(mask.any(0).nonzero().flatten().tolist(), facts.sharing_groups))
 
 
 def _output(
@@ -123,21 +148,23 @@ def _output(
     config: GradELLMConfig,
     heatmaps: Heatmaps,
     generated: dict[str, Any],
+    explained: Tensor | None,
 ) -> ExplainGenerateOutput:
     known = {name: value for name, value in generated.items() if name in ExplainGenerateOutput.__dataclass_fields__}
-    by_layer = heatmaps.layer_attributions
+    by_layer, steps, num_steps = heatmaps.layer_attributions, heatmaps.steps, sequences.num_steps
     rows, prompt_length = sequences.token_ids.shape[0], sequences.prompt_length
     prompt_mask = torch.ones(rows, prompt_length, dtype=torch.bool, device=sequences.token_ids.device)
     if sequences.attention_mask is not None:
         prompt_mask = sequences.attention_mask[:, :prompt_length] != 0
     return ExplainGenerateOutput(
         **known,
-        attributions=heatmaps.attributions.float(),
+        attributions=among_zeros(heatmaps.attributions.float(), steps, num_steps),
         step_mask=sequences.step_mask,
         prompt_length=prompt_length,
-        target_scores=heatmaps.target_scores.float(),
-        token_probabilities=heatmaps.token_probabilities.float(),
-        layer_attributions=None if by_layer is None else by_layer.float(),
+        target_scores=among_zeros(heatmaps.target_scores.float(), steps, num_steps, -1),
+        token_probabilities=among_zeros(heatmaps.token_probabilities.float(), steps, num_steps, -1),
+        layer_attributions=None if by_layer is None else among_zeros(by_layer.float(), steps, num_steps),
+        explained_mask=explained,
         prompt_mask=prompt_mask,
         image_mask=_image_mask(facts, sequences),
         layers=heatmaps.layers,

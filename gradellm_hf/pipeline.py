@@ -12,11 +12,12 @@ from transformers.utils.chat_template_utils import Chat
 from .architecture.facts import look_at
 from .configuration import GradELLMConfig
 from .generation import explain_generate
-from .results.chats import EncodedPrompt, with_segments
+from .results.chats import encoded_prompts, with_segments
 from .results.output import ExplainGenerateOutput
 from .sequences.generate_call import GenerateCall
+from .sequences.steps import Steps
 from .text.chats import check_chat
-from .text.encoding import TEMPLATE_OPTIONS, encode_prompt
+from .text.encoding import TEMPLATE_OPTIONS
 
 TASK = "explained-text-generation"
 
@@ -25,8 +26,8 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
     """A `TextGenerationPipeline` that adds an `Explanation` to each result, under the name `"explanation"`.
 
     It takes what that pipeline takes, and everything else in its results is the same. `explain_config=GradELLMConfig(...)`
-    says what to explain and how; it may be given when the pipeline is made or when it is called. Explanations of chats know
-    their messages, as those of `GradELLM.explain` do.
+    says what to explain and how, and `steps=slice(-16, None)` which of the generated tokens. They may be given when the
+    pipeline is made or when it is called. Explanations of chats know their messages, as those of `GradELLM.explain` do.
 
     Raises:
         UnsupportedArchitectureError: The model cannot be explained exactly.
@@ -42,11 +43,11 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
     """
 
     def _sanitize_parameters(
-        self, *args: Any, explain_config: GradELLMConfig | None = None, **kwargs: Any
+        self, *args: Any, explain_config: GradELLMConfig | None = None, steps: Steps | None = None, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(*args, **kwargs)
-        if explain_config is not None:
-            forward_params["explain_config"] = explain_config
+        given = {"explain_config": explain_config, "steps": steps}
+        forward_params.update({name: value for name, value in given.items() if value is not None})
         return preprocess_params, forward_params, postprocess_params
 
     def preprocess(self, prompt_text: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # as the class above it
@@ -56,16 +57,21 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
             check_chat(messages)
             given = {**kwargs, **(kwargs.get("tokenizer_encode_kwargs") or {})}
             options = {name: given[name] for name in TEMPLATE_OPTIONS if given.get(name) is not None}
-            asked = EncodedPrompt(messages, options, encode_prompt(self.tokenizer, messages, options))
+            (asked,) = encoded_prompts(self.tokenizer, [messages], options)
         inputs: Any = super().preprocess(prompt_text, *args, **kwargs)
         inputs["asked"] = asked
         return inputs
 
     def _forward(  # type: ignore[override]  # as the class above it
-        self, model_inputs: Any, *, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
+        self,
+        model_inputs: Any,
+        *,
+        explain_config: GradELLMConfig | None = None,
+        steps: Steps | None = None,
+        **generate_kwargs: Any,
     ) -> dict[str, Any]:
         asked = model_inputs.pop("asked")
-        model = _ExplainingModel(self.model, explain_config)
+        model = _ExplainingModel(self.model, explain_config, steps)
         explaining: Any = copy.copy(self)  # this pipeline keeps its model: other threads may be using it
         explaining.model = model
         inherited: Any = super(ExplainedTextGenerationPipeline, explaining)
@@ -90,15 +96,15 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
 class _ExplainingModel:
     """A model whose `generate` returns what it always returned, and keeps the explained output."""
 
-    def __init__(self, model: Any, explain_config: GradELLMConfig | None):
-        self._model, self._explain_config = model, explain_config
+    def __init__(self, model: Any, explain_config: GradELLMConfig | None, steps: Steps | None):
+        self._model, self._explain_config, self._steps = model, explain_config, steps
         self.output: ExplainGenerateOutput
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
     def generate(self, **kwargs: Any) -> Any:
-        out = explain_generate(self._model, explain_config=self._explain_config, **kwargs)
+        out = explain_generate(self._model, explain_config=self._explain_config, steps=self._steps, **kwargs)
         self.output = out
         if not GenerateCall(look_at(self._model), None, kwargs).returns_dict:
             return out.sequences

@@ -137,6 +137,7 @@ def test_the_configuration_is_taken_when_made_and_when_called(small: tuple[Any, 
     )
     assert made(PROMPTS[0])[0]["explanation"].layers == [3, 4]
     assert made(PROMPTS[0], explain_config=GradELLMConfig(layers=[1]))[0]["explanation"].layers == [1]
+    assert made(PROMPTS[0], steps=[-1])[0]["explanation"].explained == [False, False, True]
     explanation = made(PROMPTS[0])[0]["explanation"]
     inputs = tokenizer("So: " + PROMPTS[0], return_tensors="pt")
     out: Any = explain_generate(model, **inputs, **options, explain_config=GradELLMConfig(layers=2))

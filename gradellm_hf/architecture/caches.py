@@ -17,9 +17,9 @@ def prompt_cache(cache: Any, length: int, row_indices: torch.Tensor | None = Non
     """The first `length` positions of a cache that `generate` filled, as a cache of its own; None if that is not safe.
 
     What `generate` did after the prompt does not matter: beams are only permuted among copies of one prompt, assisted
-    decoding only takes back what it wrote after the prompt, and a static cache has its prompt in front. It is not safe for
-    sliding windows that have already dropped keys, for caches that keep something other than one state per position
-    (quantised, recurrent), and for offloaded ones.
+    decoding only takes back what it wrote after the prompt, and a static cache has its prompt in front. More than the prompt
+    may be taken if each row was written in its place. It is not safe for sliding windows that have already dropped keys, for
+    caches that keep something other than one state per position (quantised, recurrent), and for offloaded ones.
 
     Args:
         cache: `cache` of a finished generation, left unchanged.
@@ -34,7 +34,7 @@ def prompt_cache(cache: Any, length: int, row_indices: torch.Tensor | None = Non
     for layer in cache.layers:
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer, StaticLayer) or not layer.is_initialized:
             return None
-        if layer.keys.shape[-2] < max(length, int(layer.get_seq_length())):
+        if not length <= int(layer.get_seq_length()) <= layer.keys.shape[-2]:
             return None  # a window that has slid
         prefix = DynamicSlidingWindowLayer(layer.sliding_window) if hasattr(layer, "sliding_window") else DynamicLayer()
         prefix.lazy_initialization(layer.keys, layer.values)

@@ -131,6 +131,11 @@ def smallest(value: int, groups: list[Any]) -> int:
     return _agreed(min, value, groups)
 
 
+def of_all_processes(numbers: list[int], groups: list[Any]) -> list[int]:
+    """The numbers that some process has, ascending."""
+    return _agreed(lambda lists: sorted(set().union(*lists)), numbers, groups)
+
+
 def first_reason(reason: str | None, groups: list[Any]) -> str | None:
     """The reason of the first process that has one; None if none has."""
     return _agreed(lambda reasons: next((given for given in reasons if given is not None), None), reason, groups)

@@ -22,6 +22,7 @@ examples:
   gradellm explain MODEL --prompt "The capital of Italy is" --target " Rome" --layers 4 --json
   gradellm explain MODEL --prompt-file question.txt --chat --sources --spans documents.json
   gradellm explain MODEL --prompt-file question.txt --sources --removal-test
+  gradellm explain MODEL --prompt-file riddle.txt --chat --max-new-tokens 2000 --sources --steps=-100:
   gradellm explain MODEL --prompt "The capital of Australia is" --foil " Canberra"
 """
 
@@ -53,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--layers", type=_layers, metavar="LAYERS", help="all, a number of last layers, or indices with commas (0,5,-1)"
     )
+    group.add_argument(
+        "--steps",
+        type=_steps,
+        metavar="STEPS",
+        help="explain only these of the generated tokens, as Python counts: a slice (100: leaves the first 100 out, "
+        "--steps=-16: takes the last 16) or indices with commas (0,5,-1)",
+    )
     add_head_weights_argument(group)
 
     group = parser.add_argument_group("generation")
@@ -72,6 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     generate_kwargs = _generate_kwargs(options)
+    if options.steps is not None and options.foil is not None:
+        raise wrong("--foil explains one step, the first at which both differ: leave --steps out")
     if options.removal_test and not options.sources:
         raise wrong("--removal-test needs --sources")
     check_results(options, **{"--prompt-file": None if options.prompt_file in (None, "-") else Path(options.prompt_file)})
@@ -83,7 +93,11 @@ def run(options: argparse.Namespace) -> int:
         from transformers import set_seed
 
         set_seed(options.seed)
-    explanation = model.explain(prompt, options.target, foil=options.foil, explain_config=config, **template, **generate_kwargs)
+    explanation = model.explain(
+        prompt, options.target, foil=options.foil, steps=options.steps, explain_config=config, **template, **generate_kwargs
+    )
+    if options.steps is not None and not any(explanation.explained):
+        raise wrong(f"--steps leaves nothing to explain: {len(explanation.explained)} tokens are generated")
     return write_results(explanation, options, model.removal_test if options.removal_test else None)
 
 
@@ -169,6 +183,17 @@ def _layers(text: str) -> str | int | list[int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not all, a number or numbers with commas") from None
     return numbers if "," in text else numbers[0]
+
+
+def _steps(text: str) -> slice | list[int]:
+    try:
+        if ":" not in text:
+            return [int(part) for part in text.split(",")]
+        steps = slice(*(int(part) if part else None for part in text.split(":")))
+        range(0)[steps]
+        return steps
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no slice (100: or 0:10 or ::2) and no indices with commas") from None
 
 
 def _as_options(names: Any) -> str:

@@ -71,8 +71,8 @@ def explain_dataset(
         shard_size: Prompts per file, rounded up to whole batches. None: a 64th of the prompts, 32 batches at most.
         seed: Of sampling. A batch is sampled from this seed and its place in the job.
         score_dtype: `"float32"` or `"float16"`: how the heatmaps are stored.
-        **generate_kwargs: For `model.generate`: `max_new_tokens`, `do_sample`, ...; and for the template of chats: `tools`,
-            `documents`, `chat_template`, `continue_final_message`, `enable_thinking`.
+        **generate_kwargs: For `model.generate`: `max_new_tokens`, `do_sample`, ...; `steps`, to explain only these; and for the
+            template of chats: `tools`, `documents`, `chat_template`, `continue_final_message`, `enable_thinking`.
 
     Returns:
         The explanations, in the order of the prompts; as `load_dataset_explanations(output_dir)`.

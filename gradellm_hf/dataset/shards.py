@@ -32,6 +32,7 @@ _TENSORS = {  # of an explanation: C scores, B bytes of text
     "attributions": TensorKind("C", _SCORES),
     "target_scores": TensorKind("N", _FLOAT, optional=True),
     "layer_attributions": TensorKind("LC", _SCORES, optional=True),
+    "explained": TensorKind("N", (torch.bool,), optional=True),
 }
 
 
@@ -173,13 +174,15 @@ def _prefix(index: int, row: int) -> str:
     return f"{index}.{row}."
 
 
-def _visible(num_steps: int, length: int) -> Tensor:
-    """Which positions are before each step, `[N, S]`."""
-    return earlier_positions(length - num_steps, num_steps, length)
+def _visible(num_steps: int, length: int, explained: Tensor | None) -> Tensor:
+    """Which positions have a score at each step, `[N, S]`: those before it, if the step is explained."""
+    earlier = earlier_positions(length - num_steps, num_steps, length)
+    return earlier if explained is None else earlier & explained[:, None]
 
 
 def _packed(explanation: Explanation, dtype: torch.dtype) -> dict[str, Tensor]:
-    visible = _visible(*explanation.attributions.shape)
+    explained = None if explanation.explained is None else torch.tensor(explanation.explained, dtype=torch.bool)
+    visible = _visible(*explanation.attributions.shape, explained)
     tensors = {
         "token_ids": torch.tensor(explanation.token_ids, dtype=torch.int32),
         "special": torch.tensor(explanation.special, dtype=torch.bool),
@@ -192,6 +195,8 @@ def _packed(explanation: Explanation, dtype: torch.dtype) -> dict[str, Tensor]:
         tensors["target_scores"] = explanation.target_scores
     if explanation.layer_attributions is not None:
         tensors["layer_attributions"] = explanation.layer_attributions[:, visible].to(dtype)
+    if explained is not None:
+        tensors["explained"] = explained
     return tensors
 
 
@@ -202,9 +207,12 @@ def _unpacked(tensors: dict[str, Tensor], prompt_length: int, attributes: dict[s
     if num_steps < 0:
         raise InvalidInputError(f"the prompt has {prompt_length} tokens, the whole text {length}.")
     # Before anything of N x S is made: a few bytes may claim any N and S.
-    num_scores = num_steps * prompt_length + num_steps * (num_steps - 1) // 2
+    explained = tensors.get("explained")
+    check_tensors(tensors, {"explained": _TENSORS["explained"]}, {"N": num_steps})
+    known = range(num_steps) if explained is None else explained.nonzero().flatten().tolist()
+    num_scores = len(known) * prompt_length + sum(known)
     check_tensors(tensors, _TENSORS, {"S": length, "N": num_steps, "C": num_scores})
-    visible = _visible(num_steps, length)
+    visible = _visible(num_steps, length, explained)
 
     def heatmap(scores: Tensor) -> Tensor:
         return torch.zeros(visible.shape).masked_scatter(visible, scores.float())
@@ -221,6 +229,7 @@ def _unpacked(tensors: dict[str, Tensor], prompt_length: int, attributes: dict[s
         special=tensors["special"].tolist(),
         target_scores=tensors.get("target_scores"),
         layer_attributions=None if by_layer is None else torch.stack([heatmap(layer) for layer in by_layer]),
+        explained=None if explained is None else explained.tolist(),
         **attributes,
     )
 

@@ -45,9 +45,16 @@ class AttentionOutputChannel:
         self._record: Callable[[int, Tensor], None] | None = None
 
     def open_chunk(
-        self, num_steps: int, mask: Callable[[], Tensor], record: Callable[[int, Tensor], None], *, whole_prefix: bool
+        self,
+        num_steps: int,
+        mask: Callable[[], Tensor] | None,
+        record: Callable[[int, Tensor], None] | None,
+        *,
+        whole_prefix: bool,
     ) -> None:
         """To be called before the forward pass of a chunk. The backward pass then calls `record` once per layer.
+
+        Without `mask` and `record` the chunk is only read.
 
         Args:
             num_steps: Number of steps in the chunk, `N`. Its last `N` queries predict them.

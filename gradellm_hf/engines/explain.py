@@ -40,6 +40,8 @@ def explain(
         LogitsDifferError: The logits are not those of the generation.
     """
     model = facts.model
+    if not sequences.explained_steps:
+        return Heatmaps.empty(sequences, config, layers, model.dtype)
     check_same_text(model, sequences.token_ids, sequences.prompt_length, sequences.num_steps)
     with explainable(model, padded=sequences.attention_mask is not None):
         if cache is None and config.channel == "heads":

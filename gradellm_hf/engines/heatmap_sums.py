@@ -12,16 +12,20 @@ from .targets import TargetValues
 
 @dataclass
 class Heatmaps:
-    """Heatmaps of all steps, in float32 or wider.
+    """Heatmaps of steps, in float32 or wider. `N`: from the first step that is explained to the last one.
 
     Attributes:
-        attributions: `a[n, i]`, `[R, N, S]`.
+        first_step: Of the sequences: earlier ones count as prompt there.
+        steps: These steps, by their numbers in the whole text.
+        attributions: `a[n, i]`, `[R, N, S]`; 0 for steps between them that are not explained.
         layer_attributions: `[R, len(layers), N, S]`, or None if not asked for.
         target_scores, token_probabilities: `[R, N]`.
     """
 
     layers: list[int]
     prompt_length: int
+    first_step: int
+    steps: range
     positive_only: bool
     attributions: Tensor
     layer_attributions: Tensor | None
@@ -33,16 +37,20 @@ class Heatmaps:
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.promote_types(dtype, torch.float32), device=sequences.token_ids.device)
 
-        rows, steps, length = sequences.token_ids.shape[0], sequences.num_steps, sequences.length
-        by_layer = zeros(rows, len(layers), steps, length) if config.output_layer_attributions else None
+        explained, before = sequences.explained_steps, sequences.first_step
+        steps = range(before + explained[0], before + explained[-1] + 1) if explained else range(0)
+        rows, length = sequences.token_ids.shape[0], sequences.length
+        by_layer = zeros(rows, len(layers), len(steps), length) if config.output_layer_attributions else None
         return cls(
             layers=layers,
             prompt_length=sequences.prompt_length,
+            first_step=before,
+            steps=steps,
             positive_only=config.positive_only,
-            attributions=zeros(rows, steps, length),
+            attributions=zeros(rows, len(steps), length),
             layer_attributions=by_layer,
-            target_scores=zeros(rows, steps),
-            token_probabilities=zeros(rows, steps),
+            target_scores=zeros(rows, len(steps)),
+            token_probabilities=zeros(rows, len(steps)),
         )
 
     @property
@@ -59,20 +67,25 @@ class Heatmaps:
         return all(bool(part.isfinite().all()) for part in parts)
 
     def set_targets(self, first: int, last: int, targets: TargetValues) -> None:
-        self.target_scores[:, first:last] = targets.scores.to(self.target_scores)
-        self.token_probabilities[:, first:last] = targets.probabilities.to(self.token_probabilities)
+        rows = self._rows(first, last)
+        self.target_scores[:, rows] = targets.scores.to(self.target_scores)
+        self.token_probabilities[:, rows] = targets.probabilities.to(self.token_probabilities)
 
     def chunk(self, first: int, last: int) -> "ChunkHeatmaps":
         """An empty collection for the steps `first:last`. Step `n` is predicted at position `P + n - 1`."""
-        return ChunkHeatmaps(slice(first, last), self.prompt_length - 1 + last, self)
+        return ChunkHeatmaps(self._rows(first, last), self.prompt_length - 1 + last, self)
+
+    def _rows(self, first: int, last: int) -> slice:
+        before = self.steps.start - self.first_step
+        return slice(first - before, last - before)
 
     def put(self, chunk: "ChunkHeatmaps", scale: Tensor) -> None:
         """Adds what a chunk has collected, times the scale of each step's gradient, `[R, N]`."""
         scale = scale.to(self.attributions)[..., None]
         for total in chunk.totals.values():
-            self.attributions[:, chunk.steps, : chunk.end] += scale * total.to(self.attributions)
+            self.attributions[:, chunk.rows, : chunk.end] += scale * total.to(self.attributions)
         for layer, heatmap in chunk.by_layer.items():
-            where = (slice(None), self.layers.index(layer), chunk.steps, slice(chunk.end - heatmap.shape[-1], chunk.end))
+            where = (slice(None), self.layers.index(layer), chunk.rows, slice(chunk.end - heatmap.shape[-1], chunk.end))
             self.kept_layer_attributions[where] = scale * heatmap.to(self.attributions)
 
 
@@ -85,14 +98,14 @@ class ChunkHeatmaps:
     thread adds up on its own device, and the caller adds the sums of the devices afterwards.
 
     Attributes:
-        steps: The steps of the chunk.
+        rows: Where the steps of the chunk are in the heatmaps.
         end: The number of positions that its last step sees.
         totals: By device, the sum of the heatmaps of its layers, `[R, N, end]`.
         by_layer: By layer, its heatmap over the last `T` of these positions, `[R, N, T]`; empty if not asked for.
     """
 
-    def __init__(self, steps: slice, end: int, heatmaps: Heatmaps):
-        self.steps, self.end = steps, end
+    def __init__(self, rows: slice, end: int, heatmaps: Heatmaps):
+        self.rows, self.end = rows, end
         self.totals: dict[torch.device, Tensor] = {}
         self.by_layer: dict[int, Tensor] = {}
         self._dtype, self._positive_only = heatmaps.attributions.dtype, heatmaps.positive_only

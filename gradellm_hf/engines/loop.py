@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
@@ -170,7 +171,7 @@ def explain_steps(
     prompt_at_once: bool = False,
     watch: Watch | None = None,
 ) -> Heatmaps:
-    """Explains the steps of `sequences` in chunks on top of a cache of the prompt.
+    """Explains the steps of `sequences` in chunks on top of a cache of the prompt. Steps that are not asked for are only read.
 
     If a chunk does not fit in memory, it is explained again in halves.
 
@@ -196,11 +197,14 @@ def explain_steps(
         elif (cache is None or channel is not None) and not watch_type.whole_prefix:
             with run.watched():
                 cache = sequences.prefill(facts)
-        first = 0
-        while first < sequences.num_steps:
+        first, wanted = 0, sequences.explained_steps
+        while wanted and first <= wanted[-1]:
             last = sequences.chunk_end(first, chunk_size)
+            inside = wanted[bisect_left(wanted, first) : bisect_left(wanted, last)]
+            is_explained = bool(inside) and inside[0] == first
+            last = inside[-1] + 1 if is_explained else inside[0] if inside else last
             try:
-                cache = run.explain(first, last, cache)
+                cache = (run.explain if is_explained else run.read)(first, last, cache)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -236,20 +240,35 @@ class _Run:
         self.facts, self.sequences, self.config, self.layers = facts, sequences, config, layers
         self.watch_type, self.channel = watch_type, channel
         self.heatmaps = Heatmaps.empty(sequences, config, layers, facts.model.dtype)
-        self._foils = contrast_ids(config, sequences.generated_ids, facts.vocabulary_size)
+        foils = contrast_ids(config, sequences.written_ids, facts.vocabulary_size)
+        self._foils = None if foils is None else foils[:, sequences.first_step :]
         if self._foils is not None:
             check_contrast(self._foils, sequences.generated_ids, sequences.step_mask, sequences.first_step)
 
     def watched(self) -> AbstractContextManager[Any]:
         return self.channel.watch() if self.channel else contextlib.nullcontext()
 
+    def read(self, first: int, last: int, cache: Any) -> Any:
+        """Reads what the steps `first:last` are predicted from, and explains nothing; else as `explain`."""
+        if self.watch_type.whole_prefix:
+            return cache
+        begin, end, prompt_kwargs = self._positions(first, last)
+        if self.channel:
+            self.channel.open_chunk(last - first, None, None, whole_prefix=begin == 0)
+        with self.watched():
+            return self.sequences.read(self.facts, begin, end, fork_if_plain(cache), **prompt_kwargs)
+
+    def _positions(self, first: int, last: int) -> tuple[int, int, dict[str, Any]]:
+        """The positions `begin, end` that a call for these steps reads, and arguments that belong to the prompt."""
+        start = self.sequences.prompt_length - 1
+        if self.watch_type.whole_prefix or (first == 0 and self.prompt_at_once):
+            return 0, start + last, self.sequences.prefill_kwargs
+        return start + first, start + last, {}
+
     def explain(self, first: int, last: int, cache: Any) -> Any:
         """Explains the steps `first:last` on a cache of what comes before them; returns one that holds them too."""
         sequences, channel, steps = self.sequences, self.channel, slice(first, last)
-        begin, end = sequences.prompt_length - 1 + first, sequences.prompt_length - 1 + last
-        from_start = self.watch_type.whole_prefix or (first == 0 and self.prompt_at_once)
-        begin = 0 if from_start else begin
-        prompt_kwargs = sequences.prefill_kwargs if from_start else {}
+        begin, end, prompt_kwargs = self._positions(first, last)
         missing, heatmaps = set(self.layers), self.heatmaps.chunk(first, last)
         head_widths: dict[int, int] = {}
 
@@ -269,7 +288,7 @@ class _Run:
 
         watch = self.watch_type(self.facts, self.layers, None if channel else formula_of, record, head_widths)
         if channel:
-            channel.open_chunk(last - first, watch.visible, record, whole_prefix=from_start)
+            channel.open_chunk(last - first, watch.visible, record, whole_prefix=begin == 0)
         cache = fork_if_plain(cache)  # if this fails, the cache from before is still there
         with reload_offloaded_weights(self.facts.model), written_to_before_backward(cache, self.prompt_at_once):
             with torch.no_grad(), self.watched(), watch.open(cache, end - begin):

@@ -131,6 +131,7 @@ def stepwise_as_written(
     try:
         return stepwise(facts, sequences, config, layers, cache, watch=watch)
     except LogitsDifferError as error:
-        if error.step > 0 or not sequences.can_be_read_at_once:
+        is_first = sequences.first_step == 0 and error.step == sequences.explained_steps[0]
+        if not is_first or not sequences.can_be_read_at_once:
             raise
     return stepwise(facts, sequences, config, layers, prompt_at_once=True, watch=watch)

@@ -31,6 +31,7 @@ class _Ours(TypedDict, total=False):
     level: str
     special: list[bool]
     unit_names: list[str | None] | None
+    explained: list[bool] | None
 
 
 class _Info(TypedDict, total=False):
@@ -74,7 +75,7 @@ def save_inseq(explanations: Explanation | Sequence[Explanation], path: str | os
 
     It holds pieces of text and ids, scores, probabilities and target scores (as the step scores `probability` and
     `target_score`), and which tokens are special. It does not hold the scores of single layers. Scores `[N, S]` are NaN for
-    positions that come after a step, as Inseq writes them.
+    positions that come after a step, as Inseq writes them, and for steps that are not explained.
 
     Args:
         explanations: One sequence or several, of one model.
@@ -107,7 +108,7 @@ def save_inseq(explanations: Explanation | Sequence[Explanation], path: str | os
         "input_texts": ["".join(explanation.tokens[: explanation.prompt_length]) for explanation in explanations],
         "generated_texts": [explanation.text for explanation in explanations],
         "gradellm_hf": [
-            {"level": explanation.level, "special": explanation.special, "unit_names": explanation.unit_names}
+            {name: getattr(explanation, name) for name in ("level", "special", "unit_names", "explained")}
             for explanation in explanations
         ],
     }
@@ -177,6 +178,8 @@ def _inseq_sequence(explanation: Explanation) -> dict[str, Any]:
         for token, token_id in zip(explanation.tokens, ids)
     ]
     seen = earlier_positions(explanation.prompt_length, *explanation.attributions.shape, own=explanation.token_ids is None)
+    if explanation.explained is not None:
+        seen &= torch.tensor(explanation.explained, dtype=torch.bool)[:, None]
     scores = explanation.attributions.masked_fill(~seen, torch.nan)
     step_scores = {"probability": explanation.token_probabilities, "target_score": explanation.target_scores}
     return _inseq_object(
@@ -228,6 +231,7 @@ def _from_inseq(sequence: dict[str, Any], known: dict[str, Any], model_name: str
         model_name=model_name,
         level=known.get("level", "token"),
         unit_names=known.get("unit_names"),
+        explained=known.get("explained"),
     )
 
 

@@ -4,7 +4,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from ..checks.arguments import whole_number
-from ..text.readable import Readable
+from ..text.readable import Readable, explained_rows
 from ..text.shares import counted_scores, ignored_positions, kinds, shares
 
 
@@ -40,7 +40,7 @@ def described(explanation: Readable, top: int) -> dict[str, Any]:
             "strongest": [source(n, i) for i in strongest[n] if share[n, i] != 0],
             "attributions": [_rounded(score) for score in scores[n, : border + n].tolist()],
         }
-        for n in range(len(scores))
+        for n in explained_rows(explanation)
     ]
     return {
         "model": explanation.model_name,

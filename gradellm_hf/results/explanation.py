@@ -55,6 +55,8 @@ class Explanation(Shown):
         segments: The messages, tools and documents of a chat, by their characters in `text`; the rest of the prompt is the
             template's. None if they are not known: the prompt was a text, or its template changes with what it is given.
         foil: The text of the token that the generated one is compared with; None if there is none, or several.
+        explained: `N` bools: whether a generated unit has a heatmap. None: all of them. With `steps=` only some have; the
+            scores and probabilities of the others are 0, which says nothing about them.
 
     Raises:
         InvalidInputError: Shapes or texts do not fit together, or a score is not finite.
@@ -84,6 +86,7 @@ class Explanation(Shown):
     unit_names: list[str | None] | None = None
     segments: list[Segment] | None = None
     foil: str | None = None
+    explained: list[bool] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt_length", whole_number("prompt_length", self.prompt_length, 0))
@@ -111,6 +114,10 @@ class Explanation(Shown):
             value = getattr(self, name)
             if value is not None and len(value) != length:
                 raise InvalidInputError(f"`{name}` must have an entry for each of the {length} units, got {len(value)}.")
+        if self.explained is not None and len(self.explained) != sizes["N"]:
+            raise InvalidInputError(
+                f"`explained` must have an entry for each of the {sizes['N']} generated units, got {len(self.explained)}."
+            )
         if "".join(self.tokens) != self.text:
             raise InvalidInputError("`tokens` do not join to `text`.")
         for segment in self.segments or []:
@@ -244,14 +251,15 @@ class Explanation(Shown):
             by: What the sources are: `"sentence"`, `"paragraph"`, `"message"`, `"word"` or `"token"` (see `units`), or spans of
                 the prompt, as for `aggregate`.
             of: The parts of the generated text: `"answer"` (all of it), `"segment"` (thinking, tool calls, answer),
-                `"paragraph"`, `"sentence"`, `"word"` or `"token"`.
+                `"paragraph"`, `"sentence"`, `"word"` or `"token"`. If only some steps are explained, a part is what lies
+                between its first and its last explained token, and there are no parts without one.
             k: Name at most so many sources of each part. None: all that have a share.
             ignore: What is no source: `"special"` tokens; the `"template"` of a chat; the `"sink"`, which is position 0;
                 the answer's `"own"` text. By default all of these. How much of all scores they hold is in `Part.ignored`.
 
         Raises:
             InvalidInputError: There is no such level; a span is not in the prompt, ambiguous, or overlaps another; messages are
-                asked for and not known; or `k` or `ignore` is not usable.
+                asked for and not known; no part has an explained token; or `k` or `ignore` is not usable.
 
         Examples:
             >>> sources = explanation.sources({"question": "The capital of", "place": " Italy"}, of="answer")
@@ -277,7 +285,8 @@ class Explanation(Shown):
             The explanation with `attributions` `[N, S]` = `[R | 0]` and without those of layers.
 
         Raises:
-            InvalidInputError: The units are not tokens. Trace first, then `aggregate`.
+            InvalidInputError: The units are not tokens (trace first, then `aggregate`), or `steps=` left a token unexplained
+                that comes before an explained one.
 
         Examples:
             >>> explanation.trace().attributions.sum(-1).round(decimals=3)
@@ -342,7 +351,8 @@ class Explanation(Shown):
             Their positions, texts (of a named span: the name) and scores. Negative scores rank by their size.
 
         Raises:
-            InvalidInputError: There is no such step, `k` is no number of units, or `ignore` holds something else.
+            InvalidInputError: There is no such step, it is not explained, `k` is no number of units, or `ignore` holds
+                something else.
 
         Examples:
             >>> explanation.top(0, k=1)
@@ -353,6 +363,8 @@ class Explanation(Shown):
         num_steps = len(self.attributions)
         if not -num_steps <= step < num_steps:
             raise InvalidInputError(f"There is no step {step}: {num_steps} steps are explained.")
+        if self.explained is not None and not self.explained[step]:
+            raise InvalidInputError(f"Step {step} is not explained: `steps` asked for others.")
         scores = self.attributions[step].masked_fill(ignored_positions(self, ignore), 0)
         order = scores.abs().argsort(descending=True, stable=True)[:k].tolist()
         names = self.unit_names or [None] * len(self.tokens)

@@ -9,9 +9,12 @@ import torch
 from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import TensorKind, check, check_tensors, known_fields
 from ..configuration import stored_config
+from .rows import among_zeros, places, without_zeros
 
 FORMAT = "gradellm_hf.explanation"
-FORMAT_VERSION = 2  # since checksums are written, which releases that read version 1 do not expect
+#: 2 since checksums are written, which releases that read version 1 do not expect; 3 if only some steps are explained: then
+#: heatmaps have rows for these only.
+FORMAT_VERSION = 3
 _FLOAT = (torch.float32,)
 TENSORS = {
     "attributions": TensorKind("NS", _FLOAT),
@@ -19,16 +22,22 @@ TENSORS = {
     "target_scores": TensorKind("N", _FLOAT, optional=True),
     "layer_attributions": TensorKind("LNS", _FLOAT, optional=True),
 }
+_HEATMAPS = ("attributions", "layer_attributions")
 _WRITER = "Explanation.save"
 
 
 def write_explanation(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
     """Writes the fields of an explanation, atomically."""
     tensors = {name: value for name, value in values.items() if name in TENSORS and value is not None}
+    explained = values["explained"]
+    if explained is not None:
+        rows = places(explained)
+        tensors |= {name: without_zeros(tensors[name], rows) for name in _HEATMAPS if name in tensors}
     metadata = {name: value for name, value in values.items() if name not in TENSORS}
     config = values["explain_config"]
     metadata["explain_config"] = None if config is None else config.to_dict()
-    write_tensors(path, tensors, {"format": FORMAT, "format_version": FORMAT_VERSION, **metadata})
+    version = FORMAT_VERSION - (explained is None)
+    write_tensors(path, tensors, {"format": FORMAT, "format_version": version, **metadata})
 
 
 def read_explanation(path: str | os.PathLike[str], cls: type) -> Any:
@@ -43,12 +52,26 @@ def read_explanation(path: str | os.PathLike[str], cls: type) -> Any:
     with reading(path):
         check(file.metadata, _Metadata, "the metadata")
         tensors = file.tensors(TENSORS)
-        check_tensors(tensors, TENSORS, {})
+        explained = file.metadata.get("explained")
+        if explained is None:
+            check_tensors(tensors, TENSORS, {})
+        else:
+            rows = places(explained)
+            alone = {name: TENSORS[name]._replace(shape=TENSORS[name].shape.replace("N", "M")) for name in _HEATMAPS}
+            sizes = {"N": len(explained), "M": len(rows), "S": len(file.metadata["tokens"])}  # before N x S is made
+            check_tensors(tensors, {**TENSORS, **alone}, sizes, {"M": "`explained`"})
+            tensors |= {name: among_zeros(tensors[name], rows, len(explained)) for name in _HEATMAPS if name in tensors}
         fields = {**known_fields(file.metadata, cls), **tensors}
         return cls(**{**fields, "explain_config": stored_config(fields["explain_config"])})
 
 
-class _Metadata(TypedDict):
+class _Later(TypedDict, total=False):
+    """What files of earlier releases do not have."""
+
+    explained: list[bool] | None
+
+
+class _Metadata(_Later):
     """What the metadata of a file must have besides `format` and `format_version`. `Explanation` checks the rest."""
 
     tokens: list[str]

@@ -1,6 +1,7 @@
 """What an explained generation returns, and its file format: one safetensors file, no pickle."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import compress
 from typing import Any, TypedDict, get_args
@@ -15,22 +16,28 @@ from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import Natural, TensorKind, check, check_tensors
 from ..configuration import GradELLMConfig, stored_config
 from ..errors import InvalidInputError
+from ..text.chats import Chat
 from ..text.token_text import special_tokens, token_texts
+from .chats import of_chats
 from .explanation import Explanation
+from .rows import among_zeros, places, without_zeros
 
 FORMAT = "gradellm_hf"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # with `explained_mask`, heatmaps have rows only for steps that are explained in some row; else 1
 _FLOAT, _BOOL = (torch.float32,), (torch.bool,)
-_TENSORS = {  # in a file, by the letters of `ExplainGenerateOutput`; X is S, or N for prompts given as embeddings
-    "sequences": TensorKind("RX", (torch.int64,), (0, 2**31 - 1)),
-    "attributions": TensorKind("RNS", _FLOAT),
+#: In a file, by the letters of `ExplainGenerateOutput`; X is S, or N for prompts given as embeddings; M: explained steps.
+_TENSORS = {
     "step_mask": TensorKind("RN", _BOOL),
+    "explained_mask": TensorKind("RN", _BOOL, optional=True),
+    "sequences": TensorKind("RX", (torch.int64,), (0, 2**31 - 1)),
+    "attributions": TensorKind("RMS", _FLOAT),
     "target_scores": TensorKind("RN", _FLOAT),
     "token_probabilities": TensorKind("RN", _FLOAT, (0, 1.001)),
-    "layer_attributions": TensorKind("RLNS", _FLOAT, optional=True),
+    "layer_attributions": TensorKind("RLMS", _FLOAT, optional=True),
     "prompt_mask": TensorKind("RP", _BOOL),
     "image_mask": TensorKind("RP", _BOOL, optional=True),
 }
+_HEATMAPS = ("attributions", "layer_attributions")
 
 
 class _Metadata(TypedDict):
@@ -58,8 +65,8 @@ class ExplainGenerateOutput(ModelOutput):
         sequences (`torch.LongTensor` of shape `(R, S)`):
             As `model.generate` returns them (without the prompt, if it was given as `inputs_embeds` only).
         attributions (`torch.FloatTensor` of shape `(R, N, S)`):
-            `a[n, i]`: contribution of position `i` to generated token `n`. Exactly 0 for `i >= P + n`, for padding, and for
-            steps after a row's end.
+            `a[n, i]`: contribution of position `i` to generated token `n`. Exactly 0 for `i >= P + n`, for padding, for
+            steps after a row's end, and for steps that `steps=` did not ask for. On a CPU, rows of such steps take no memory.
         step_mask (`torch.BoolTensor` of shape `(R, N)`):
             False for steps after a row's end: those that follow the token at which `generate` ended it (an end-of-sequence
             token, a stop string, any stopping criterion). If a `custom_generate` function does not ask the list of
@@ -68,11 +75,13 @@ class ExplainGenerateOutput(ModelOutput):
         prompt_length (`int`):
             `P`, padding included; counts the positions of `inputs_embeds` too.
         target_scores (`torch.FloatTensor` of shape `(R, N)`):
-            The explained scalar `f_n`; by default the raw logit of the chosen token. 0 for steps after a row's end.
+            The explained scalar `f_n`; by default the raw logit of the chosen token. 0 for steps that are not explained.
         token_probabilities (`torch.FloatTensor` of shape `(R, N)`):
-            Softmax of the raw logits at the chosen token, before any logits processor. 0 for steps after a row's end.
+            Softmax of the raw logits at the chosen token, before any logits processor. 0 for steps that are not explained.
         layer_attributions (`torch.FloatTensor` of shape `(R, len(layers), N, S)`, *optional*):
             The heatmap of each explained layer, with `output_layer_attributions=True`.
+        explained_mask (`torch.BoolTensor` of shape `(R, N)`, *optional*, with `steps=`):
+            True for steps that are explained. None: those of `step_mask`.
         prompt_mask (`torch.BoolTensor` of shape `(R, P)`): False for padding.
         image_mask (`torch.BoolTensor` of shape `(R, P)`, *optional*, for models that read images):
             True for prompt positions that hold (a patch of) an image.
@@ -98,6 +107,7 @@ class ExplainGenerateOutput(ModelOutput):
     target_scores: Tensor = _ALWAYS
     token_probabilities: Tensor = _ALWAYS
     layer_attributions: Tensor | None = None
+    explained_mask: Tensor | None = None
     prompt_mask: Tensor = _ALWAYS
     image_mask: Tensor | None = None
     layers: list[int] = _ALWAYS
@@ -123,25 +133,32 @@ class ExplainGenerateOutput(ModelOutput):
                 "`explain_sequences` and `ExplainGenerateOutput.load` return has all of its fields."
             )
 
-    def explanations(self, tokenizer: Any = None) -> list[Explanation]:
+    def explanations(
+        self, tokenizer: Any = None, chats: Sequence[str | Chat] | None = None, **template: Any
+    ) -> list[Explanation]:
         """The rows as readable sequences, without padding and without steps after a row's end.
 
         Args:
             tokenizer: The tokenizer, or processor, that the prompts were made with. None: the tokens that a loaded file
                 holds, as they are written in the vocabulary.
+            chats: The chats that the prompts were made of by the tokenizer's chat template, one for each: the explanations
+                then know their messages, as those of `GradELLM.explain` do. A prompt that is none is a text.
+            **template: What the template was given: `tools`, `documents`, `chat_template`, `continue_final_message`,
+                `enable_thinking`; see `GradELLM.explain`.
 
         Returns:
             `R` explanations.
 
         Raises:
-            InvalidInputError: A tokenizer is needed and not given, or the prompts were given as embeddings, which have no
-                text.
+            InvalidInputError: A tokenizer is needed and not given; the prompts were given as embeddings, which have no text; or
+                a prompt is not what the template makes of its chat.
 
         Examples:
             >>> out.explanations(tokenizer)
             [Explanation(4 generated tokens from 5, ...)]
         """
-        return [self.explanation(row, tokenizer) for row in range(len(self.attributions))]
+        rows = [self.explanation(row, tokenizer) for row in range(len(self.attributions))]
+        return rows if chats is None else of_chats(rows, tokenizer, chats, template)
 
     def explanation(self, row: int, tokenizer: Any = None) -> Explanation:
         """A row as a readable sequence, without padding and without steps after its end.
@@ -168,6 +185,8 @@ class ExplainGenerateOutput(ModelOutput):
         prompt, steps = self.prompt_mask[row].cpu(), self.step_mask[row].cpu()
         kept = torch.cat([prompt, steps])
         token_ids = sequence[kept].tolist()
+        shown = steps if self.explained_mask is None else steps & self.explained_mask[row].cpu()
+        explained = shown[steps].tolist()
         if tokenizer is not None:
             tokens, special = token_texts(tokenizer, token_ids), special_tokens(tokenizer, token_ids)
         elif self.tokens is not None:
@@ -179,7 +198,10 @@ class ExplainGenerateOutput(ModelOutput):
         def trimmed(x: torch.Tensor | None, *, sources: bool) -> Any:
             if x is None:
                 return None
-            return x[row].cpu()[..., steps, :][..., kept] if sources else x[row].cpu()[steps]
+            if not sources:
+                return x[row].cpu()[steps]
+            known = without_zeros(x[row], places(shown.tolist()))[..., kept.to(x.device)].cpu()
+            return among_zeros(known, places(explained), len(explained))
 
         return Explanation(
             tokens=tokens,
@@ -195,10 +217,13 @@ class ExplainGenerateOutput(ModelOutput):
             layer_names=self.layer_names,
             model_name=self.model_name,
             explain_config=self.explain_config,
+            explained=None if self.explained_mask is None else explained,
         )
 
     def save(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
         """Writes the explanation (not what `generate` returned besides `sequences`) to one `.safetensors` file, atomically.
+
+        Steps that are not explained take no room in it.
 
         Args:
             path: File to write.
@@ -214,12 +239,14 @@ class ExplainGenerateOutput(ModelOutput):
         """
         values = {name: getattr(self, name) for name in _TENSORS}
         tensors = {name: value for name, value in values.items() if value is not None}
+        rows = _explained_rows(tensors)
+        tensors |= {name: without_zeros(tensors[name], rows) for name in _HEATMAPS if name in tensors}
         tokens = self.tokens
         if tokenizer is not None:
             tokens = [tokenizer.convert_ids_to_tokens(row) for row in self.sequences.tolist()]
         metadata = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": FORMAT_VERSION - (self.explained_mask is None),
             "prompt_length": self.prompt_length,
             "layers": self.layers,
             "layer_names": self.layer_names,
@@ -248,7 +275,9 @@ class ExplainGenerateOutput(ModelOutput):
         with reading(path):
             check(metadata, _Metadata, "the metadata")
             tensors: dict[str, Any] = file.tensors(_TENSORS)
-            _check_sizes(tensors, metadata)
+            rows = _check_sizes(tensors, metadata)
+            num_steps = tensors["step_mask"].shape[1]
+            tensors |= {name: among_zeros(tensors[name], rows, num_steps) for name in _HEATMAPS if name in tensors}
             return cls(
                 **tensors,
                 prompt_length=metadata["prompt_length"],
@@ -260,12 +289,22 @@ class ExplainGenerateOutput(ModelOutput):
             )
 
 
-def _check_sizes(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Raises InvalidInputError if what a file holds does not fit together."""
+def _explained_rows(tensors: dict[str, Tensor]) -> list[int]:
+    """The steps for which heatmaps have a row in a file: all, or those that are explained in some sequence."""
+    if "explained_mask" not in tensors:
+        return list(range(tensors["step_mask"].shape[1]))
+    rows: list[int] = tensors["explained_mask"].any(0).nonzero().flatten().tolist()
+    return rows
+
+
+def _check_sizes(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> list[int]:
+    """The steps for which heatmaps have a row. Raises InvalidInputError if what a file holds does not fit together."""
     layers, names, tokens = metadata["layers"], metadata["layer_names"], metadata["tokens"]
-    sizes = {"P": metadata["prompt_length"], "L": len(layers)}
+    check_tensors(tensors, {name: _TENSORS[name] for name in ("step_mask", "explained_mask")}, {})
+    num_steps, rows = tensors["step_mask"].shape[1], _explained_rows(tensors)
+    sizes = {"P": metadata["prompt_length"], "L": len(layers), "M": len(rows)}
     check_tensors(tensors, _TENSORS, sizes)
-    num_rows, num_steps, length = tensors["attributions"].shape
+    num_rows, _, length = tensors["attributions"].shape
     if sizes["P"] + num_steps != length:
         raise InvalidInputError(f"`prompt_length` is {sizes['P']}, but {num_steps} of {length} positions are generated.")
     width = tensors["sequences"].shape[1]
@@ -275,3 +314,4 @@ def _check_sizes(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         raise InvalidInputError(f"`layers` and `layer_names` differ in length: {layers}, {names}.")
     if tokens is not None and (len(tokens), *{len(row) for row in tokens}) != (num_rows, width):
         raise InvalidInputError(f"`tokens` must be {num_rows} lists of {width} tokens.")
+    return rows

@@ -1,5 +1,6 @@
 """`Explanation.sources`: which parts an answer has, what they rest on, and how much."""
 
+from bisect import bisect_left
 from collections.abc import Collection
 from itertools import accumulate
 from typing import Any, Literal, get_args
@@ -10,9 +11,10 @@ from torch import Tensor
 from ..checks.arguments import choice, whole_number
 from ..errors import InvalidInputError
 from ..text.owners import segments_of, stretches
-from ..text.readable import Level, Readable
+from ..text.readable import Level, Readable, explained_rows
 from ..text.shares import Kind, checked_ignore, counted_scores, ignored_positions, left_out, shares
 from ..text.units import Spans, Unit, span_ranges, unit_names, unit_ranges
+from .rows import without_zeros
 from .sources import Part, Source, Sources
 
 Of = Literal["answer", "segment", "paragraph", "sentence", "word", "token"]
@@ -27,7 +29,9 @@ def find_sources(explanation: Readable, by: Level | Spans, of: Of, k: int | None
     units, parts = _candidates(explanation, by, ignore), _parts(explanation, of)
     ignored = ignored_positions(explanation, ignore)
     candidates = _covered([unit for unit, _ in units], len(ignored)) & ~ignored
-    counted = counted_scores(explanation.attributions, candidates)
+    known = explained_rows(explanation)
+    scores = without_zeros(explanation.attributions, known)
+    counted = counted_scores(scores, candidates)
     by_unit = torch.stack([counted[:, start:end].sum(-1) for (start, end), _ in units], dim=-1) if units else counted[:, :0]
 
     def text_of(start: int, end: int) -> tuple[str, int, int]:
@@ -36,15 +40,15 @@ def find_sources(explanation: Readable, by: Level | Spans, of: Of, k: int | None
         return text.strip(), first, max(first, offsets[end] - len(text) + len(text.rstrip()))
 
     def part(unit: Unit, name: str | None) -> Part:
-        rows = torch.arange(*unit) - explanation.prompt_length
+        rows = slice(*(bisect_left(known, place - explanation.prompt_length) for place in unit))
         share = shares(by_unit[rows].sum(0))
         order = share.abs().argsort(descending=True, stable=True)[:most].tolist()
         return Part(
             name,
             *text_of(*unit),
-            probability=explanation.token_probabilities[rows].prod().item(),
+            probability=explanation.token_probabilities[known[rows]].prod().item(),
             sources=[Source(units[i][1], *text_of(*units[i][0]), share=share[i].item()) for i in order if share[i] != 0],
-            ignored=left_out(explanation, explanation.attributions[rows], candidates, counted[rows]),
+            ignored=left_out(explanation, scores[rows], candidates, counted[rows]),
         )
 
     return Sources([part(*named) for named in parts], by=by if isinstance(by, str) else "span", of=of, foil=explanation.foil)
@@ -70,6 +74,25 @@ def _candidates(explanation: Readable, by: Any, ignore: Collection[Kind]) -> _Na
 
 
 def _parts(explanation: Readable, of: Of) -> _Named:
+    """The parts of the generated text, each from its first explained token to its last one; those without one are left out.
+
+    Raises:
+        InvalidInputError: All are left out.
+    """
+    parts, border, known = _written_parts(explanation, of), explanation.prompt_length, explained_rows(explanation)
+    found = []
+    for (start, end), name in parts:
+        if rows := known[bisect_left(known, start - border) : bisect_left(known, end - border)]:
+            found.append(((border + rows[0], border + rows[-1] + 1), name))
+    if parts and not found:
+        first, last = parts[0][0][0] - border, parts[-1][0][1] - border - 1
+        raise InvalidInputError(
+            f"No token of the answer is explained: `steps` asked for others. The answer's steps are {first} to {last}."
+        )
+    return found
+
+
+def _written_parts(explanation: Readable, of: Of) -> _Named:
     """The parts of the generated text. Special tokens, tags and the white space around them are in none of them."""
     border = explanation.prompt_length
     segments, owner = segments_of(explanation), stretches(explanation)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInputError
-from ..text.readable import Readable
+from ..text.readable import Readable, explained_rows
 
 
 def traced(explanation: Readable) -> Tensor:
@@ -14,10 +14,16 @@ def traced(explanation: Readable) -> Tensor:
     powers, and is had by one triangular solve, in float64.
 
     Raises:
-        InvalidInputError: The units are not tokens.
+        InvalidInputError: The units are not tokens, or one that is not explained comes before an explained one.
     """
     if explanation.level != "token":
         raise InvalidInputError(f"The units are {explanation.level}s. Trace the explanation of tokens, then `aggregate`.")
+    known = explained_rows(explanation)
+    if known != list(range(len(known))):
+        raise InvalidInputError(
+            "The trace goes through all generated tokens before an explained one, and not all of these are explained. Explain "
+            "without `steps`, or from the first step on: `steps=slice(0, 100)`."
+        )
     border = explanation.prompt_length
     rows = explanation.attributions.to(torch.float64, copy=True)
     rows[:, :1] = 0  # the sink holds most of many rows, and says nothing

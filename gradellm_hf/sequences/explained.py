@@ -1,5 +1,6 @@
 """What the engines explain: sequences of prompt and generated tokens, and how to run a model over a stretch of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +26,7 @@ class ExplainedSequences:
         num_steps: `N`.
         per_position: Forward arguments with one entry per position, `[..., 1 or R, S]`: always `position_ids`, and
             `token_type_ids` if they were given.
-        step_mask: False for steps after a row's end, `[R, N]`.
+        step_mask: True for steps to explain, `[R, N]`; False after a row's end, and for steps that were not asked for.
         attention_mask: 1 for real tokens, `[R, S]`; None if there is no padding.
         prompt_embeds: `[R, P, E]` if the prompt was given as embeddings.
         forward_kwargs: Further arguments of every forward call.
@@ -34,6 +35,7 @@ class ExplainedSequences:
             call, one of these rows with the same prompt; and for each of these rows, a row of the call with the same prompt.
         written_logits: The logits from which `generate` chose the tokens; None if they were not seen.
         first_step: The number of the first step in the whole text. It is above 0 if earlier steps count as prompt here.
+        asked_steps: The steps to explain, ascending; in each row, those of them that `step_mask` has. None: all.
     """
 
     token_ids: Tensor
@@ -48,6 +50,7 @@ class ExplainedSequences:
     prefill_rows: tuple[Tensor, Tensor] | None = None
     written_logits: WrittenLogits | None = None
     first_step: int = 0
+    asked_steps: Sequence[int] | None = None
 
     @property
     def length(self) -> int:
@@ -62,7 +65,17 @@ class ExplainedSequences:
     @property
     def generated_ids(self) -> Tensor:
         """`[R, N]`."""
-        return self.token_ids[:, self.token_ids.shape[1] - self.num_steps :]
+        return self.written_ids[:, self.first_step :]
+
+    @property
+    def written_ids(self) -> Tensor:
+        """All generated tokens, also of steps that count as prompt here."""
+        return self.token_ids[:, self.token_ids.shape[1] - self.first_step - self.num_steps :]
+
+    @property
+    def explained_steps(self) -> Sequence[int]:
+        """`asked_steps`, or all."""
+        return range(self.num_steps) if self.asked_steps is None else self.asked_steps
 
     def chunk_end(self, first: int, size: int) -> int:
         """The end of a chunk of at most `size` steps from `first` on. A step that is predicted from an embedding is alone."""
@@ -96,19 +109,42 @@ class ExplainedSequences:
         inputs = {name: x.contiguous() if isinstance(x, Tensor) else x for name, x in inputs.items()}
         return facts.model(**inputs, **kwargs)
 
+    def read(self, facts: ModelFacts, first: int, last: int, cache: Any, **kwargs: Any) -> Any:
+        """Reads positions `first:last` without gradients. Arguments as for `forward`; returns the cache that holds them too."""
+        if "logits_to_keep" in facts.parameters:
+            kwargs["logits_to_keep"] = 1
+        with torch.no_grad():
+            return cache_of(self.forward(facts, first, last, cache, **kwargs))
+
     def prefill(self, facts: ModelFacts) -> Any:
         """The cache of all positions before the one that predicts the first step; None if there are none, or no cache."""
         length = self.prompt_length - 1
         if length == 0 or not facts.keeps_cache:
             return None
-        kwargs = {"logits_to_keep": 1} if "logits_to_keep" in facts.parameters else {}
         read_rows, cache_rows = self.prefill_rows if self.prefill_kwargs and self.prefill_rows else (None, None)
         prompts = self if read_rows is None else self._take(read_rows)
-        with torch.no_grad():
-            cache = cache_of(prompts.forward(facts, 0, length, None, **kwargs, **self.prefill_kwargs))
+        cache = prompts.read(facts, 0, length, None, **self.prefill_kwargs)
         if cache_rows is not None:
             cache.batch_select_indices(cache_rows)
         return cache
+
+    def after(self, num_steps: int) -> "ExplainedSequences":
+        """The same with the first steps as part of the prompt, to be explained on a cache that holds them."""
+        asked = self.asked_steps
+        return replace(
+            self,
+            prompt_length=self.prompt_length + num_steps,
+            num_steps=self.num_steps - num_steps,
+            step_mask=self.step_mask[:, num_steps:],
+            prompt_embeds=self.prompt_embeds if num_steps == 0 else None,
+            written_logits=None if self.written_logits is None else self.written_logits.after(num_steps),
+            first_step=self.first_step + num_steps,
+            asked_steps=None if asked is None else [step - num_steps for step in asked if step >= num_steps],
+        )
+
+    def only(self, mask: Tensor, steps: Sequence[int]) -> "ExplainedSequences":
+        """The same with fewer steps to explain: those of `mask` `[R, N]`, which is False but at `steps`."""
+        return replace(self, step_mask=self.step_mask & mask, asked_steps=steps)
 
     def head(self, rows: int, num_steps: int) -> "ExplainedSequences":
         """The first `rows` rows, cut after `num_steps` generated tokens, with every step to be explained."""
@@ -123,6 +159,7 @@ class ExplainedSequences:
             num_steps=num_steps,
             per_position={name: cut(x) for name, x in self.per_position.items()},
             step_mask=torch.ones_like(self.step_mask[:rows, :num_steps]),
+            asked_steps=None,
             attention_mask=None if self.attention_mask is None else self.attention_mask[:rows],
             prompt_embeds=None if self.prompt_embeds is None else self.prompt_embeds[:rows],
             written_logits=None,

@@ -217,6 +217,11 @@ class GenerateCall:
             rows = prompt_rows[:, None].expand(ids.shape)[:, :1]
         return recording.logits.written(cache, rows, recording.rows, self._is_quantized or is_quantized_cache(cache))
 
+    def wrote_in_place(self, generated: dict[str, Any]) -> bool:
+        """Whether each returned row was written, from its prompt on, by the same row of the calls, and into their one cache."""
+        beam_indices = generated.get("beam_indices")
+        return self.is_plain_loop and beam_indices is None and self._row_ends.step_mask(generated["sequences"]) is not None
+
     def check_readable_again(self, recording: PromptRecording) -> None:
         """Called if the prompt must be read a second time: raises InvalidInputError if that is not possible.
 

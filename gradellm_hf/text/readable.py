@@ -61,11 +61,20 @@ class Readable(Tokenised, Protocol):
     @property
     def foil(self) -> str | None: ...
     @property
+    def explained(self) -> list[bool] | None: ...
+    @property
     def prompt(self) -> str: ...
     @property
     def answer(self) -> str: ...
     def units(self, level: Level) -> list[tuple[int, int]]: ...
     def aggregate(self, by: Level) -> "Readable": ...
+
+
+def explained_rows(explanation: Readable) -> list[int]:
+    """The generated units that have a heatmap: all of them, unless only some steps were asked for."""
+    if explanation.explained is None:
+        return list(range(len(explanation.tokens) - explanation.prompt_length))
+    return [row for row, is_explained in enumerate(explanation.explained) if is_explained]
 
 
 def earlier_positions(

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks.arguments import is_index, is_list
 from ..errors import InvalidInputError
 from .owners import owners, segments_of, stretches
-from .readable import Readable, Tokenised
+from .readable import Readable, Tokenised, explained_rows
 from .splitting import BEGINS
 
 Span = tuple[int, int] | str
@@ -57,8 +57,9 @@ def span_ranges(explanation: Readable, spans: Spans) -> tuple[list[Unit], list[s
 def merged(explanation: Readable, units: list[Unit]) -> dict[str, Any]:
     """Everything of an explanation that has one entry per token, with one entry per unit instead.
 
-    Scores and targets are summed. Probabilities are multiplied, which gives the probability of the whole unit. A unit is
-    special if all of its tokens are. No unit may cross the border between prompt and generated text.
+    Scores and targets are summed. Probabilities are multiplied, which gives the probability of the whole unit. Of a generated
+    unit, only the explained tokens count; it is explained if one of them is. A unit is special if all of its tokens are. No
+    unit may cross the border between prompt and generated text.
     """
     border = explanation.prompt_length
     prompt_length = sum(end <= border for _, end in units)
@@ -71,7 +72,9 @@ def merged(explanation: Readable, units: list[Unit]) -> dict[str, Any]:
         return x.new_zeros(*x.shape[:-2], num_steps, len(units)).index_add_(-2, step_of, sources)
 
     targets, by_layer = explanation.target_scores, explanation.layer_attributions
-    probabilities = explanation.token_probabilities
+    probabilities, rows = explanation.token_probabilities, torch.tensor(explained_rows(explanation), dtype=torch.long)
+    explained = torch.zeros(num_steps, dtype=torch.bool).index_fill_(0, step_of[rows], True)
+    probability = probabilities.new_zeros(num_steps).masked_fill_(explained, 1)
     return {
         "tokens": ["".join(explanation.tokens[start:end]) for start, end in units],
         "special": [all(explanation.special[start:end]) for start, end in units],
@@ -79,8 +82,9 @@ def merged(explanation: Readable, units: list[Unit]) -> dict[str, Any]:
         "prompt_length": prompt_length,
         "attributions": add_up(explanation.attributions),
         "layer_attributions": None if by_layer is None else add_up(by_layer),
-        "token_probabilities": probabilities.new_ones(num_steps).scatter_reduce_(0, step_of, probabilities, "prod"),
+        "token_probabilities": probability.scatter_reduce_(0, step_of[rows], probabilities[rows], "prod"),
         "target_scores": None if targets is None else targets.new_zeros(num_steps).index_add_(0, step_of, targets),
+        "explained": None if explanation.explained is None else explained.tolist(),
     }
 
 

@@ -15,7 +15,7 @@ from ..checks.arguments import string, whole_number
 from ..checks.files import write_atomically
 from ..checks.optional import needed_for
 from ..errors import InvalidInputError
-from ..text.readable import Readable
+from ..text.readable import Readable, explained_rows
 from ..text.shares import IGNORED, Kind, as_ignore, checked_ignore, counted_scores, ignored_positions, left_out, shares
 from .terminal import cell_width, contrasted, listed, percent, visible
 
@@ -53,7 +53,7 @@ def plot_heatmap(
     cmap: str | None = None,
     dpi: int = 150,
 ) -> "Figure":
-    """A heatmap, one row per generated unit and one column per source. The colour is the share, as in `Explanation.sources`.
+    """A heatmap, one row per explained unit and one column per source. The colour is the share, as in `Explanation.sources`.
 
     A share is a score over the sum of the scores of all candidate sources; those of a row add up to 1. Below the figure stands
     what is not counted. The figure grows with the text, up to 16 inches. If there is no room for every label, evenly spaced
@@ -80,7 +80,8 @@ def plot_heatmap(
     ignored = checked_ignore(as_ignore(include_special, ignore))
     border, length = explanation.prompt_length, len(explanation.tokens)
     candidates = ~ignored_positions(explanation, ignored)
-    rows = [i for i in range(border, length) if not (explanation.special[i] and "special" in ignored)]
+    explained = [border + n for n in explained_rows(explanation)]
+    rows = [i for i in explained if not (explanation.special[i] and "special" in ignored)]
     columns = [i for i in range(length - 1) if candidates[i]]
     if not rows or not columns:
         raise InvalidInputError(

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..checks.optional import needed_for
 from ..text.readable import Readable, earlier_positions
 from ..text.shares import counted_scores, ignored_positions, kinds, shares
@@ -29,6 +31,8 @@ def _columns(sequence: int, explanation: Readable) -> dict[str, Any]:
     import numpy
 
     seen = earlier_positions(explanation.prompt_length, *explanation.attributions.shape, own=explanation.token_ids is None)
+    if explanation.explained is not None:
+        seen &= torch.tensor(explanation.explained, dtype=torch.bool)[:, None]
     steps, positions = (x.numpy() for x in seen.nonzero(as_tuple=True))
     tokens, prompt_length = numpy.array(explanation.tokens, dtype=object), explanation.prompt_length
     targets, names = explanation.target_scores, explanation.unit_names

@@ -6,7 +6,7 @@ from unicodedata import category, east_asian_width
 import torch
 
 from ..checks.arguments import whole_number
-from ..text.readable import Readable
+from ..text.readable import Readable, explained_rows
 from ..text.shares import IGNORED, Kind, as_ignore, counted_scores, ignored_positions, left_out, shares
 
 # Backgrounds of one hue from faint to strong (xterm's 256 colours), each with a foreground that stands out against it.
@@ -33,7 +33,7 @@ def render(
     ignore: Collection[Kind] = IGNORED,
     include_special: bool | None = None,
 ) -> str:
-    """One line per generated unit: the unit, then its strongest sources with their shares. The last line: what is not counted.
+    """One line per explained unit: the unit, then its strongest sources with their shares. The last line: what is not counted.
 
     A share is a score over the sum of the scores of all candidate sources, as in `Explanation.sources`. No control character of
     the text is printed: line breaks, escape sequences and marks that reorder text are written as escapes.
@@ -60,13 +60,13 @@ def render(
     top = whole_number("top", top, 0)
     border, names = explanation.prompt_length, explanation.unit_names or [None] * len(explanation.tokens)
     texts = [visible(name or token) for name, token in zip(names, explanation.tokens)]
-    width = max(map(cell_width, texts[border:]), default=0)
+    width = max((cell_width(texts[border + n]) for n in explained_rows(explanation)), default=0)
     candidates = ~ignored_positions(explanation, as_ignore(include_special, ignore))
     own = torch.eye(len(explanation.tokens), dtype=torch.bool)[border:]  # a larger unit rests on itself, too
     scores = explanation.attributions.masked_fill(own, 0)
     counted = counted_scores(scores, candidates)
-    lines = []
-    for head, row in zip(texts[border:], shares(counted)):
+    lines, share, known = [], shares(counted), explained_rows(explanation)
+    for head, row in ((texts[border + n], share[n]) for n in known):
         order = row.abs().argsort(descending=True, stable=True)[:top].tolist()
         strongest = [i for i in order if row[i] != 0]
         highest = row.abs().max().item()
@@ -74,6 +74,8 @@ def render(
         head = head + " " * (width - cell_width(head))
         lines.append(f"{_BOLD + head + _RESET if color else head}  {(' ' if color else '  ').join(parts)}".rstrip())
     missing = left_out(explanation, scores, candidates, counted)
+    if (others := len(scores) - len(known)) > 0:
+        lines.append(f"({others} of {len(scores)} generated {explanation.level}s are not explained)")
     foil = explanation.foil
     if foil is not None:
         lines.append(contrasted(foil))

@@ -159,6 +159,10 @@ def test_options_reach_generation_and_explanation(folder: str, capsys: pytest.Ca
     beams = run_json(capsys, *call, "--num-beams", "3")
     assert beams["text"] == model.explain(PROMPT, max_new_tokens=5, do_sample=False, num_beams=3).text
     assert run_json(capsys, *call, "--layers", "2")["layers"] == [3, 4]
+    for steps, left in (("2:", [2, 3, 4]), ("-2:", [3, 4]), ("::3", [0, 3]), ("0,-1", [0, 4]), ("1", [1])):
+        some = run_json(capsys, *call, f"--steps={steps}")
+        assert [step["position"] - some["prompt_length"] for step in some["steps"]] == left
+    assert "nothing to explain: 5 tokens are generated" in usage_error(capsys, *call, "--steps", "100:")
     assert run_json(capsys, *call, "--layers", "0,-1")["layers"] == [0, 4]
     loosened = run_json(capsys, *call, "--preset", "loosened")
     expected = model.explain(PROMPT, max_new_tokens=5, do_sample=False, explain_config=GradELLMConfig(spatial="loosened"))
@@ -237,6 +241,10 @@ def test_verify_says_whether_the_engines_agree(folder: str, capsys: pytest.Captu
         (["explain", "m", "--prompt", "a", "--prompt-file", "b"], "not allowed with"),
         (["explain", "m", "--prompt", "a", "--layers", "first"], "'first' is not all, a number"),
         (["explain", "m", "--prompt", "a", "--layers", "0"], "`layers` must be"),
+        (["explain", "m", "--prompt", "a", "--steps", "last"], "'last' is no slice"),
+        (["explain", "m", "--prompt", "a", "--steps", "::0"], "'::0' is no slice"),
+        (["explain", "m", "--prompt", "a", "--steps", "1:2:3:4"], "'1:2:3:4' is no slice"),
+        (["explain", "m", "--prompt", "a", "--steps", "1:", "--foil", " b"], "leave --steps out"),
         (["explain", "m", "--prompt", "a", "--temperature", "2"], "--temperature needs --do-sample"),
         (["explain", "m", "--prompt", "a", "--target", "b", "--max-new-tokens", "3"], "leave out --max-new-tokens"),
         (["explain", "m", "--prompt", "a", "--dtype", "int3"], "invalid choice"),

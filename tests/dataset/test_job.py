@@ -72,6 +72,10 @@ def test_what_is_stored_is_what_was_explained_bit_by_bit(llama, tokenizer, tmp_p
     prompt, config = "Rome is the capital", GradELLMConfig(output_layer_attributions=True)
     found = explain_dataset(llama, [prompt], tmp_path / "out", tokenizer=tokenizer, explain_config=config, max_new_tokens=5)
     assert_same_explanation(found[0], GradELLM(llama, tokenizer, config).explain(prompt, max_new_tokens=5))
+    options = {"max_new_tokens": 5, "steps": slice(-2, None)}
+    found = explain_dataset(llama, [prompt], tmp_path / "some", tokenizer=tokenizer, explain_config=config, **options)
+    assert found[0].explained == [False, False, False, True, True]
+    assert_same_explanation(found[0], GradELLM(llama, tokenizer, config).explain(prompt, **options))
 
 
 def test_text_that_is_no_unicode_is_stored_as_it_is(llama, tokenizer, tmp_path):

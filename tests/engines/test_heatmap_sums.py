@@ -9,7 +9,17 @@ def heatmaps(prompt_length: int, steps: int, positive_only: bool) -> Heatmaps:
     length = prompt_length + steps
     zeros = torch.zeros(1, steps)
     by_layer = torch.zeros(1, 2, steps, length)
-    return Heatmaps([3, 5], prompt_length, positive_only, torch.zeros(1, steps, length), by_layer, zeros, zeros.clone())
+    return Heatmaps(
+        layers=[3, 5],
+        prompt_length=prompt_length,
+        first_step=0,
+        steps=range(steps),
+        positive_only=positive_only,
+        attributions=torch.zeros(1, steps, length),
+        layer_attributions=by_layer,
+        target_scores=zeros,
+        token_probabilities=zeros.clone(),
+    )
 
 
 def test_layers_of_one_chunk_are_added_at_their_last_keys_and_scaled():

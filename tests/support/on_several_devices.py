@@ -192,6 +192,8 @@ WAYS = {
     "probability": {"explain_config": GradELLMConfig(target="probability")},
     "contrast": {"explain_config": GradELLMConfig(target="contrast", contrast_token_ids=5)},
     "chunks": {"explain_config": GradELLMConfig(step_chunk_size=2)},
+    "the last step": {"steps": [-1]},
+    "some steps of beams": {"steps": [1, 3], "num_beams": 2, "explain_config": GradELLMConfig(step_chunk_size=2)},
 }
 
 

@@ -67,6 +67,9 @@ def explain_all(model, prompts):
         tensors[f"{name}.sequences"], tensors[f"{name}.attributions"] = out.sequences, out.attributions
         if out.layer_attributions is not None:
             tensors[f"{name}.layer_attributions"] = out.layer_attributions
+    some = explain_generate(model, **prompts, max_new_tokens=5, do_sample=False, steps=[1, -1])
+    tensors["some.attributions"] = some.attributions
+    tensors["some given.attributions"] = explain_sequences(model, prompts["input_ids"], 4, steps=[-1]).attributions
     tensors["given.attributions"] = explain_sequences(model, prompts["input_ids"], 4).attributions
     tensors["verify"] = torch.tensor([verify(model)])
     return tensors

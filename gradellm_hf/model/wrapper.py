@@ -1,48 +1,31 @@
 """`GradELLM`: a model and its tokenizer, from text to explanations."""
 
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from .architecture.facts import look_at
-from .architecture.support import ModelWrapper, unwrap
-from .checks.arguments import is_list, one_each, whole_number
-from .checks.renamed import renamed, warn_of_old_name
-from .configuration import GradELLMConfig, checked_config
-from .errors import InvalidInputError
-from .generation import explain_generate, explain_sequences
-from .metrics.removal_test import removal_test
-from .results.chats import EncodedPrompt, with_segments
-from .results.explanation import Explanation
-from .results.output import ExplainGenerateOutput
-from .results.ranking import Of
-from .results.removals import Removals
-from .sequences.text_batch import padded_batch
-from .streaming import ExplainedStep, explain_stream
-from .text.chats import Chat, is_chat
-from .text.encoding import TEMPLATE_OPTIONS, encode_prompt, encode_target, text_tokenizer
-from .text.foils import first_difference
-from .text.readable import Level
-from .text.token_text import token_texts
-from .text.units import Spans
-
-_SHARED_OPTIONS = (  # of `from_pretrained`: the tokenizer needs them too
-    "cache_dir",
-    "config",
-    "force_download",
-    "gguf_file",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-    "trust_remote_code",
-)
-
-_SIGNED = GradELLMConfig(positive_only=False)  # of a contrast: scores for the one and for the other
+from ..architecture.support import ModelWrapper
+from ..checks.arguments import whole_number
+from ..checks.renamed import renamed, warn_of_old_name
+from ..configuration import GradELLMConfig, checked_config
+from ..errors import InvalidInputError
+from ..generation import explain_generate
+from ..metrics.removal_test import removal_test
+from ..results.explanation import Explanation
+from ..results.output import ExplainGenerateOutput
+from ..results.ranking import Of
+from ..results.removals import Removals
+from ..sequences.steps import Steps
+from ..streaming import ExplainedStep, explain_stream
+from ..text.chats import Chat, is_chat
+from ..text.encoding import TEMPLATE_OPTIONS
+from ..text.readable import Level
+from ..text.units import Spans
+from .loading import checked_model_config, load_model, load_tokenizer
+from .reading import Reading, prompts_of
+from .targets import explain_contrasts, explain_targets, targets_of
 
 
 class GradELLM(ModelWrapper):
@@ -108,35 +91,29 @@ class GradELLM(ModelWrapper):
             >>> GradELLM.from_pretrained("my-model", dtype="float32")
             GradELLM(LlamaForCausalLM, explain_config=None)
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
-
         if isinstance(config, GradELLMConfig) and explain_config is None:
             warn_of_old_name("config", "explain_config", stacklevel=2)
             explain_config, config = config, None
         checked_config(explain_config)
-        if config is not None and not isinstance(config, PreTrainedConfig):
-            raise InvalidInputError(
-                "`config` must be the model's configuration, as AutoConfig.from_pretrained returns it, got "
-                f"{type(config).__name__}. What to explain and how goes into `explain_config`."
-            )
         if config is not None:
-            kwargs["config"] = config
-        if kwargs.get("distributed_config") is not None and device_map == "auto":
-            device_map = None  # the processes share the model out
-        model: Any = AutoModelForCausalLM.from_pretrained(name, device_map=device_map, dtype=dtype, **kwargs)
-        if tokenizer is None:
-            shared = {option: kwargs[option] for option in _SHARED_OPTIONS if option in kwargs}
-            tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left", **shared)
-        return cls(model.eval(), tokenizer, explain_config)
+            kwargs["config"] = checked_model_config(config)
+        model = load_model(name, device_map, dtype, kwargs)
+        return cls(model, load_tokenizer(name, kwargs) if tokenizer is None else tokenizer, explain_config)
 
     def generate(
-        self, inputs: torch.Tensor | None = None, *, explain_config: GradELLMConfig | None = None, **generate_kwargs: Any
+        self,
+        inputs: torch.Tensor | None = None,
+        *,
+        explain_config: GradELLMConfig | None = None,
+        steps: Steps | None = None,
+        **generate_kwargs: Any,
     ) -> ExplainGenerateOutput:
         """As `explain_generate`, with the configuration of this object if none is given.
 
         Args:
             inputs: Prompt, `[batch, P]`, as for `model.generate`.
             explain_config: What to explain and how; see `GradELLMConfig`.
+            steps: Explain only these of the generated tokens; see `explain_generate`.
             **generate_kwargs: Everything else that `model.generate` takes.
 
         Returns:
@@ -151,7 +128,8 @@ class GradELLM(ModelWrapper):
             >>> out.attributions.shape  # [R, N, S]
             torch.Size([1, 4, 9])
         """
-        return explain_generate(self, inputs, explain_config=explain_config, **self._with_tokenizer(generate_kwargs))
+        kwargs = self._reading.generate_kwargs(generate_kwargs)
+        return explain_generate(self, inputs, explain_config=explain_config, steps=steps, **kwargs)
 
     def explain(
         self,
@@ -159,6 +137,7 @@ class GradELLM(ModelWrapper):
         target: str | Sequence[str] | None = None,
         *,
         foil: str | Sequence[str] | None = None,
+        steps: Steps | None = None,
         explain_config: GradELLMConfig | None = None,
         tools: Sequence[Any] | None = None,
         documents: Sequence[Any] | None = None,
@@ -180,6 +159,8 @@ class GradELLM(ModelWrapper):
                 and not the other? The first token is explained at which the two differ, by the difference of their logits;
                 what they have in common before it becomes part of the prompt. Unless `explain_config` says otherwise, scores
                 are signed: negative ones speak for the foil.
+            steps: Explain only these of the tokens of the target, or of what the model writes: a slice, such as
+                `slice(-16, None)`, or a list of indices, negative ones as in Python. See `explain_generate`.
             explain_config: What to explain and how. None: the configuration of this object.
             tools: For the chat template: functions or JSON schemas; see `apply_chat_template` of Transformers.
             documents: For the chat template: dicts with `title` and `text`.
@@ -202,26 +183,23 @@ class GradELLM(ModelWrapper):
             >>> explanation.attributions.shape == (4, len(explanation.tokens))  # [N, S]
             True
         """
-        prompts, is_single = _prompts(text)
+        prompts, is_single = prompts_of(text)
         given = (tools, documents, chat_template, continue_final_message, enable_thinking)
-        asked = self._encoded(prompts, dict(zip(TEMPLATE_OPTIONS, given)))
+        reading = self._reading
+        asked = reading.encoded(prompts, dict(zip(TEMPLATE_OPTIONS, given)))
         if target is not None and generate_kwargs:
             raise InvalidInputError(
                 f"With `target` nothing is generated, so {sorted(generate_kwargs)} mean nothing. Leave them out."
             )
         if foil is not None:
-            rows = self._contrasts(asked, target, foil, explain_config, generate_kwargs)
+            if steps is not None:
+                raise InvalidInputError("With `foil` the one step at which both differ is explained. Leave `steps` out.")
+            rows = explain_contrasts(self, reading, asked, target, foil, explain_config, generate_kwargs)
         elif target is not None:
-            texts = one_each("target", target, len(prompts))
-            targets = [
-                encode_target(text_tokenizer(self.tokenizer), *prompt.encoded, text) for prompt, text in zip(asked, texts)
-            ]
-            rows = self._explain_targets(asked, targets, explain_config)
+            rows = explain_targets(self, reading, asked, targets_of(reading, asked, target), explain_config, steps)
         else:
-            ids, mask = self._batch([prompt.ids for prompt in asked])
-            kwargs = self._with_tokenizer(generate_kwargs)
-            out = explain_generate(self, input_ids=ids, attention_mask=mask, explain_config=explain_config, **kwargs)
-            rows = self._readable(out, asked)
+            out = self.generate(**reading.batch(asked), explain_config=explain_config, steps=steps, **generate_kwargs)
+            rows = reading.explanations(out, asked)
         return rows[0] if is_single and len(rows) == 1 else rows
 
     def stream(
@@ -264,10 +242,9 @@ class GradELLM(ModelWrapper):
         if not (isinstance(text, str) or is_chat(text)):
             raise InvalidInputError(f"Give a text or a chat to stream the answer of, got {text!r}.")
         given = (tools, documents, chat_template, continue_final_message, enable_thinking)
-        (asked,) = self._encoded([text], dict(zip(TEMPLATE_OPTIONS, given)))
-        ids, mask = self._batch([asked.ids])
-        kwargs = self._with_tokenizer(generate_kwargs)
-        return explain_stream(self, input_ids=ids, attention_mask=mask, explain_config=explain_config, **kwargs)
+        reading = self._reading
+        batch = reading.batch(reading.encoded([text], dict(zip(TEMPLATE_OPTIONS, given))))
+        return explain_stream(self, **batch, explain_config=explain_config, **reading.generate_kwargs(generate_kwargs))
 
     def removal_test(
         self,
@@ -306,6 +283,10 @@ class GradELLM(ModelWrapper):
         k, sources = whole_number("k", k, 1), explanation.sources(by, of)
         return removal_test(self.model, explanation, sources, k, batch_size)
 
+    @property
+    def _reading(self) -> Reading:
+        return Reading(self.model, self.tokenizer)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)
 
@@ -316,85 +297,3 @@ class GradELLM(ModelWrapper):
 
     def __repr__(self) -> str:
         return f"GradELLM({type(self.model).__name__}, explain_config={self.explain_config!r})"
-
-    def _with_tokenizer(self, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Arguments of `generate`, with the tokenizer among them if `generate` needs one to find `stop_strings`."""
-        if self.tokenizer is None or "tokenizer" in generate_kwargs:
-            return generate_kwargs
-        configs = (generate_kwargs.get("generation_config"), unwrap(self.model).generation_config)
-        given = [generate_kwargs["stop_strings"]] if "stop_strings" in generate_kwargs else []
-        if all(strings is None for strings in given or [getattr(config, "stop_strings", None) for config in configs]):
-            return generate_kwargs
-        return {**generate_kwargs, "tokenizer": text_tokenizer(self.tokenizer)}
-
-    def _encoded(self, prompts: Sequence[str | Chat], options: dict[str, Any]) -> list[EncodedPrompt]:
-        tokenizer = text_tokenizer(self.tokenizer)
-        options = {name: value for name, value in options.items() if value is not None}
-        return [EncodedPrompt(prompt, options, encode_prompt(tokenizer, prompt, options)) for prompt in prompts]
-
-    def _explain_targets(
-        self, asked: list[EncodedPrompt], targets: list[list[int]], explain_config: GradELLMConfig | None
-    ) -> list[Explanation]:
-        """Explanations of given token ids after prompts."""
-        ids, mask = self._batch([prompt.ids for prompt in asked])
-        target_ids, target_mask = (x.flip(1) for x in self._batch([target[::-1] for target in targets]))
-        sequences, mask = torch.cat([ids, target_ids], dim=1), torch.cat([mask, target_mask], dim=1)
-        out = explain_sequences(self, sequences, ids.shape[1], mask, explain_config=explain_config)
-        return self._readable(out, asked)
-
-    def _readable(self, out: ExplainGenerateOutput, asked: list[EncodedPrompt]) -> list[Explanation]:
-        tokenizer = text_tokenizer(self.tokenizer)
-        each = len(out.attributions) // len(asked)
-        return [with_segments(row, tokenizer, asked[i // each]) for i, row in enumerate(out.explanations(tokenizer))]
-
-    def _contrasts(
-        self,
-        asked: list[EncodedPrompt],
-        target: Any,
-        foil: Any,
-        explain_config: GradELLMConfig | None,
-        generate_kwargs: dict[str, Any],
-    ) -> list[Explanation]:
-        """The explanations of the first step at which what is written and the foil differ."""
-        foils = one_each("foil", foil, len(asked))
-        if target is None:
-            ids, mask = self._batch([prompt.ids for prompt in asked])
-            kwargs = self._with_tokenizer(generate_kwargs)
-            out = explain_generate(self, input_ids=ids, attention_mask=mask, explain_config=GradELLMConfig(layers=1), **kwargs)
-            each = len(out.attributions) // len(asked)
-            asked, foils = [x for x in asked for _ in range(each)], [x for x in foils for _ in range(each)]
-            written = [row[mask].tolist() for row, mask in zip(out.sequences[:, out.prompt_length :], out.step_mask)]
-        else:
-            texts = one_each("target", target, len(asked))
-            written = [
-                encode_target(text_tokenizer(self.tokenizer), *prompt.encoded, text) for prompt, text in zip(asked, texts)
-            ]
-        pairs = [
-            first_difference(ids, encode_target(text_tokenizer(self.tokenizer), *prompt.encoded, text), text)
-            for prompt, ids, text in zip(asked, written, foils)
-        ]
-        asked = [prompt.continued(ids[:step]) for prompt, ids, (step, _) in zip(asked, written, pairs)]
-        contrast: dict[str, Any] = {"target": "contrast", "contrast_token_ids": [[token_id] for _, token_id in pairs]}
-        config = explain_config or self.explain_config or _SIGNED
-        config = dataclasses.replace(config, **contrast)
-        rows = self._explain_targets(asked, [[ids[step]] for ids, (step, _) in zip(written, pairs)], config)
-        names = [
-            token_texts(text_tokenizer(self.tokenizer), [*prompt.ids, token_id])[-1]
-            for prompt, (_, token_id) in zip(asked, pairs)
-        ]
-        return [dataclasses.replace(row, foil=name) for row, name in zip(rows, names)]
-
-    def _batch(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        return padded_batch(look_at(self.model), rows, text_tokenizer(self.tokenizer).pad_token_id)
-
-
-def _prompts(text: Any) -> tuple[list[str | Chat], bool]:
-    """The prompts, and whether a single one was given rather than a list."""
-    is_single = isinstance(text, str) or is_chat(text)
-    prompts = [text] if is_single else list(text) if is_list(text) else []
-    if not prompts or not all(isinstance(prompt, str) or is_chat(prompt) for prompt in prompts):
-        raise InvalidInputError(
-            'Give a text, a chat [{"role": "user", "content": ...}, ...], or a list of texts or chats with at least one in it; '
-            f"got {text!r}."
-        )
-    return prompts, is_single

@@ -94,3 +94,64 @@ def test_a_foil_keeps_what_the_configuration_says(explainer):
     contrast = explainer.explain("The capital is", " Rome", foil=" Oslo", explain_config=config)
     assert contrast.layers == [max(contrast.layers)]
     assert not (contrast.attributions < 0).any()
+
+
+def test_an_output_knows_the_messages_of_the_chats_that_it_is_given(explainer):
+    """As what `explain` returns does; the prompts may have been encoded by the tokenizer itself."""
+    tokenizer, chats = explainer.tokenizer, [CHAT, CHAT[1:]]
+    options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True, "padding": True}
+    inputs = tokenizer.apply_chat_template(chats, chat_template=CHATML, **options)
+    out = explainer.generate(**inputs, **GREEDY)
+    expected = explainer.explain(chats, chat_template=CHATML, **GREEDY)
+    found = out.explanations(tokenizer, chats, chat_template=CHATML)
+    assert [row.segments for row in found] == [row.segments for row in expected]
+    assert found[0].sources("message").to_dict() == expected[0].sources("message").to_dict()
+    assert [row.segments for row in out.explanations(tokenizer)] == [None, None]
+    assert [row.segments for row in out.explanations(tokenizer, ["a text", CHAT[1:]], chat_template=CHATML)] == [
+        None,
+        expected[1].segments,
+    ]
+    inputs = {name: x[:1] for name, x in inputs.items()}
+    two = explainer.generate(**inputs, num_return_sequences=2, do_sample=True, max_new_tokens=2)
+    assert [row.segments for row in two.explanations(tokenizer, CHAT, chat_template=CHATML)] == 2 * [expected[0].segments]
+
+
+@pytest.mark.parametrize(
+    ("chats", "options", "message"),
+    [
+        ([CHAT[1:], CHAT], {}, "The prompt of row 0 is not what the template makes of its chat"),
+        ([CHAT, CHAT[1:]], {"tools": [{"type": "function", "function": {"name": "weather"}}]}, "The prompt of row 0"),
+        ([CHAT, CHAT, CHAT], {}, "`chats` must be a list with the chat .or text. of each prompt, and 2 rows"),
+        ("Who?", {}, "`chats` must be a list"),
+        ([CHAT, CHAT[1:]], {"toolz": []}, "A chat template is given .*, not .'toolz'."),
+    ],
+)
+def test_chats_that_the_prompts_were_not_made_of_are_refused(explainer, chats, options, message):
+    tokenizer = explainer.tokenizer
+    given = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True, "padding": True}
+    inputs = tokenizer.apply_chat_template([CHAT, CHAT[1:]], chat_template=CHATML, **given)
+    out = explainer.generate(**inputs, max_new_tokens=2)
+    with pytest.raises(InvalidInputError, match=message):
+        out.explanations(tokenizer, chats, chat_template=CHATML, **options)
+
+
+def test_some_steps_are_those_of_the_answer_or_of_the_target(explainer):
+    whole = explainer.explain(CHAT, chat_template=CHATML, **GREEDY)
+    some = explainer.explain(CHAT, chat_template=CHATML, steps=[-1], **GREEDY)
+    assert some.explained == [False, False, False, True]
+    assert_same_heatmaps(some.attributions[-1:], whole.attributions[-1:])
+    targets = explainer.explain(["Who?", "The capital is"], [" it is", " qz7 and more"], steps=slice(-2, None))
+    assert [sum(row.explained) for row in targets] == [2, 2]
+    assert all(row.explained[-2:] == [True, True] for row in targets)
+    with pytest.raises(InvalidInputError, match="Leave `steps` out"):
+        explainer.explain("Who?", " qz7", foil=" qx7", steps=[0])
+
+
+def test_to_find_where_a_foil_differs_nothing_is_explained(explainer):
+    calls = []
+    hook = explainer.model.register_forward_hook(lambda module, args, output: calls.append(output.logits.requires_grad))
+    explainer.explain("Who?", foil=" qx7", **GREEDY)  # looks at the model for the first time
+    calls.clear()
+    explainer.explain("Who?", foil=" qx7", **GREEDY)
+    hook.remove()
+    assert sum(calls) == 1
