@@ -53,12 +53,12 @@ def flash_trace() -> Method:
 
 
 def traced_routes(model: PreTrainedModel, token_ids: Tensor, prompt_length: int, result: int, hops: int) -> Tensor:
-    """Importance of each token for the tokens from `result` on, also through the generated ones before these, `[S]`.
+    """Importance of each token for those from `result` on, also through the generated ones before these, `[hops + 1, S]`.
 
     Args:
         token_ids: A text without padding, `[1, S]`.
         result: The position of the first token of the result.
-        hops: How often the generated tokens before it are replaced by what they rest on.
+        hops: How often, at most, the generated tokens before it are replaced by what they rest on. The first row: never.
 
     Raises:
         GradELLMError: As for `flash_trace`.
@@ -66,7 +66,7 @@ def traced_routes(model: PreTrainedModel, token_ids: Tensor, prompt_length: int,
 
     def hop(core: Any, read: tuple[Any, ...]) -> Any:
         found = core.compute_multi_hop_ifr(result, token_ids.shape[1] - 1, (prompt_length, result - 1), hops, *read)
-        return found.observation["sum"]
+        return torch.stack([found.observation["base"], *found.observation["per_hop"]]).cumsum(0)
 
     importance: Tensor = _run(model, token_ids, hop)
     return importance

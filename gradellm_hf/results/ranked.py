@@ -8,6 +8,7 @@ from ..errors import InvalidInputError
 from ..text.readable import Contribution, Level
 from ..text.shares import IGNORED, Kind, as_ignore, ignored_positions
 from ..text.units import Spans
+from .described import highlighted
 from .ranking import Of, find_sources
 from .sources import Sources
 
@@ -51,6 +52,36 @@ class Ranked:
             1.0
         """
         return find_sources(self, by, of, k, ignore)
+
+    def to_highlighted_text(
+        self: Any,
+        by: Level | Spans = "word",
+        of: Of = "answer",
+        *,
+        part: int = 0,
+        ignore: Collection[Kind] = IGNORED,
+    ) -> list[tuple[str, float | None]]:
+        """The text in pieces, for Gradio's `HighlightedText`: the sources of a part with their shares, all else with None.
+
+        Args:
+            by, of, ignore: As for `sources`.
+            part: Which part of the generated text.
+
+        Returns:
+            Pairs (text, share). Joined, the texts are `text`; the sizes of the shares add up to 1.
+
+        Raises:
+            InvalidInputError: There is no such part; else as `sources`.
+
+        Examples:
+            >>> explanation.to_highlighted_text({"place": "Italy"})
+            [('The capital of ', None), ('Italy', 1.0), (' is...', None)]
+        """
+        parts = self.sources(by, of, ignore=ignore)
+        part = whole_number("part", part, 0)
+        if part >= len(parts):
+            raise InvalidInputError(f"There is no part {part}: the generated text has {len(parts)}, from 0 on.")
+        return highlighted(self.text, parts[part].sources)
 
     def top(
         self: Any, step: int, k: int = 10, *, ignore: Collection[Kind] = IGNORED, include_special: bool | None = None

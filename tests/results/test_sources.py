@@ -166,6 +166,17 @@ def test_they_are_json_and_a_table():
     assert list(table.part) == [0, 1]
 
 
+def test_highlighted_text_is_all_of_the_text_in_pieces_with_the_shares_of_a_part():
+    explanation = chat(rows([], [0, 0, 0, 3, 2, 1, 0, 0, 4, 0, 0, 0, 0]))
+    pieces = explanation.to_highlighted_text("word", "word", part=1)
+    assert "".join(text for text, _ in pieces) == explanation.text
+    share = {text: round(value, 2) for text, value in pieces if value is not None}
+    assert share == {"Red": 0.3, "cats": 0.2, ".": 0.1, "dogs": 0.4}
+    assert explanation.to_highlighted_text("word", "word") == [(explanation.text, None)]
+    with pytest.raises(InvalidInputError, match="There is no part 4: the generated text has 4"):
+        explanation.to_highlighted_text("word", "word", part=4)
+
+
 def test_what_cannot_be_asked_is_refused():
     explanation = chat()
     for arguments, message in (
