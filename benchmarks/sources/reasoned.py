@@ -76,12 +76,16 @@ _KINDS: dict[str, Callable[[random.Random], tuple[list[str], int, str, str, str]
 }
 
 
-def prompts() -> list[Reasoned]:
-    """The same ones at each call."""
+def prompts(split: str = "report") -> list[Reasoned]:
+    """The same ones at each call.
+
+    Args:
+        split: `"tune"`: others, for choosing.
+    """
     found = []
     for kind, make in _KINDS.items():
         for number in range(NUM_PROMPTS):
-            draw = random.Random(f"{kind} {number}")
+            draw = random.Random(f"{kind} {number}" + " tune" * (split == "tune"))
             facts, num_needed, question, reason, result = make(draw)
             order = draw.sample(range(len(facts)), len(facts))
             needed = {order.index(i) for i in range(num_needed)}

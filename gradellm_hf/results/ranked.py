@@ -28,8 +28,8 @@ class Ranked:
 
         The share of a source is its score over the sum of the scores of all candidate sources; the shares of a part add up to
         1. A source's score is the sum over its tokens, and over the generated tokens of the part. Only scores of at least 20 %
-        of the largest in their row count: a long text has many small ones that mean nothing, and their sum grows with its
-        length. With signed scores (of a contrast, say), shares add up to 1 by their size, and a negative one speaks against.
+        of the part's largest count: a long text has many small ones that mean nothing, and their sum grows with its length.
+        With signed scores (of a contrast, say), shares add up to 1 by their size, and a negative one speaks against.
 
         Args:
             by: What the sources are: `"sentence"`, `"paragraph"`, `"message"`, `"word"` or `"token"` (see `units`), or spans of

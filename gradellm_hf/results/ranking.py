@@ -27,8 +27,6 @@ def find_sources(explanation: Readable, by: Level | Spans, of: Of, k: int | None
     units, parts = _candidates(explanation, by, ignore), _parts(explanation, of)
     ignored = ignored_positions(explanation, ignore)
     candidates = _covered([unit for unit, _ in units], len(ignored)) & ~ignored
-    counted = counted_scores(explanation.attributions, candidates)
-    by_unit = torch.stack([counted[:, start:end].sum(-1) for (start, end), _ in units], dim=-1) if units else counted[:, :0]
 
     def text_of(start: int, end: int) -> tuple[str, int, int]:
         text = explanation.text[offsets[start] : offsets[end]]
@@ -37,14 +35,17 @@ def find_sources(explanation: Readable, by: Level | Spans, of: Of, k: int | None
 
     def part(unit: Unit, name: str | None) -> Part:
         rows = torch.arange(*unit) - explanation.prompt_length
-        share = shares(by_unit[rows].sum(0))
+        scores = explanation.attributions[rows]
+        counted = counted_scores(scores, candidates, together=True)
+        total = counted.sum(0)
+        share = shares(torch.stack([total[start:end].sum() for (start, end), _ in units]) if units else total[:0])
         order = share.abs().argsort(descending=True, stable=True)[:most].tolist()
         return Part(
             name,
             *text_of(*unit),
             probability=explanation.token_probabilities[rows].prod().item(),
             sources=[Source(units[i][1], *text_of(*units[i][0]), share=share[i].item()) for i in order if share[i] != 0],
-            ignored=left_out(explanation, explanation.attributions[rows], candidates, counted[rows]),
+            ignored=left_out(explanation, scores, candidates, counted),
         )
 
     return Sources([part(*named) for named in parts], by=by if isinstance(by, str) else "span", of=of, foil=explanation.foil)

@@ -136,9 +136,9 @@ class Restated:
     def trace(self: Any) -> "Explanation":
         """The same with heatmaps over the prompt only: what each generated token rests on there, also through earlier ones.
 
-        An answer that first quotes or reasons rests on its own words, and these rest on the prompt. With the scores of a row
-        divided by their sum, without the first position, a row is what a token took from the prompt (`A_P`) and from the
-        generated tokens before it (`A_G`). All paths through the generated text add up to
+        An answer that first quotes or reasons rests on its own words, and these rest on the prompt. A row, without the first
+        position and without scores below a fifth of its largest, divided by its sum, is what a token took from the prompt
+        (`A_P`) and from the generated tokens before it (`A_G`). All paths through the generated text add up to
 
             R = A_P + A_G A_P + A_G^2 A_P + ... = (I - A_G)^-1 A_P
 

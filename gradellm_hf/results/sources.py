@@ -52,7 +52,7 @@ class Part:
         sources: Strongest first. The shares of all sources add up to 1.
         ignored: What is no source, by kind, as shares of all scores of the part: `"special"`, `"template"`, `"sink"` and
             `"own"` (see `Explanation.sources`), `"content"` (the rest of the prompt, if the sources are spans) and `"weak"`
-            (below a fifth of the largest score of a generated token). What they do not hold is what the shares are shares of.
+            (below a fifth of the part's largest score). What they do not hold is what the shares are shares of.
     """
 
     name: str | None

@@ -68,10 +68,16 @@ def test_the_shares_of_a_part_add_up_to_one_with_what_is_ignored_beside_them():
                 assert 0 < sum(part.ignored.values()) < 1
 
 
-def test_small_scores_of_a_row_do_not_count_but_are_stated():
+def test_small_scores_of_a_part_do_not_count_but_are_stated():
     (part,) = chat(rows([0, 0, 0, 19, 1, 0, 0, 0, 5, 0, 0, 0, 0])).sources("word", of="answer")
     assert named(part) == {"Red": 0.7917, "dogs": 0.2083}
     assert part.ignored == pytest.approx({"weak": 0.04})
+
+
+def test_a_token_of_small_scores_has_sources_but_none_in_an_answer_of_large_ones():
+    explanation = chat(rows([0, 0, 0, 19, 0, 0, 0, 0, 5, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0]))
+    assert named(explanation.sources("word", "word")[1]) == {"Old": 1}
+    assert named(explanation.sources("word", "answer")[0]) == {"Red": 0.7917, "dogs": 0.2083}
 
 
 def test_parts_of_the_answer_are_without_special_tokens():
