@@ -1,8 +1,8 @@
 """What counts as a source, and which share of an answer rests on it: the one definition that everything shows.
 
 The share of a source is its score over the sum of the scores of all candidate sources. Candidates are all positions but those
-that are ignored. Scores that are small beside the largest of the part of the answer are noise that adds up over a long text, and
-do not count.
+that are ignored. Scores that are small beside the largest of the part of the answer are noise that adds up over a long text,
+and do not count.
 """
 
 import warnings
