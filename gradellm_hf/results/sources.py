@@ -201,10 +201,15 @@ class Sources(Sequence[Part]):
 
 
 def shortened(text: str, longest: int = _LONGEST) -> str:
-    """The text in one line; of a long one the beginning and the end."""
+    """The text in one line; of a long one the beginning and the end, in whole words where these are not too long."""
     text = " ".join(text.split())
+    if len(text) <= longest:
+        return text
     half = (longest - 3) // 2
-    return text if len(text) <= longest else f"{text[:half].rstrip()} \u2026 {text[-half:].lstrip()}"
+    begin, end = text[: half + 1], text[-half - 1 :]
+    begin = begin[: begin.rfind(" ")] if " " in begin[half // 2 :] else begin[:half]
+    end = end[end.find(" ") + 1 :] if " " in end[: half // 2] else end[1:]
+    return f"{begin} \u2026 {end}"
 
 
 def _lines(part: Part, top: int) -> Iterator[str]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gradellm_hf import Explanation, InvalidInputError
+from gradellm_hf.results.sources import shortened
 from tests.support.readable import made_up
 
 # A chat of two documents, as a template writes it: <s>user\n ... <e>bot\n ... <e>
@@ -162,6 +163,14 @@ def test_long_sources_are_shortened_when_printed_and_whole_when_asked_for():
     assert "\u2026" in line
     assert len(line) < 100
     assert len(explanation.sources("sentence", "answer")[0].sources[0].text) > 300
+
+
+def test_a_shortened_text_has_whole_words_unless_they_are_too_long():
+    assert shortened("one two three four five six", 20) == "one two \u2026 five six"
+    assert shortened("one   two\n", 20) == "one two"
+    assert shortened("x" * 50, 21) == f"{'x' * 9} \u2026 {'x' * 9}"
+    for longest in range(8, 60):
+        assert len(shortened("Every morning she takes her red boat to the harbour.", longest)) <= longest
 
 
 def test_they_are_json_and_a_table():
