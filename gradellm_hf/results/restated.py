@@ -2,22 +2,21 @@
 
 import dataclasses
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ..checks.arguments import choice
-from ..text.readable import Level
+from ..text.readable import Level, Readable
 from ..text.shares import IGNORED_IN_SUMS, Kind, ignored_positions
 from ..text.units import Spans, Unit, merged, span_ranges, unit_names, unit_ranges
 from .trace import traced
 
-if TYPE_CHECKING:
-    from .explanation import Explanation
+_Explanation = TypeVar("_Explanation", bound=Readable)
 
 
 class Restated:
     """The methods of an `Explanation` that return another one."""
 
-    def units(self: Any, level: Level, generated: Level | None = None) -> list[Unit]:
+    def units(self: Readable, level: Level, generated: Level | None = None) -> list[Unit]:
         """Half-open ranges of tokens that cover the sequence in order, never across the border of the prompt.
 
         - `"token"`: tokens that make up one character are one unit.
@@ -49,12 +48,12 @@ class Restated:
         return unit_ranges(self, level, generated)
 
     def aggregate(
-        self: Any,
+        self: _Explanation,
         by: Level | Spans,
         *,
         generated: Level | Literal["answer"] | None = None,
         ignore: Collection[Kind] = IGNORED_IN_SUMS,
-    ) -> "Explanation":
+    ) -> _Explanation:
         """The explanation of larger units. Scores are summed over the tokens of a unit, both of sources and of generated ones.
 
         A generated unit can then contribute to itself: its later tokens rest on its earlier ones. What an answer rests on, as
@@ -98,15 +97,14 @@ class Restated:
             names = [*names, *[None] * len(units)][: len(units)]
         ignored = ignored_positions(self, ignore)
         layers = self.layer_attributions
-        counted = dataclasses.replace(
+        counted = _replaced(
             self,
             attributions=self.attributions.masked_fill(ignored, 0),
             layer_attributions=None if layers is None else layers.masked_fill(ignored, 0),
         )
-        grouped: Explanation = dataclasses.replace(self, **merged(counted, units), level=level, unit_names=names)
-        return grouped
+        return _replaced(self, **merged(counted, units), level=level, unit_names=names)
 
-    def normalize(self: Any, by: Literal["max", "sum"] = "max") -> "Explanation":
+    def normalize(self: _Explanation, by: Literal["max", "sum"] = "max") -> _Explanation:
         """Scores divided, step by step, by the largest absolute score or by the sum of absolute scores.
 
         A step without scores stays zero. The heatmaps of single layers are divided by the same numbers as their sum.
@@ -126,14 +124,13 @@ class Restated:
         total = size.amax(-1, keepdim=True) if by == "max" else size.sum(-1, keepdim=True)
         total = total.masked_fill(total == 0, 1)
         layers = self.layer_attributions
-        normalized: Explanation = dataclasses.replace(
+        return _replaced(
             self,
             attributions=self.attributions / total,
             layer_attributions=None if layers is None else layers / total,
         )
-        return normalized
 
-    def trace(self: Any) -> "Explanation":
+    def trace(self: _Explanation) -> _Explanation:
         """The same with heatmaps over the prompt only: what each generated token rests on there, also through earlier ones.
 
         An answer that first quotes or reasons rests on its own words, and these rest on the prompt. A row, without the first
@@ -154,5 +151,10 @@ class Restated:
             >>> explanation.trace().attributions.sum(-1).round(decimals=3)
             tensor([1., 1., 1., 1.])
         """
-        trace: Explanation = dataclasses.replace(self, attributions=traced(self), layer_attributions=None)
-        return trace
+        return _replaced(self, attributions=traced(self), layer_attributions=None)
+
+
+def _replaced(explanation: _Explanation, **fields: Any) -> _Explanation:
+    this: Any = explanation
+    found: _Explanation = dataclasses.replace(this, **fields)
+    return found
