@@ -60,7 +60,7 @@ def _ask_and_explain(folder: Path, color: bool) -> None:
 
     print(f"\nContext:  {CONTEXT}\nQuestion: {QUESTION}")
     print(f"Answer:   {explanation.answer}\n")
-    print("The sentences that it rests on, with their shares and their places in the text:\n")
+    print("The sentences that it rests on, with their shares and the places of their characters in the text:\n")
     print(explanation.sources("sentence", of="answer").render())
     print("\nEach word of the answer, and the words that contributed most to it, strongest first:\n")
     color = color or (sys.stdout.isatty() and "NO_COLOR" not in os.environ)
@@ -73,3 +73,4 @@ def _ask_and_explain(folder: Path, color: bool) -> None:
     print(f"\nGeneration alone took {generation_time:.2f} s, generation and explanation {both_time:.2f} s.")
     print(f"The token ids are {'the same' if generated[0].tolist() == explanation.token_ids else 'DIFFERENT'}.")
     print(f"Scores:   {tensors}\nReport:   {page} (open it in a browser)")
+    print("Yours:    gradellm explain MODEL --chat --prompt-file question.txt --sources --html answer.html")

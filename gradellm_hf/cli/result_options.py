@@ -21,7 +21,12 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> Any:
     """Adds the options; returns their group, for those of one command."""
     group = parser.add_argument_group("results")
     group.add_argument("--html", type=Path, metavar="FILE", help="write an interactive page, one file that needs no network")
-    group.add_argument("--png", type=Path, metavar="FILE", help="write a picture of the heatmap (also .pdf, .svg)")
+    group.add_argument(
+        "--png",
+        type=Path,
+        metavar="FILE",
+        help="write a picture (also .pdf, .svg): of the heatmap; with --sources, of the sources beside the words of the answer",
+    )
     group.add_argument("--save", type=Path, metavar="FILE", help="write the scores as .safetensors, for `gradellm show`")
     group.add_argument(
         "--sources", action="store_true", help="print what each sentence rests on: its strongest sources with their shares"
@@ -66,7 +71,12 @@ def write_results(
     """
     code = 0
     shown = explanation if options.units in (None, "token") else explanation.aggregate(options.units)
-    writers = ((options.save, explanation.save), (options.html, explanation.to_html), (options.png, shown.plot))
+    by = options.units or "sentence"
+
+    def draw(path: Path) -> None:
+        (explanation.sources(by, of="word") if options.sources else shown).plot(path)
+
+    writers = ((options.save, explanation.save), (options.html, explanation.to_html), (options.png, draw))
     for path, write in writers:
         if path is None:
             continue
@@ -80,7 +90,6 @@ def write_results(
         else:
             print(f"Wrote {path}", file=sys.stderr)
     if options.sources:
-        by = options.units or "sentence"
         sources, removals = explanation.sources(by), None if removal_test is None else removal_test(explanation, by)
         if options.json:
             print_json({**sources.to_dict(), **({} if removals is None else {"removals": removals.to_dict()})})

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,40 @@ def flash_trace() -> Method:
     return method
 
 
+def traced_routes(model: PreTrainedModel, token_ids: Tensor, prompt_length: int, result: int, hops: int) -> Tensor:
+    """Importance of each token for those from `result` on, also through the generated ones before these, `[hops + 1, S]`.
+
+    Args:
+        token_ids: A text without padding, `[1, S]`.
+        result: The position of the first token of the result.
+        hops: How often, at most, the generated tokens before it are replaced by what they rest on. The first row: never.
+
+    Raises:
+        GradELLMError: As for `flash_trace`.
+    """
+
+    def hop(core: Any, read: tuple[Any, ...]) -> Any:
+        found = core.compute_multi_hop_ifr(result, token_ids.shape[1] - 1, (prompt_length, result - 1), hops, *read)
+        return torch.stack([found.observation["base"], *found.observation["per_hop"]]).cumsum(0)
+
+    importance: Tensor = _run(model, token_ids, hop)
+    return importance
+
+
 def _routes(model: PreTrainedModel, token_ids: Tensor, prompt_length: int) -> Tensor:
     """Importance of each token for each generated one of a text without padding, `[N, S]`."""
-    core, dtype, length = _core(), model.dtype, token_ids.shape[1]
+
+    def each(core: Any, read: tuple[Any, ...]) -> Any:
+        found = core.compute_ifr_for_all_positions(*read, sink_range=(prompt_length, token_ids.shape[1] - 1))
+        return found.token_importance_matrix
+
+    importance: Tensor = _run(model, token_ids, each)
+    return importance
+
+
+def _run(model: PreTrainedModel, token_ids: Tensor, use: Callable[[Any, tuple[Any, ...]], Any]) -> Any:
+    """What `use` makes of the module `core` and of what its functions take first: the model as it read the text."""
+    core, dtype = _core(), model.dtype
     try:
         metadata = core.extract_model_metadata(model)
         cache, hooks = core.attach_hooks(metadata.layers, dtype)
@@ -64,18 +96,13 @@ def _routes(model: PreTrainedModel, token_ids: Tensor, prompt_length: int) -> Te
             for hook in hooks:
                 hook.remove()
         sizes = {name: getattr(metadata, name) for name in _SIZES}
-        parameters = core.IFRParameters(sequence_length=length, model_dtype=dtype, **sizes, **_CHUNKS)
-        weights = core.build_weight_pack(metadata, dtype)
-        found = core.compute_ifr_for_all_positions(
-            cache, out.attentions, weights, parameters, sink_range=(prompt_length, length - 1)
-        )
+        parameters = core.IFRParameters(sequence_length=token_ids.shape[1], model_dtype=dtype, **sizes, **_CHUNKS)
+        return use(core, (cache, out.attentions, core.build_weight_pack(metadata, dtype), parameters))
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise GradELLMError(
             f"flashtrace failed on `{model.config.model_type}`: {type(error).__name__}: {error}. It knows models that are "
             "built as Llama and Qwen are."
         ) from error
-    importance: Tensor = found.token_importance_matrix
-    return importance
 
 
 _SIZES = ("n_layers", "n_heads_q", "n_kv_heads", "head_dim", "group_size", "d_model")

@@ -1,11 +1,13 @@
-"""An explanation as JSON values."""
+"""An explanation as values for other programs: JSON, text with numbers."""
 
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
 from ..checks.arguments import whole_number
 from ..text.readable import Readable, explained_rows
 from ..text.shares import counted_scores, ignored_positions, kinds, shares
+from .sources import Source
 
 
 def described(explanation: Readable, top: int) -> dict[str, Any]:
@@ -60,6 +62,16 @@ def described(explanation: Readable, top: int) -> dict[str, Any]:
         "layers": explanation.layers,
         "steps": steps,
     }
+
+
+def highlighted(text: str, sources: Sequence[Source]) -> list[tuple[str, float | None]]:
+    """See `Explanation.to_highlighted_text`."""
+    pieces: list[tuple[str, float | None]] = []
+    at = 0
+    for source in sorted(sources, key=lambda source: source.start):
+        pieces += [(text[at : source.start], None), (text[source.start : source.end], source.share)]
+        at = source.end
+    return [piece for piece in [*pieces, (text[at:], None)] if piece[0]]
 
 
 def _rounded(value: float) -> float:

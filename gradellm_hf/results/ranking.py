@@ -14,7 +14,6 @@ from ..text.owners import segments_of, stretches
 from ..text.readable import Level, Readable, explained_rows
 from ..text.shares import Kind, checked_ignore, counted_scores, ignored_positions, left_out, shares
 from ..text.units import Spans, Unit, span_ranges, unit_names, unit_ranges
-from .rows import without_zeros
 from .sources import Part, Source, Sources
 
 Of = Literal["answer", "segment", "paragraph", "sentence", "word", "token"]
@@ -29,10 +28,7 @@ def find_sources(explanation: Readable, by: Level | Spans, of: Of, k: int | None
     units, parts = _candidates(explanation, by, ignore), _parts(explanation, of)
     ignored = ignored_positions(explanation, ignore)
     candidates = _covered([unit for unit, _ in units], len(ignored)) & ~ignored
-    known = explained_rows(explanation)
-    scores = without_zeros(explanation.attributions, known)
-    counted = counted_scores(scores, candidates)
-    by_unit = torch.stack([counted[:, start:end].sum(-1) for (start, end), _ in units], dim=-1) if units else counted[:, :0]
+    known = [explanation.prompt_length + row for row in explained_rows(explanation)]
 
     def text_of(start: int, end: int) -> tuple[str, int, int]:
         text = explanation.text[offsets[start] : offsets[end]]
@@ -40,15 +36,18 @@ def find_sources(explanation: Readable, by: Level | Spans, of: Of, k: int | None
         return text.strip(), first, max(first, offsets[end] - len(text) + len(text.rstrip()))
 
     def part(unit: Unit, name: str | None) -> Part:
-        rows = slice(*(bisect_left(known, place - explanation.prompt_length) for place in unit))
-        share = shares(by_unit[rows].sum(0))
+        rows = torch.tensor(known[bisect_left(known, unit[0]) : bisect_left(known, unit[1])]) - explanation.prompt_length
+        scores = explanation.attributions[rows]
+        counted = counted_scores(scores, candidates, together=True)
+        total = counted.sum(0)
+        share = shares(torch.stack([total[start:end].sum() for (start, end), _ in units]) if units else total[:0])
         order = share.abs().argsort(descending=True, stable=True)[:most].tolist()
         return Part(
             name,
             *text_of(*unit),
-            probability=explanation.token_probabilities[known[rows]].prod().item(),
+            probability=explanation.token_probabilities[rows].prod().item(),
             sources=[Source(units[i][1], *text_of(*units[i][0]), share=share[i].item()) for i in order if share[i] != 0],
-            ignored=left_out(explanation, scores[rows], candidates, counted[rows]),
+            ignored=left_out(explanation, scores, candidates, counted),
         )
 
     return Sources([part(*named) for named in parts], by=by if isinstance(by, str) else "span", of=of, foil=explanation.foil)

@@ -52,7 +52,7 @@ class Part:
         sources: Strongest first. The shares of all sources add up to 1.
         ignored: What is no source, by kind, as shares of all scores of the part: `"special"`, `"template"`, `"sink"` and
             `"own"` (see `Explanation.sources`), `"content"` (the rest of the prompt, if the sources are spans) and `"weak"`
-            (below a fifth of the largest score of a generated token). What they do not hold is what the shares are shares of.
+            (below a fifth of the part's largest score). What they do not hold is what the shares are shares of.
     """
 
     name: str | None
@@ -201,10 +201,15 @@ class Sources(Sequence[Part]):
 
 
 def shortened(text: str, longest: int = _LONGEST) -> str:
-    """The text in one line; of a long one the beginning and the end."""
+    """The text in one line; of a long one the beginning and the end, in whole words where these are not too long."""
     text = " ".join(text.split())
+    if len(text) <= longest:
+        return text
     half = (longest - 3) // 2
-    return text if len(text) <= longest else f"{text[:half].rstrip()} \u2026 {text[-half:].lstrip()}"
+    begin, end = text[: half + 1], text[-half - 1 :]
+    begin = begin[: begin.rfind(" ")] if " " in begin[half // 2 :] else begin[:half]
+    end = end[end.find(" ") + 1 :] if " " in end[: half // 2] else end[1:]
+    return f"{begin} \u2026 {end}"
 
 
 def _lines(part: Part, top: int) -> Iterator[str]:

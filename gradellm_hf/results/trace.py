@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..errors import InvalidInputError
 from ..text.readable import Readable, explained_rows
+from ..text.shares import counted_scores, shares
 
 
 def traced(explanation: Readable) -> Tensor:
@@ -25,10 +26,8 @@ def traced(explanation: Readable) -> Tensor:
             "without `steps`, or from the first step on: `steps=slice(0, 100)`."
         )
     border = explanation.prompt_length
-    rows = explanation.attributions.to(torch.float64, copy=True)
-    rows[:, :1] = 0  # the sink holds most of many rows, and says nothing
-    total = rows.abs().sum(-1, keepdim=True)
-    rows = rows / total.masked_fill(total == 0, 1)
+    is_sink = torch.arange(len(explanation.tokens)) == 0  # it holds most of many rows, and says nothing
+    rows = shares(counted_scores(explanation.attributions.double(), ~is_sink))
     from_prompt, from_generated = rows[:, :border], rows[:, border:]
     identity = torch.eye(len(rows), dtype=rows.dtype)
     rested = torch.linalg.solve_triangular(identity - from_generated.tril(-1), from_prompt, upper=False, unitriangular=True)

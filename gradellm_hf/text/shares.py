@@ -1,7 +1,8 @@
 """What counts as a source, and which share of an answer rests on it: the one definition that everything shows.
 
 The share of a source is its score over the sum of the scores of all candidate sources. Candidates are all positions but those
-that are ignored. Scores of a row that are small beside its largest are noise that adds up over a long text, and do not count.
+that are ignored. Scores that are small beside the largest of the part of the answer are noise that adds up over a long text,
+and do not count.
 """
 
 import warnings
@@ -21,7 +22,7 @@ Kind = Literal["special", "template", "sink", "own"]
 IGNORED: tuple[Kind, ...] = get_args(Kind)
 #: What is left out when scores are added up.
 IGNORED_IN_SUMS: tuple[Kind, ...] = ("sink",)
-#: A score counts if it is at least this share of the largest in its row.
+#: A score counts if it is at least this share of the largest of the part of the answer that it is of.
 THRESHOLD = 0.2
 _CONTENT = "content"
 _WEAK = "weak"
@@ -78,16 +79,19 @@ def ignored_positions(explanation: Readable, ignore: Collection[Kind] | None = I
     return torch.tensor([kind in leave_out for kind in kinds(explanation)], dtype=torch.bool)
 
 
-def counted_scores(scores: Tensor, candidates: Tensor, threshold: float = THRESHOLD) -> Tensor:
-    """The scores that count, `[N, S]`: 0 at what is no candidate, and where one is small beside its row's largest.
+def counted_scores(scores: Tensor, candidates: Tensor, threshold: float = THRESHOLD, *, together: bool = False) -> Tensor:
+    """The scores that count, `[N, S]`: 0 at what is no candidate, and where one is small beside the largest.
 
     Args:
         candidates: `[S]` bool.
-        threshold: What is smaller than this share of a row's largest does not count.
+        threshold: What is smaller than this share of the largest does not count.
+        together: Whether all rows are one part of the answer, and share the largest. False: each row is a part.
     """
     scores = scores.masked_fill(~candidates, 0)
+    if not scores.numel():
+        return scores
     size = scores.abs()
-    return scores.masked_fill(size < threshold * size.amax(-1, keepdim=True), 0) if scores.numel() else scores
+    return scores.masked_fill(size < threshold * (size.max() if together else size.amax(-1, keepdim=True)), 0)
 
 
 def shares(scores: Tensor) -> Tensor:
@@ -105,8 +109,7 @@ def left_out(explanation: Readable, scores: Tensor, candidates: Tensor, counted:
         counted: What `counted_scores` made of them, `[M, S]`.
 
     Returns:
-        Above 0 only. `"content"`: the rest of the prompt, if the sources are spans. `"weak"`: what is small beside its row's
-        largest.
+        Above 0 only. `"content"`: the rest of the prompt, if the sources are spans. `"weak"`: what is small beside the largest.
     """
     size = scores.abs().sum(0)
     found: dict[str, float] = {}

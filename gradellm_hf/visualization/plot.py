@@ -156,7 +156,9 @@ def draw_shares(
     notes += [f"({listed(ignored)})".replace(" %", "\u00a0%")] if ignored else []
     note = "\n".join(_wrapped(line, 12 * width) for line in notes)
     lines = (heading + "\n" + note).count("\n") + 1
-    below = 0.5 + _LETTER * max(map(cell_width, column_labels)) + _LINE * lines
+    longest = _LETTER * max(map(cell_width, column_labels))
+    is_level = longest <= (width - beside) / num_columns  # there is room for the labels of columns side by side
+    below = 0.5 + (_LINE if is_level else longest) + _LINE * lines
     height = min(_LARGEST, max(_LOWEST, below + cell_y * num_rows))
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
@@ -174,7 +176,7 @@ def draw_shares(
     for axis, texts, room in ((axes.xaxis, column_labels, width - beside), (axes.yaxis, row_labels, height - below)):
         every = -(-len(texts) // max(1, round(room / _LABEL_ROOM)))
         axis.set_ticks(range(0, len(texts), every), texts[::every], fontsize=7, family=fonts, parse_math=False)
-    axes.tick_params(axis="x", rotation=90, length=2)
+    axes.tick_params(axis="x", rotation=0 if is_level else 90, length=2)
     axes.tick_params(axis="y", length=2)
     axes.set_ylabel(axis_labels[0], fontsize=8)
     axes.set_xlabel(axis_labels[1], fontsize=8)

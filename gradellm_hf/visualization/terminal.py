@@ -7,7 +7,7 @@ import torch
 
 from ..checks.arguments import whole_number
 from ..text.readable import Readable, explained_rows
-from ..text.shares import IGNORED, Kind, as_ignore, counted_scores, ignored_positions, left_out, shares
+from ..text.shares import IGNORED, Kind, as_ignore, checked_ignore, counted_scores, ignored_positions, left_out, shares
 
 # Backgrounds of one hue from faint to strong (xterm's 256 colours), each with a foreground that stands out against it.
 _SHADES = ((16, 195), (16, 153), (16, 117), (16, 75), (231, 25), (231, 18))
@@ -43,7 +43,7 @@ def render(
         top: How many sources to name. Sources with the share 0 are not named.
         color: Shade each source by its score, relative to the line's highest. For terminals with 256 colours. False: write the
             share behind it.
-        ignore: What is no source; see `Explanation.sources`.
+        ignore: What is no source; see `Explanation.sources`. Ignored special tokens get no line, either.
         include_special: The old form of `ignore=()`, for one more release; False: of `ignore=["special"]`.
 
     Returns:
@@ -60,17 +60,20 @@ def render(
     top = whole_number("top", top, 0)
     border, names = explanation.prompt_length, explanation.unit_names or [None] * len(explanation.tokens)
     texts = [visible(name or token) for name, token in zip(names, explanation.tokens)]
-    width = max((cell_width(texts[border + n]) for n in explained_rows(explanation)), default=0)
-    candidates = ~ignored_positions(explanation, as_ignore(include_special, ignore))
+    left_aside = checked_ignore(as_ignore(include_special, ignore))
+    candidates = ~ignored_positions(explanation, left_aside)
+    known = [border + row for row in explained_rows(explanation)]
+    written = [i for i in known if not (explanation.special[i] and "special" in left_aside)]
+    width = max((cell_width(texts[i]) for i in written), default=0)
     own = torch.eye(len(explanation.tokens), dtype=torch.bool)[border:]  # a larger unit rests on itself, too
     scores = explanation.attributions.masked_fill(own, 0)
     counted = counted_scores(scores, candidates)
-    lines, share, known = [], shares(counted), explained_rows(explanation)
-    for head, row in ((texts[border + n], share[n]) for n in known):
+    lines = []
+    for i, row in zip(written, shares(counted)[[i - border for i in written]]):
+        head = texts[i]
         order = row.abs().argsort(descending=True, stable=True)[:top].tolist()
-        strongest = [i for i in order if row[i] != 0]
         highest = row.abs().max().item()
-        parts = [_part(texts[i], row[i].item(), highest, color) for i in strongest]
+        parts = [_part(texts[source], row[source].item(), highest, color) for source in order if row[source] != 0]
         head = head + " " * (width - cell_width(head))
         lines.append(f"{_BOLD + head + _RESET if color else head}  {(' ' if color else '  ').join(parts)}".rstrip())
     missing = left_out(explanation, scores, candidates, counted)

@@ -1,6 +1,7 @@
 """`gradellm explain` and `show`: sources, levels, spans, foils, and chats as they are."""
 
 import json
+import re
 
 import pytest
 
@@ -52,6 +53,23 @@ def test_sources_by_level_and_by_spans(folder, explainer, capsys, tmp_path):
     assert json.loads(printed(capsys, "show", str(saved), "--sources", "--json"))["by"] == "sentence"
 
 
+def test_the_picture_of_sources_has_them_beside_the_words_of_the_answer(folder, explainer, capsys, tmp_path):
+    explanation = explainer.explain(PROMPT, max_new_tokens=3, do_sample=False)
+    picture, expected = tmp_path / "sources.svg", tmp_path / "expected.svg"
+    call = ["explain", folder, "--prompt", PROMPT, *SHORT, "--png", str(picture)]
+    printed(capsys, *call, "--sources")
+    assert "source sentence" in _labels(picture)
+    assert "word of the answer" in _labels(picture)
+    printed(capsys, *call)
+    explanation.plot(expected)
+    assert _labels(picture) == _labels(expected)
+
+
+def _labels(picture):
+    """The texts of an SVG, which matplotlib writes as comments beside their outlines."""
+    return re.findall(r"<!-- (.*?) -->", picture.read_text())
+
+
 def test_what_is_lost_without_the_strongest_source_stands_beside_the_shares(folder, explainer, capsys, tmp_path):
     explanation = explainer.explain(PROMPT, max_new_tokens=3, do_sample=False)
     call = ["explain", folder, "--prompt", PROMPT, *SHORT, "--sources", "--removal-test"]
@@ -100,6 +118,8 @@ def test_the_chats_of_a_dataset_have_the_same_options(folder, capsys, tmp_path):
     printed(capsys, *call, *options)
     (explanation,) = load_dataset_explanations(tmp_path / "job")
     assert [segment["name"] for segment in explanation.segments] == ["tool: weather", "1. user"]
+    shown = ["show", str(tmp_path / "job"), "--row", "0", "--sources", "--level", "message"]
+    assert printed(capsys, *shown) == explanation.sources("message").render()
     with pytest.raises(SystemExit):
         main([*call, *options, "--generate", '{"tools": []}'])
     assert "--tools and --generate both say `tools`" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 from gradellm_hf import GradELLMError
 from gradellm_hf.architecture.plain_attention import attention_implementation
 from gradellm_hf.methods import flash_trace, gim, input_x_gradient
-from gradellm_hf.methods.flashtrace_adapter import _core
+from gradellm_hf.methods.flashtrace_adapter import _core, traced_routes
 from tests.support.small_llama import padded_prompts, random_ids, small_llama
 from tests.support.tiny_models import tiny_model
 from tests.support.tiny_tokenizers import byte_level_bpe
@@ -75,6 +75,16 @@ def test_the_routes_are_those_of_the_package_for_each_token():
     for step in range(3):
         whole = core.compute_ifr_for_position(6 + step, cache, attentions, pack, parameters).token_importance_total
         torch.testing.assert_close(found[0, step, : 6 + step], whole[: 6 + step], rtol=1e-4, atol=1e-6)
+
+
+def test_a_hop_adds_what_the_text_before_the_result_rests_on_in_the_prompt():
+    needs("flashtrace")
+    model, ids = tiny_model("llama", dtype=torch.float32), torch.arange(9)[None] + 3
+    none, one, two = traced_routes(model, ids, 5, 7, 2)
+    for hop in (none, one, two):
+        assert not hop[5:].any()
+    assert (one[:5] > none[:5]).all()
+    assert (two - one).sum() < (one - none).sum()
 
 
 def test_a_model_that_flashtrace_does_not_know_is_named():

@@ -38,6 +38,29 @@ def test_options_of_the_template_reach_it(explainer):
     assert explanation.sources("message", of="segment")[0].name == "thinking"
 
 
+def test_an_answer_that_thinks_and_calls_a_tool_is_explained_by_message_and_segment(explainer):
+    tool = {"type": "function", "function": {"name": "weather", "description": "Of a city."}}
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    chat = [
+        {"role": "user", "content": "Rain in Oslo?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "Sun."},
+    ]
+    target = "<think>\nSo no rain.\n</think>\n\nNo. <tool_call>{}</tool_call>"
+    explanation = explainer.explain(chat, target, chat_template=CHATML, tools=[tool])
+    parts = explanation.sources("message", of="segment")
+    assert [(part.name, part.text) for part in parts] == [("thinking", "So no rain."), ("answer", "No."), ("tool call", "{}")]
+    messages = {"tool: weather", "1. user", "2. assistant", "3. tool"}
+    for part in parts:
+        assert {source.name for source in part.sources} <= messages
+        assert sum(source.share for source in part.sources) == pytest.approx(1)
+    assert {source.name for source in explanation.sources("message", of="answer")[0].sources} == messages
+    grouped = explanation.aggregate("message")
+    written = grouped.unit_names[grouped.prompt_length :]
+    assert [name for name in written if name] == ["thinking", "answer", "tool call"]
+    assert grouped.attributions[written.index("answer"), grouped.prompt_length + written.index("thinking")] > 0
+
+
 def test_streaming_gives_what_explaining_gives(explainer):
     whole = explainer.explain(CHAT, chat_template=CHATML, **GREEDY)
     for step in explainer.stream(CHAT, chat_template=CHATML, **GREEDY):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gradellm_hf import Explanation, InvalidInputError
+from gradellm_hf.results.sources import shortened
 from tests.support.readable import made_up
 
 # A chat of two documents, as a template writes it: <s>user\n ... <e>bot\n ... <e>
@@ -68,10 +69,16 @@ def test_the_shares_of_a_part_add_up_to_one_with_what_is_ignored_beside_them():
                 assert 0 < sum(part.ignored.values()) < 1
 
 
-def test_small_scores_of_a_row_do_not_count_but_are_stated():
+def test_small_scores_of_a_part_do_not_count_but_are_stated():
     (part,) = chat(rows([0, 0, 0, 19, 1, 0, 0, 0, 5, 0, 0, 0, 0])).sources("word", of="answer")
     assert named(part) == {"Red": 0.7917, "dogs": 0.2083}
     assert part.ignored == pytest.approx({"weak": 0.04})
+
+
+def test_a_token_of_small_scores_has_sources_but_none_in_an_answer_of_large_ones():
+    explanation = chat(rows([0, 0, 0, 19, 0, 0, 0, 0, 5, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0]))
+    assert named(explanation.sources("word", "word")[1]) == {"Old": 1}
+    assert named(explanation.sources("word", "answer")[0]) == {"Red": 0.7917, "dogs": 0.2083}
 
 
 def test_parts_of_the_answer_are_without_special_tokens():
@@ -158,12 +165,31 @@ def test_long_sources_are_shortened_when_printed_and_whole_when_asked_for():
     assert len(explanation.sources("sentence", "answer")[0].sources[0].text) > 300
 
 
+def test_a_shortened_text_has_whole_words_unless_they_are_too_long():
+    assert shortened("one two three four five six", 20) == "one two \u2026 five six"
+    assert shortened("one   two\n", 20) == "one two"
+    assert shortened("x" * 50, 21) == f"{'x' * 9} \u2026 {'x' * 9}"
+    for longest in range(8, 60):
+        assert len(shortened("Every morning she takes her red boat to the harbour.", longest)) <= longest
+
+
 def test_they_are_json_and_a_table():
     sources = chat().sources({"cats": "Red cats."}, of="sentence")
     assert json.loads(sources.to_json()) == sources.to_dict()
     table = sources.to_dataframe()
     assert list(table.source) == ["cats"] * len(table)
     assert list(table.part) == [0, 1]
+
+
+def test_highlighted_text_is_all_of_the_text_in_pieces_with_the_shares_of_a_part():
+    explanation = chat(rows([], [0, 0, 0, 3, 2, 1, 0, 0, 4, 0, 0, 0, 0]))
+    pieces = explanation.to_highlighted_text("word", "word", part=1)
+    assert "".join(text for text, _ in pieces) == explanation.text
+    share = {text: round(value, 2) for text, value in pieces if value is not None}
+    assert share == {"Red": 0.3, "cats": 0.2, ".": 0.1, "dogs": 0.4}
+    assert explanation.to_highlighted_text("word", "word") == [(explanation.text, None)]
+    with pytest.raises(InvalidInputError, match="There is no part 4: the generated text has 4"):
+        explanation.to_highlighted_text("word", "word", part=4)
 
 
 def test_what_cannot_be_asked_is_refused():

@@ -1,0 +1,55 @@
+"""Whether the fields of an explanation fit together."""
+
+from typing import Any
+
+import torch
+
+from ..checks.arguments import numbers, whole_number
+from ..checks.schema import check, check_tensors, field_types
+from ..configuration import checked_config
+from ..errors import InvalidInputError
+from .files import TENSORS
+
+
+def checked_fields(explanation: Any) -> dict[str, Any]:
+    """The fields that an explanation keeps in one form, whatever it was given: `prompt_length` and the tensors.
+
+    Raises:
+        InvalidInputError: Shapes or texts do not fit together, or a score is not finite.
+    """
+    border = whole_number("prompt_length", explanation.prompt_length, 0)
+    for name, kind in field_types(type(explanation)).items():
+        if name not in (*TENSORS, "prompt_length", "explain_config"):
+            check(getattr(explanation, name), kind, f"`{name}`")
+    checked_config(explanation.explain_config)
+    length = len(explanation.tokens)
+    if border > length:
+        raise InvalidInputError(f"`prompt_length` is {border}, but there are {length} units.")
+    tensors = {
+        name: numbers(name, value, "a tensor of numbers").detach().to("cpu", torch.float32)
+        for name in TENSORS
+        if (value := getattr(explanation, name)) is not None
+    }
+    layers, names = explanation.layers, explanation.layer_names
+    sizes, sources = {"S": length, "N": length - border}, {"S": "`tokens`", "N": "`prompt_length`"}
+    if layers is not None:
+        sizes["L"], sources["L"] = len(layers), "`layers`"
+    check_tensors(tensors, TENSORS, sizes, sources)
+    if layers is not None and names is not None and len(layers) != len(names):
+        raise InvalidInputError(f"`layers` and `layer_names` differ in length: {layers}, {names}.")
+    for name in ("token_ids", "special", "unit_names"):
+        value = getattr(explanation, name)
+        if value is not None and len(value) != length:
+            raise InvalidInputError(f"`{name}` must have an entry for each of the {length} units, got {len(value)}.")
+    if explanation.explained is not None and len(explanation.explained) != sizes["N"]:
+        raise InvalidInputError(
+            f"`explained` must have an entry for each of the {sizes['N']} generated units, got {len(explanation.explained)}."
+        )
+    if "".join(explanation.tokens) != explanation.text:
+        raise InvalidInputError("`tokens` do not join to `text`.")
+    for segment in explanation.segments or []:
+        if not segment["start"] < segment["end"] <= len(explanation.text):
+            raise InvalidInputError(
+                f"`segments` hold {segment}, which is no stretch of a text of {len(explanation.text)} characters."
+            )
+    return {"prompt_length": border, **tensors}
