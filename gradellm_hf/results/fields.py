@@ -18,7 +18,8 @@ def checked_fields(explanation: Any) -> dict[str, Any]:
         InvalidInputError: Shapes or texts do not fit together, or a score is not finite.
     """
     border = whole_number("prompt_length", explanation.prompt_length, 0)
-    for name, kind in field_types(type(explanation)).items():
+    this: Any = type(explanation)
+    for name, kind in field_types(this).items():
         if name not in (*TENSORS, "prompt_length", "explain_config"):
             check(getattr(explanation, name), kind, f"`{name}`")
     checked_config(explanation.explain_config)
