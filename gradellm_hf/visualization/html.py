@@ -32,8 +32,8 @@ def report(
 ) -> str:
     """A self-contained, interactive page, ASCII only.
 
-    It opens on what the whole answer rests on, with the answer and its strongest sources beside the prompt. Point at a part of
-    the answer to see what that rests on; a click keeps it. A click on the prompt shows what it fed. Units, layers (if they
+    It opens on what the whole answer rests on, with the answer and its strongest sources beside the prompt. Point at a part
+    of the answer to see what that rests on; a click keeps it. A click on the prompt shows what it fed. Units, layers (if they
     were recorded) and what counts as a source are chosen on the page. The text of the explanation is data on the page, never
     markup. The page's content security policy lets nothing else run, and nothing load.
 
@@ -139,7 +139,7 @@ def _headings(first: Readable, second: Readable) -> list[str]:
     if all(models) and models[0] != models[1]:
         return [str(model) for model in models]
     if first.foil != second.foil:
-        return ["Why this?" if each.foil is None else f"Why not \u201c{each.foil.strip()}\u201d?" for each in (first, second)]
+        return ["As written" if each.foil is None else f"Why not \u201c{each.foil.strip()}\u201d?" for each in (first, second)]
     return ["First", "Second"]
 
 

@@ -1,8 +1,8 @@
 """Heatmaps as a page holds them: about a bit for each score of a long text, shares kept right.
 
 A row's scores are whole numbers relative to the largest score of its class, in `levels` steps. A score below a fifth of that
-never counts (`THRESHOLD`), whatever else may be a source. So it is 1 if it is at least a hundredth (weak), else 0 (nothing). Which
-scores count is the same as without rounding: where rounding would change it, a score moves by one step. Classes are the kinds
+never counts (`THRESHOLD`), whatever else may be a source. So it is 1 if it is at least a hundredth (weak), else 0 (nothing).
+Which scores count is the same as without rounding: where rounding would change it, a score moves by one step. Classes are the kinds
 of `text.shares.kinds`, so that a special token, which often holds most of a row, takes no resolution from the others. If there
 are spans, what is inside and outside of them are two classes.
 """
@@ -45,7 +45,7 @@ def packed(scores: Tensor, classes: Sequence[int], candidates: Iterable[Tensor],
         for start in range(0, num_steps, _ROWS)
     ]
     raw = b"".join(block[kind] for kind in range(3) for block in blocks)
-    return {"scores": base64.b64encode(zlib.compress(raw, 9)).decode(), "levels": levels}
+    return {"scores": base64.b64encode(zlib.compress(raw)).decode(), "levels": levels}
 
 
 def _rows(scores: Tensor, first: int, class_of: Tensor, candidates: list[Tensor], levels: int, own: bool) -> list[bytes]:

@@ -1,7 +1,7 @@
 """What a report knows of an explanation: the JSON that `web/scores.js` reads."""
 
 from collections.abc import Collection, Iterable, Iterator
-from itertools import accumulate
+from itertools import accumulate, groupby
 from typing import Any, Protocol
 
 import torch
@@ -130,11 +130,13 @@ def _kinds(explanation: Readable, spans: list[tuple[int, int]]) -> list[str]:
 
 def _marks(explanation: Readable) -> list[int]:
     """What is hidden unless asked for: special tokens, and what a template writes at the borders of messages."""
-    border = explanation.prompt_length
-    is_mark = [
-        special or (kind == "template" and (not token.strip() or token.strip() in _ROLES))
-        for special, kind, token in zip(explanation.special, kinds(explanation), explanation.tokens)
-    ]
+    border, is_mark = explanation.prompt_length, list(explanation.special)
+    for kind, run in groupby(range(len(is_mark)), kinds(explanation).__getitem__):
+        positions = list(run)
+        lines = "".join(explanation.tokens[i] for i in positions).splitlines()
+        if kind == "template" and all(line.strip() in ("", *_ROLES) for line in lines):
+            for i in positions:
+                is_mark[i] = True
     if all(is_mark[border:]):  # an answer of special tokens alone is shown
         is_mark[border:] = [False] * len(is_mark[border:])
     return [i for i, mark in enumerate(is_mark) if mark]

@@ -20,7 +20,7 @@ HOSTILE = [
 
 #: Fruit: nine tokens of a prompt, five of an answer.
 FRUIT = ["<s>", "One", " apple", ".", " Two", " pea", "rs", ".", "\n", " Three", " fi", "gs", ".", "</s>"]
-SPREAD = 2.0  # of the logarithms of scores
+SPREAD = 1.4  # of the logarithms of scores
 
 
 def explanation_of(tokens, prompt_length, *, special=None, num_layers=0, signed=False, seed=0, **more):
@@ -48,9 +48,11 @@ def explanation_of(tokens, prompt_length, *, special=None, num_layers=0, signed=
 def long_explanation(prompt_length, num_steps, num_layers=0):
     """Words with scores as real heatmaps have them: heavy tails, so that most are small beside their row's largest."""
     generator = torch.Generator().manual_seed(0)
-    words = [f" word{i % 97}" if i % 20 else " end." for i in range(prompt_length + num_steps)]
+    words = [f" Word{i % 97}" if i % 20 else " end." for i in range(prompt_length + num_steps)]
     shape = (num_steps, len(words))
-    layers = [torch.randn(shape, generator=generator).mul_(SPREAD).exp_().tril_(prompt_length - 1) for _ in range(num_layers or 1)]
+    layers = [
+        torch.randn(shape, generator=generator).mul_(SPREAD).exp_().tril_(prompt_length - 1) for _ in range(num_layers or 1)
+    ]
     return Explanation(
         tokens=words,
         token_ids=list(range(len(words))),

@@ -180,7 +180,23 @@ def test_named_spans_are_units_beside_words_and_keep_their_names():
 
 def chat():
     """A chat as a template writes it, with what the user said as segments, and an answer that thinks."""
-    tokens = ["<|start|>", "system", "\n", "Be", " brief", ".", "<|end|>", "\n", "<|start|>", "user", "\n", "Why", "?", "<|end|>", "\n"]
+    tokens = [
+        "<|start|>",
+        "system",
+        "\n",
+        "Be",
+        " brief",
+        ".",
+        "<|end|>",
+        "\n",
+        "<|start|>",
+        "user",
+        "\n",
+        "Why",
+        "?",
+        "<|end|>",
+        "\n",
+    ]
     tokens += ["<|start|>", "assistant", "\n", "<think>", " Hm", ".", "</think>", " So", "."]
     bounds = list(accumulate(map(len, tokens), initial=0))
     segments = [
@@ -197,7 +213,11 @@ def test_messages_are_units_and_the_marks_of_the_template_are_known():
     level = next(level for level in data["levels"] if level["name"] == "message")
     assert [name for name in level["names"] if name] == ["1. system", "2. user"]
     assert [segment["name"] for segment in data["segments"]] == ["1. system", "2. user", "thinking", "answer"]
-    assert "".join(explained.tokens[i] for i in data["marks"] if not explained.special[i]).split() == ["system", "user", "assistant"]
+    assert "".join(explained.tokens[i] for i in data["marks"] if not explained.special[i]).split() == [
+        "system",
+        "user",
+        "assistant",
+    ]
     whole = explained.sources("message", of="answer")[0]
     assert explained.text[whole.start : whole.end] == "Hm.</think> So."
     first, last = data["written"]
@@ -208,7 +228,7 @@ def test_two_explanations_stand_beside_each_other_under_what_tells_them_apart():
     first, second = explanation_of("abc", 2), explanation_of("abd", 2, signed=True, foil=" Canberra")
     page = Page(report(first, title="Both", compare=second))
     assert [data["tokens"] for data in page.all_data] == [list("abc"), list("abd")]
-    assert [data["heading"] for data in page.all_data] == ["Why this?", "Why not \u201cCanberra\u201d?"]
+    assert [data["heading"] for data in page.all_data] == ["As written", "Why not \u201cCanberra\u201d?"]
     assert page.all_data[1]["foil"] == " Canberra"
 
 

@@ -1,6 +1,6 @@
 // The list beside the text: what the selection rests on, strongest first, and what was measured.
 
-const RANKED = 8;
+const RANKED = 8, RANKED_LONG = 5, SHORT = 24;  // a long unit takes two lines of the list; a short one is shown with what is around it
 const KINDS = { special: "special tokens", template: "template", sink: "first position", own: "own text", outside: "other text", weak: "weak scores" };
 
 class Panel {
@@ -23,7 +23,12 @@ class Panel {
   }
 
   ranked(shares) {
-    return Array.from(shares.keys()).filter(u => shares[u] !== 0).sort((a, b) => Math.abs(shares[b]) - Math.abs(shares[a])).slice(0, RANKED);
+    return Array.from(shares.keys()).filter(u => shares[u] !== 0).sort((a, b) => Math.abs(shares[b]) - Math.abs(shares[a]))
+      .filter((u, k, all) => k < RANKED_LONG || (k < RANKED && all.slice(0, RANKED).every(v => this.isShort(this.text.units[v]))));
+  }
+
+  isShort({ text, name }) {
+    return text.trim().length < SHORT && !name;
   }
 
   subject(selection) {
@@ -60,14 +65,14 @@ class Panel {
 
   list(shares) {
     const { units } = this.text, ranked = this.ranked(shares), highest = ranked.length ? Math.abs(shares[ranked[0]]) : 1;
-    const around = (from, to) => oneLine(units.slice(from, to).filter(unit => !unit.isTemplate).map(unit => unit.text).join(""));
+    const around = (from, to) => shown(units.slice(from, to).filter(unit => !unit.isTemplate).map(unit => unit.text).join("").replace(/\s+/g, " "));
     this.rows.forEach((row, k) => {
       const u = ranked[k], unit = units[u];
       row.item.hidden = u === undefined;
       if (!unit) return;
       row.button.dataset.source = u;
-      const own = brief(unit.text), isShort = own.length < 24 && !unit.name;
-      row.before.data = isShort ? lastWords(around(Math.max(0, u - 4), u), 16) + (/^\s/.test(unit.text) ? " " : "") : "";
+      const own = brief(unit.text), isShort = this.isShort(unit);
+      row.before.data = isShort ? lastWords(around(Math.max(0, u - 5), u).trimStart(), 18) + (/^\s/.test(unit.text) ? " " : "") : "";
       row.name.textContent = unit.name ?? (isShort ? own : "");
       row.after.data = isShort ? around(u + 1, u + 6).slice(0, 32) : unit.name ? `  ${own}` : own;
       row.item.classList.toggle("long", !isShort);
