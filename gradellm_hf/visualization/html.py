@@ -39,7 +39,7 @@ def report(
 
     The shares are those of `Explanation.sources`, to within one percentage point (signed ones, which cancel, three): scores
     that count are rounded to 0.4 % of the largest of their row (of single layers: to 3.3 %), and which ones count is not changed
-    by that. Of the others the page knows whether they are weak or as good as nothing (below 1 %). The exact scores are in the
+    by that. Of the others the page knows whether they are weak or as good as nothing (below 1 %; 5 %). The exact scores are in the
     explanation.
 
     Args:

@@ -51,11 +51,14 @@ def unpacked(data, stored):
     num_kinds, length, border = len(data["kinds"]), len(data["tokens"]), data["promptLength"]
     num_steps = length - border
     scale = struct.unpack_from(f"<{num_steps * num_kinds}f", raw)
-    values = iter(struct.unpack_from(f"<{len(raw) - 8 * len(scale)}b", raw, 8 * len(scale)))
+    places = [(step, i) for step in range(num_steps) for i in range(border + step + data["own"])]
+    bits, values = raw[8 * len(scale) :], iter(raw[8 * len(scale) + -(-len(places) // 8) :])
     heatmap = torch.zeros(num_steps, length)
-    for step in range(num_steps):
-        for i in range(border + step + data["own"]):
-            heatmap[step, i] = next(values) / stored["levels"] * scale[step * num_kinds + data["classes"][i]]
+    for k, (step, i) in enumerate(places):
+        if bits[k // 8] & 1 << k % 8:
+            value = next(values)
+            value -= 256 * (value > 127)
+            heatmap[step, i] = value / stored["levels"] * scale[step * num_kinds + data["classes"][i]]
     assert next(values, None) is None
     return heatmap
 
@@ -79,9 +82,9 @@ def test_the_page_holds_the_scores_to_within_their_quantisation(signed):
     explained = explanation_of("abcdefg", 4, special=special, num_layers=2, signed=signed)
     data = Page(report(explained)).data
     assert data["signed"] is signed
-    for stored, scores in [
-        (data["summed"], explained.attributions),
-        *zip(data["layers"], explained.layer_attributions),
+    for stored, scores, weak in [
+        (data["summed"], explained.attributions, 0.01),
+        *zip(data["layers"], explained.layer_attributions, [0.05, 0.05]),
     ]:
         shown = unpacked(data, stored)
         for kind in range(len(data["kinds"])):  # special tokens do not cost the others their resolution
@@ -90,9 +93,9 @@ def test_the_page_holds_the_scores_to_within_their_quantisation(signed):
             relative = size / size.amax(1, keepdim=True).clamp_min(1e-9)
             error = (shown - scores)[:, columns].abs() / size.amax(1, keepdim=True).clamp_min(1e-9)
             assert error[relative >= 0.2].max() <= 0.501 / stored["levels"]
-            is_weak = (relative >= 0.01) & (relative < 0.2)
+            is_weak = (relative >= weak) & (relative < 0.2)
             assert shown[:, columns][is_weak].ne(0).all()
-            assert shown[:, columns][relative < 0.01].eq(0).all()
+            assert shown[:, columns][relative < weak].eq(0).all()
 
 
 @pytest.mark.parametrize("signed", [False, True])

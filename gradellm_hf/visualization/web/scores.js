@@ -52,7 +52,7 @@ class Explained {
   }
 }
 
-// Signed bytes, row after row, relative to the largest score of each row and class of tokens.
+// Signed bytes, row after row, relative to the largest score of each row and class of tokens; `packed.py` describes the buffer.
 class Heatmap {
   static async unpack(explained, { scores, levels }) {
     const bytes = Uint8Array.from(atob(scores), c => c.charCodeAt(0));
@@ -65,7 +65,9 @@ class Heatmap {
     this.explained = explained;
     this.step = Float64Array.from(new Float32Array(buffer, 0, size), x => x / levels);
     this.totals = new Float32Array(buffer, 4 * size, size);
-    this.quantised = new Int8Array(buffer, 8 * size);
+    this.quantised = new Int8Array(explained.rowStart(explained.numSteps));
+    const bits = new Uint8Array(buffer, 8 * size), values = new Int8Array(buffer, 8 * size + Math.ceil(this.quantised.length / 8));
+    for (let k = 0, next = 0; k < this.quantised.length; k++) if (bits[k >> 3] >> (k & 7) & 1) this.quantised[k] = values[next++];
     this.highest = new Map();
   }
 
