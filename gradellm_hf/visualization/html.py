@@ -33,14 +33,14 @@ def report(
     """A self-contained, interactive page, ASCII only.
 
     It opens on what the whole answer rests on, with the answer and its strongest sources beside the prompt. Point at a part
-    of the answer to see what that rests on; a click keeps it. A click on the prompt shows what it fed. Units, layers (if they
-    were recorded) and what counts as a source are chosen on the page. The text of the explanation is data on the page, never
-    markup. The page's content security policy lets nothing else run, and nothing load.
+    of the answer to see what that rests on; a click keeps it. A click on the prompt shows what it fed. Units, layers (if
+    recorded) and what counts as a source are chosen on the page. The text of the explanation is data on the page, never markup.
+    The page's content security policy lets nothing else run, and nothing load.
 
     The shares are those of `Explanation.sources`, to within one percentage point (signed ones, which cancel, three): scores
-    that count are rounded to 0.4 % of the largest of their row (of single layers: to 3.3 %), and which ones count is not changed
-    by that. Of the others the page knows whether they are weak or as good as nothing (below 1 %; 5 %). The exact scores are in the
-    explanation.
+    that count are rounded to 0.4 % of the largest of their row (of single layers: to 3.3 %), and which ones count is not
+    changed by that. Of the others the page knows whether they are weak or as good as nothing (below 1 %; 5 %). The exact scores
+    are in the explanation.
 
     Args:
         explanation: What to show.

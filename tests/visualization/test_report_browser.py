@@ -173,10 +173,9 @@ def test_a_click_pins_and_a_second_click_unpins(page):
 def test_a_prompt_token_shows_which_parts_of_the_answer_it_fed(page, explained):
     unit(page, 2).click()
     assert question(page) == "\u201capple\u201d fed"
-    found = {}
-    for u, part in zip(range(9, 13), explained.sources("token", of="token")):
-        found.update({u: source.share for source in part.sources if source.text == "apple"})
-    assert strongest(page) == sorted(found, key=found.get, reverse=True)
+    parts = zip(range(9, 13), explained.sources("token", of="token"))
+    fed = [(source.share, u) for u, part in parts for source in part.sources if source.text == "apple"]
+    assert strongest(page) == [u for _, u in sorted(fed, reverse=True)]
     assert all(u >= 9 for u in shades(page))
 
 

@@ -49,7 +49,7 @@ class Panel {
     this.list(shares);
     const rest = this.ranked(shares).length ? "" : selection?.reverse ? "Nothing counts it as a source." : "No source has a share.";
     this.$("left-out").textContent = rest || (selection?.reverse || !leftOut.length ? ""
-      : `Not counted: ${leftOut.map(([kind, share]) => `${KINDS[kind]} ${percent(share)}`).join(", ")}.`);
+      : `Not counted: ${leftOut.map(([kind, share]) => `${KINDS[kind]} ${percent(share).replace(" ", "\u00a0")}`).join(", ")}.`);
     this.$("turn").hidden = !selection?.pinned || !chosen[0].generated || chosen.at(-1).last >= explained.numTokens;
     this.$("turn").textContent = selection?.reverse ? "What it rests on" : "What it fed";
     this.measured(selection);
@@ -72,9 +72,9 @@ class Panel {
       if (!unit) return;
       row.button.dataset.source = u;
       const own = brief(unit.text), isShort = this.isShort(unit);
-      row.before.data = isShort ? lastWords(around(Math.max(0, u - 5), u).trimStart(), 18) + (/^\s/.test(unit.text) ? " " : "") : "";
+      row.before.data = isShort ? lastWords(around(Math.max(0, u - 5), u).replace(/^[\s.,:;!?]+/, ""), 18) + (/^\s/.test(unit.text) ? " " : "") : "";
       row.name.textContent = unit.name ?? (isShort ? own : "");
-      row.after.data = isShort ? around(u + 1, u + 6).slice(0, 32) : unit.name ? `  ${own}` : own;
+      row.after.data = isShort ? around(u + 1, u + 6).slice(0, 32) : `${unit.name ? "  " : ""}${oneLine(unit.text).trim().slice(0, 300)}`;
       row.item.classList.toggle("long", !isShort);
       row.home.textContent = this.text.home(unit);
       row.share.textContent = percent(shares[u]);
