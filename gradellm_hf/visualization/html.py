@@ -154,7 +154,7 @@ def _facts(explanation: Readable) -> str:
 
 
 def _resource(name: str) -> str:
-    return files(__package__).joinpath("web", name).read_text(encoding="utf-8")
+    return (files(__package__) / "web" / name).read_text(encoding="utf-8")
 
 
 def _hash(content: str) -> str:

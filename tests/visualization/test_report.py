@@ -1,6 +1,7 @@
 """The report without a browser: what is in the file, and that nothing of the text can act there."""
 
 import base64
+import dataclasses
 import json
 import re
 import struct
@@ -110,6 +111,19 @@ def test_the_shares_of_the_page_are_those_of_sources(signed, by):
             assert {source.start for source in exact.sources} == found.keys()
             for source in exact.sources:
                 assert abs(found[source.start] - source.share) < (0.03 if signed else 0.01)
+
+
+def test_rounding_makes_no_score_count_and_keeps_none_from_it():
+    explained = explanation_of("abcdef", 5)
+    explained = dataclasses.replace(explained, attributions=torch.tensor([[9.0, 10, 1.99, 2.01, 0.2, 0]]))
+    shown = as_shown(Page(report(explained)).data)
+    for found in (explained, shown):
+        assert [source.text for source in found.sources("token")[0].sources] == ["b", "d"]
+    spans = {"weak": (2, 5)}
+    inside = dataclasses.replace(explained, attributions=torch.tensor([[9.0, 10, 2, 0.399, 0.401, 0]]))
+    seen = as_shown(Page(report(inside, spans=spans)).data).sources(spans)[0]
+    assert seen.sources[0].share == 1
+    assert seen.ignored["weak"] == pytest.approx(inside.sources(spans)[0].ignored["weak"], abs=0.02)
 
 
 def test_the_sums_of_what_is_not_counted_are_exact():
