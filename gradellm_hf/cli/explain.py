@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_result_arguments(parser).add_argument(
         "--removal-test",
         action="store_true",
-        help="with --sources: also what each sentence loses when its strongest source is taken out of the prompt, measured",
+        help="with --sources or --html: also what each sentence loses when its strongest source is taken out, measured",
     )
 
 
@@ -82,8 +82,8 @@ def run(options: argparse.Namespace) -> int:
     generate_kwargs = _generate_kwargs(options)
     if options.steps is not None and options.foil is not None:
         raise wrong("--foil explains one step, the first at which both differ: leave --steps out")
-    if options.removal_test and not options.sources:
-        raise wrong("--removal-test needs --sources")
+    if options.removal_test and not (options.sources or options.html):
+        raise wrong("--removal-test needs --sources or --html")
     check_results(options, **{"--prompt-file": None if options.prompt_file in (None, "-") else Path(options.prompt_file)})
     prompt = _prompt(options)
     template = chat_options(options, is_chat=not isinstance(prompt, str))

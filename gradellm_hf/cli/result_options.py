@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,11 +73,13 @@ def write_results(
     code = 0
     shown = explanation if options.units in (None, "token") else explanation.aggregate(options.units)
     by = options.units or "sentence"
+    removals = None if removal_test is None else removal_test(explanation, by)
+    page = partial(explanation.to_html, spans=by if isinstance(by, dict) else None, removals=removals)
 
     def draw(path: Path) -> None:
         (explanation.sources(by, of="word") if options.sources else shown).plot(path)
 
-    writers = ((options.save, explanation.save), (options.html, explanation.to_html), (options.png, draw))
+    writers = ((options.save, explanation.save), (options.html, page), (options.png, draw))
     for path, write in writers:
         if path is None:
             continue
@@ -90,7 +93,7 @@ def write_results(
         else:
             print(f"Wrote {path}", file=sys.stderr)
     if options.sources:
-        sources, removals = explanation.sources(by), None if removal_test is None else removal_test(explanation, by)
+        sources = explanation.sources(by)
         if options.json:
             print_json({**sources.to_dict(), **({} if removals is None else {"removals": removals.to_dict()})})
         else:

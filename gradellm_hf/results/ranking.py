@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..checks.arguments import choice, whole_number
 from ..errors import InvalidInputError
-from ..text.owners import segments_of, stretches
+from ..text.owners import segments_of, stretches, written_range
 from ..text.readable import Level, Readable, explained_rows
 from ..text.shares import Kind, checked_ignore, counted_scores, ignored_positions, left_out, shares
 from ..text.units import Spans, Unit, span_ranges, unit_names, unit_ranges
@@ -94,10 +94,10 @@ def _parts(explanation: Readable, of: Of) -> _Named:
 def _written_parts(explanation: Readable, of: Of) -> _Named:
     """The parts of the generated text. Special tokens, tags and the white space around them are in none of them."""
     border = explanation.prompt_length
-    segments, owner = segments_of(explanation), stretches(explanation)
-    written = [i for i, part in enumerate(owner) if i >= border and part is not None and part >= 0]
     if of == "answer":
-        return [((written[0], written[-1] + 1), None)] if written else []
+        whole = written_range(explanation)
+        return [] if whole is None else [(whole, None)]
+    segments, owner = segments_of(explanation), stretches(explanation)
     units = unit_ranges(explanation, "message" if of == "segment" else of)
     return [
         (unit, segments[number]["name"])

@@ -31,14 +31,15 @@ class Shown:
 
         Args:
             path: The file to write.
-            **options: As for `report`: the title.
+            **options: As for `report`: `title`, `spans`, `ignore`, `removals`, `compare`, `fragment`.
 
         Raises:
-            InvalidInputError: The title is no text.
+            InvalidInputError: An option is not usable.
             OSError: The file cannot be written.
 
         Examples:
             >>> page = explanation.to_html("answer.html", title="Where is Rome?")
+            >>> by_sentence = explanation.to_html(compare=explanation.aggregate("sentence"))
         """
         from ..visualization.html import report
 

@@ -42,3 +42,10 @@ def stretches(explanation: Tokenised) -> list[int | None]:
     """
     owner = owners(explanation, [(segment["start"], segment["end"]) for segment in segments_of(explanation)])
     return [-1 - i if special else part for i, (special, part) in enumerate(zip(explanation.special, owner))]
+
+
+def written_range(explanation: Tokenised) -> tuple[int, int] | None:
+    """The units of the whole answer, without special tokens, tags and white space around it; None if there is nothing else."""
+    border = explanation.prompt_length
+    written = [i for i, part in enumerate(stretches(explanation)) if i >= border and part is not None and part >= 0]
+    return (written[0], written[-1] + 1) if written else None

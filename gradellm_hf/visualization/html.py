@@ -3,52 +3,82 @@
 import base64
 import hashlib
 import json
-import zlib
+from collections.abc import Collection
 from html import escape
 from importlib.resources import files
 from string import Template
 from typing import Any
 
-import torch
-from torch import Tensor
+from ..checks.arguments import string, true_or_false
+from ..errors import InvalidInputError
+from ..text.readable import Readable
+from ..text.shares import IGNORED, Kind
+from ..text.units import Spans
+from .page_data import Tested, page_data
 
-from ..checks.arguments import string
-from ..text.readable import Level, Readable, earlier_positions
-
-_LEVELS: tuple[Level, ...] = ("token", "word", "sentence")
-#: Levels of quantised scores. Of the heatmap: the most that a signed byte holds. Of single layers, chosen by hand: few, because
-#: few levels compress well and there are many layers.
-_FINE, _COARSE = 127, 7
 _DEFAULT_TITLE = "Grad-ELLM explanation"
+_SCRIPTS = ("scores.js", "text.js", "panel.js", "component.js", "events.js")
 
 
-def report(explanation: Readable, *, title: str | None = None) -> str:
+def report(
+    explanation: Readable,
+    *,
+    title: str | None = None,
+    spans: Spans | None = None,
+    ignore: Collection[Kind] = IGNORED,
+    removals: Tested | None = None,
+    compare: Readable | None = None,
+    fragment: bool = False,
+) -> str:
     """A self-contained, interactive page, ASCII only.
 
-    Point at a generated token, or move the focus to it: the text before it is shaded by contribution. A click pins it. A click
-    on a prompt token shows the generated tokens to which it contributed. A range of generated tokens shows the sum of their
-    scores. Units, shading, layers (if recorded) and special tokens are chosen on the page. The text of the explanation is
-    data on the page, never markup. The page's content security policy lets nothing else run, and nothing load.
+    It opens on what the whole answer rests on, with the answer and its strongest sources beside the prompt. Point at a part
+    of the answer to see what that rests on; a click keeps it. A click on the prompt shows what it fed. Units, layers (if
+    recorded) and what counts as a source are chosen on the page. The text of the explanation is data on the page, never markup.
+    The page's content security policy lets nothing else run, and nothing load.
 
-    Scores are quantised for display (see `_packed`). The exact ones are in the explanation.
+    The shares are those of `Explanation.sources`, to within one percentage point (signed ones, which cancel, three): scores
+    that count are rounded to 0.4 % of the largest of their row (of single layers: to 3.3 %), and which ones count is not
+    changed by that. Of the others the page knows whether they are weak or as good as nothing (below 1 %; 5 %). The exact scores
+    are in the explanation.
 
     Args:
         explanation: What to show.
         title: Of the page.
+        spans: Documents, or other named parts of the prompt, as for `Explanation.sources`: they become units of the page.
+        ignore: What is no source when the page opens; see `Explanation.sources`.
+        removals: What `GradELLM.removal_test` returned: losses that were measured stand beside the shares.
+        compare: A second explanation, to stand beside the first: of another model or prompt, or with a foil.
+        fragment: Leave out the page around it. The HTML is then an element with a script, for an app. It brings its own style,
+            changes nothing else, and several may be on one page.
 
     Returns:
         HTML.
 
     Raises:
-        InvalidInputError: The title is no text.
+        InvalidInputError: The title is no text, a span is not in the prompt, ambiguous, or overlaps another, or `ignore`,
+            `removals`, `compare` or `fragment` is something else.
 
     Examples:
-        >>> page = report(explanation, title="Where is Rome?")
+        >>> page = report(explanation, title="Where is Rome?", spans={"place": " Italy"})
         >>> page.splitlines()[0]
         '<!DOCTYPE html>'
+        >>> report(explanation, fragment=True)[:17]
+        '<gradellm-report>'
     """
     string("title", title, none="the usual one")
-    return _page(explanation, _DEFAULT_TITLE if title is None else title, form="report")
+    if compare is not None and not hasattr(compare, "attributions"):
+        raise InvalidInputError(f"`compare` must be a second explanation, or None, got {type(compare).__name__}.")
+    shown = [(explanation, removals)] if compare is None else [(explanation, removals), (compare, None)]
+    headings = [_DEFAULT_TITLE if title is None else title] if compare is None else _headings(explanation, compare)
+    data = [
+        page_data(each, heading=heading, facts=_facts(each), spans=spans, ignore=ignore, removals=tested)
+        for (each, tested), heading in zip(shown, headings)
+    ]
+    elements = [_element(each) for each in data]
+    if true_or_false("fragment", fragment):
+        return "\n".join([*elements, f"<script>{_script()}</script>"])
+    return _page(elements, _DEFAULT_TITLE if title is None else title, form="single" if compare is None else "pair")
 
 
 def snippet(explanation: Readable) -> str:
@@ -69,72 +99,48 @@ def snippet(explanation: Readable) -> str:
     """
     lines = sum(1 + len(line) // 80 for line in explanation.text.split("\n"))
     height = min(max(220 + 26 * lines, 420), 640)
-    page = _page(explanation, _DEFAULT_TITLE, form="snippet")
+    page = _page([_element(page_data(explanation, with_layers=False))], _DEFAULT_TITLE, form="snippet")
     return (
         f'<iframe sandbox="allow-scripts" title="{_DEFAULT_TITLE}" width="100%" height="{height}" '
         f'style="border: 0; display: block" srcdoc="{escape(page)}"></iframe>'
     )
 
 
-def _page(explanation: Readable, title: str, form: str) -> str:
-    # Tokens that make up one character are shown as one unit.
-    shown = explanation.aggregate("token") if explanation.level == "token" else explanation
-    style, script = _resource("report.css"), _resource("scores.js") + _resource("report.js")
+def _page(elements: list[str], title: str, form: str) -> str:
+    style, script = _resource("page.css"), _script()
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
-    return Template(_resource("report.html")).substitute(
+    return Template(_resource("page.html")).substitute(
         form=form,
         title=_text(title),
-        facts=_text(_facts(explanation)),
+        heading=f'<h1 dir="auto">{_text(title)}</h1>\n' if form == "pair" else "",
         policy=policy,
         style=style,
         script=script,
-        data=json.dumps(_data(shown, with_layers=form == "report"), separators=(",", ":")).replace("<", "\\u003c"),
+        reports="\n".join(elements),
     )
 
 
-def _data(explanation: Readable, *, with_layers: bool) -> dict[str, Any]:
-    levels: list[dict[str, Any]] = [{"name": explanation.level, "sizes": None}]
-    if explanation.level in _LEVELS:
-        for level in _LEVELS[_LEVELS.index(explanation.level) + 1 :]:
-            levels.append({"name": level, "sizes": [end - start for start, end in explanation.units(level)]})
-    special = torch.tensor(explanation.special, dtype=torch.bool)
-    layers = explanation.layer_attributions if with_layers else None
-    by_layer = []
-    if layers is not None:
-        indices = range(len(layers)) if explanation.layers is None else explanation.layers
-        by_layer = [{"name": str(index), **_packed(scores, special, _COARSE)} for index, scores in zip(indices, layers)]
-    return {
-        "tokens": explanation.tokens,
-        "names": explanation.unit_names,
-        "special": special.int().tolist(),
-        "promptLength": explanation.prompt_length,
-        "probabilities": [float(f"{p:.4g}") for p in explanation.token_probabilities.tolist()],
-        "levels": levels,
-        "signed": bool((explanation.attributions < 0).any()),
-        "summed": _packed(explanation.attributions, special, _FINE),
-        "layers": by_layer,
-    }
+def _element(data: dict[str, Any]) -> str:
+    content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<gradellm-report><script type="application/json">{content}</script></gradellm-report>'
 
 
-def _packed(scores: Tensor, special: Tensor, levels: int) -> dict[str, Any]:
-    """Scores `[N, S]` in about one byte each: the square root of each, relative to the largest of its step, in `levels` steps.
+def _script() -> str:
+    """What makes a report of the elements of a page; it may stand there more than once."""
+    parts = {"STYLE": _resource("component.css"), "MARKUP": _resource("component.html")}
+    constants = [f"const {name} = {json.dumps(text)};\n".replace("<", "\\u003c") for name, text in parts.items()]
+    body = "".join([*constants, *map(_resource, _SCRIPTS)])
+    return f'"use strict";\nif (!customElements.get("gradellm-report")) {{\n{body}}}\n'
 
-    The root keeps weak sources apart; the sign is kept. Special tokens are relative to the largest special token: they often
-    hold most of the weight, and would leave the others no resolution. Only scores of positions before a step are kept, step
-    after step, deflated, as base64.
-    """
-    num_steps, length = scores.shape
-    before = earlier_positions(length - num_steps, num_steps, length)
-    size = scores.abs().masked_fill(~before, 0)
-    scale = torch.stack([size.masked_fill(of_other, 0).amax(-1) for of_other in (special, ~special)], dim=-1)
-    relative = size / scale[:, special.long()].clamp_min(torch.finfo(size.dtype).tiny)
-    quantised = (relative.sqrt() * levels).round() * scores.sign()
-    packed = zlib.compress(quantised[before].to(torch.int8).numpy().tobytes())
-    return {
-        "scores": base64.b64encode(packed).decode(),
-        "scale": [[float(f"{x:.4g}") for x in row] for row in scale.tolist()],
-        "levels": levels,
-    }
+
+def _headings(first: Readable, second: Readable) -> list[str]:
+    """What tells the two apart."""
+    models = [explanation.model_name for explanation in (first, second)]
+    if all(models) and models[0] != models[1]:
+        return [str(model) for model in models]
+    if first.foil != second.foil:
+        return ["As written" if each.foil is None else f"Why not \u201c{each.foil.strip()}\u201d?" for each in (first, second)]
+    return ["First", "Second"]
 
 
 def _facts(explanation: Readable) -> str:
@@ -148,7 +154,7 @@ def _facts(explanation: Readable) -> str:
 
 
 def _resource(name: str) -> str:
-    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return (files(__package__) / "web" / name).read_text(encoding="utf-8")
 
 
 def _hash(content: str) -> str:

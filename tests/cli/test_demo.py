@@ -73,11 +73,11 @@ def test_the_demo_finds_the_words_of_the_context_that_the_answer_repeats(demo):
 def test_the_report_of_the_demo_holds_the_text_and_every_layer(demo):
     out = Explanation.load(demo[1] / "explanation.safetensors")
     page = (demo[1] / "explanation.html").read_text(encoding="utf-8")
-    data = json.loads(page.split('id="data">')[1].split("</script>")[0])
+    data = json.loads(page.split('"application/json">')[1].split("</script>")[0])
     assert data["promptLength"] == out.prompt_length
     assert "".join(data["tokens"]).count("Marta buys fresh bread") == 1
-    assert len(data["tokens"]) == len(data["special"]) == len(out.tokens)
-    assert data["special"] == [int(token.startswith("<|")) for token in out.tokens]
+    assert data["tokens"] == out.tokens
+    assert [data["kinds"][kind] == "special" for kind in data["classes"]] == [token.startswith("<|") for token in out.tokens]
     assert [layer["name"] for layer in data["layers"]] == [str(layer) for layer in out.layers]
 
 

@@ -81,6 +81,16 @@ def test_what_is_lost_without_the_strongest_source_stands_beside_the_shares(fold
     assert by_span["removals"] == explainer.removal_test(explanation, spans).to_dict()
 
 
+def test_the_page_has_the_spans_and_what_was_measured(folder, explainer, capsys, tmp_path):
+    spans = {"cat": "The cat is red.", "dog": "The dog is blue."}
+    page, file = tmp_path / "page.html", written(tmp_path / "spans.json", spans)
+    printed(capsys, "explain", folder, "--prompt", PROMPT, *SHORT, "--html", str(page), "--spans", file, "--removal-test")
+    data = json.loads(page.read_text().split('"application/json">')[1].split("</script>")[0])
+    removals = explainer.removal_test(explainer.explain(PROMPT, max_new_tokens=3, do_sample=False), spans)
+    assert [span["name"] for span in data["spans"]] == ["cat", "dog"]
+    assert [held["loss"] for held in data["removals"]] == pytest.approx([removal.loss for removal in removals], abs=1e-4)
+
+
 def test_levels_and_spans_of_what_is_printed(folder, explainer, capsys, tmp_path):
     explanation = explainer.explain(PROMPT, max_new_tokens=3, do_sample=False)
     call = ["explain", folder, "--prompt", PROMPT, *SHORT]
@@ -134,7 +144,7 @@ def test_the_chats_of_a_dataset_have_the_same_options(folder, capsys, tmp_path):
         (["--spans", "missing.json"], "no JSON object can be read"),
         (["--spans", "list.json"], "a JSON object with something in it is expected"),
         (["--spans", "spans.json", "--level", "word"], "give one of them"),
-        (["--removal-test"], "--removal-test needs --sources"),
+        (["--removal-test"], "--removal-test needs --sources or --html"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_the_model_is_loaded(arguments, message, capsys, tmp_path, monkeypatch):

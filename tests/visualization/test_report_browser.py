@@ -1,21 +1,21 @@
 """The report in Chromium, as a person uses it."""
 
+import dataclasses
 import shutil
+from itertools import accumulate
 
 import pytest
+import torch
 
+from gradellm_hf.text.segments import Segment
 from gradellm_hf.visualization import report, snippet
-from tests.support.explained import HOSTILE, explanation_of
+from tests.support.explained import FRUIT, HOSTILE, explanation_of, fruit, fruit_without, long_explanation
 
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(_CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine"),
 ]
-
-TOKENS = ["<s>", "One", " apple", ".", " Two", " pea", "rs", ".", "\n", " Three", " fi", "gs", ".", "</s>"]
-SPECIAL = [token.startswith("<") for token in TOKENS]
-PROMPT_LENGTH = 9
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +36,15 @@ def open_page(browser, tmp_path):
     def opened(text, **options):
         path = tmp_path / f"{len(pages)}.html"
         path.write_text(text, encoding="utf-8")
-        page = browser.new_page(viewport={"width": 1200, "height": 800}, **options)
+        page = browser.new_page(**{"viewport": {"width": 1280, "height": 800}, **options})
         pages.append(page)
         page.on("console", lambda message: complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("dialog", lambda dialog: complaints.append(dialog.message) or dialog.dismiss())
         page.on("request", lambda request: requests.append(request.url) if request.url != path.as_uri() else None)
         page.goto(path.as_uri())
-        if "srcdoc" not in text:
-            page.wait_for_selector("body[data-ready]")
+        if "<gradellm-report>" in text and "srcdoc" not in text:
+            page.wait_for_selector("gradellm-report[data-ready]")
         return page
 
     yield opened
@@ -56,86 +56,131 @@ def open_page(browser, tmp_path):
 
 @pytest.fixture
 def explained():
-    return explanation_of(TOKENS, PROMPT_LENGTH, special=SPECIAL, num_layers=2)
+    return fruit(num_layers=2)
 
 
 @pytest.fixture
 def page(open_page, explained):
-    return open_page(report(explained, title="A title"))
+    page = open_page(report(explained, title="A title"))
+    page.get_by_text("Tokens", exact=True).click()
+    return page
 
 
 def unit(page, u):
-    return page.locator(f'#text [data-unit="{u}"]').first
+    return page.locator(f'.tokens [data-unit="{u}"]').first
 
 
 def shades(page):
     """Shade of each unit that has one."""
-    return page.evaluate(
-        "Object.fromEntries([...document.querySelectorAll('#text [data-shade]')].map(e => [e.dataset.unit, +e.dataset.shade]))"
-    )
+    found = page.locator(".tokens [data-shade]").evaluate_all("all => all.map(e => [e.dataset.unit, e.dataset.shade])")
+    return {int(u): shade if shade == "weak" else int(shade) for u, shade in found}
 
 
 def strongest(page):
-    return [
-        int(u) for u in page.eval_on_selector_all("#ranking li:not([hidden]) button", "all => all.map(e => e.dataset.source)")
-    ]
+    return page.locator(".ranking li:not([hidden]) button").evaluate_all("all => all.map(e => Number(e.dataset.source))")
+
+
+def listed_shares(page):
+    return page.locator(".ranking li:not([hidden]) output").all_inner_texts()
 
 
 def chosen(page):
-    units = page.eval_on_selector_all("#text .chosen", "all => all.map(e => Number(e.dataset.unit))")
-    return sorted(set(units))
+    return sorted(set(page.locator(".tokens .chosen").evaluate_all("all => all.map(e => Number(e.dataset.unit))")))
 
 
-def ranked(scores, leave_out=()):
-    order = scores.argsort(descending=True).tolist()
-    return [i for i in order if scores[i] > 0 and i not in leave_out][:10]
+def question(page):
+    return page.locator(".question").first.inner_text()
 
 
-def test_pointing_at_a_generated_token_shades_what_it_rests_on(page, explained):
+def lists(page, sources):
+    """Whether the page lists these sources with their shares, which it rounds."""
+    listed = [float(text.replace("\u2212", "-").removesuffix(" %")) / 100 for text in listed_shares(page)]
+    return listed == pytest.approx([source.share for source in sources[: len(listed)]], abs=0.008)
+
+
+# ---- The opening view
+
+
+def test_it_opens_on_what_the_whole_answer_rests_on(open_page, explained):
+    page = open_page(report(explained))
+    assert question(page) == "The whole answer rests on"
+    assert chosen(page) == []
+    (part,) = explained.sources("word", of="answer")
+    assert lists(page, part.sources)
+    assert page.locator(".left-out").inner_text().startswith("Not counted: ")
+    assert max(shade for shade in shades(page).values() if shade != "weak") == 8
+
+
+def test_the_answer_and_its_strongest_sources_are_in_view_beside_a_long_prompt(open_page):
+    page = open_page(report(long_explanation(1500, 60)))
+    for place in (".answer .tokens", ".question", ".ranking li:nth-child(5)", ".prompt .line >> nth=0"):
+        box = page.locator(place).bounding_box()
+        assert box["height"] > 10
+        assert box["y"] >= 0
+        assert place.startswith(".prompt") or box["y"] + box["height"] <= 800
+    assert page.evaluate("document.documentElement.scrollHeight") > 1600
+    page.mouse.wheel(0, 900)
+    page.wait_for_timeout(200)
+    assert 0 <= page.locator(".answer .tokens").bounding_box()["y"] < 400
+
+
+def test_a_source_in_the_list_leads_to_its_place_and_back(open_page):
+    page = open_page(report(long_explanation(1500, 60)))
+    last = max(strongest(page))
+    assert not page.locator(f'.prompt [data-unit="{last}"]').first.evaluate("e => e.getBoundingClientRect().top < innerHeight")
+    page.locator(f'.ranking [data-source="{last}"]').click()
+    assert page.locator(f'.prompt [data-unit="{last}"]').first.evaluate("e => e.getBoundingClientRect().top < innerHeight")
+    page.get_by_role("button", name="Back to where you were").click()
+    assert page.evaluate("scrollY") == 0
+    assert page.get_by_role("button", name="Back to where you were").is_hidden()
+
+
+@pytest.mark.parametrize("how", ["button", "escape"])
+def test_from_a_picked_unit_there_is_a_way_back_to_the_whole_answer(page, how):
+    assert page.get_by_role("button", name="Whole answer").is_hidden()
+    unit(page, 11).click()
+    assert question(page) == "\u201cgs\u201d rests on"
+    page.get_by_role("button", name="Whole answer").click() if how == "button" else page.keyboard.press("Escape")
+    assert question(page) == "The whole answer rests on"
+    assert chosen(page) == []
+
+
+# ---- Selecting
+
+
+def test_pointing_at_a_generated_token_shows_what_it_rests_on(page, explained):
     unit(page, 11).hover()
     assert chosen(page) == [11]
-    expected = ranked(explained.attributions[2], leave_out=[0])
-    assert strongest(page)[:3] == expected[:3]
-    shaded = shades(page)
-    assert shaded[str(expected[0])] == max(shaded.values()) == 8
-    assert all(int(u) < 11 for u in shaded)
-    assert page.locator("#tip").inner_text().startswith("probability 55 %")
+    part = next(part for part in explained.sources("token", of="token") if part.text == "gs")
+    assert lists(page, part.sources)
+    assert all(u < 9 for u in shades(page))
+    assert page.locator(".tip").inner_text() == "probability 55 %"
+    page.locator(".facts").hover()
+    assert question(page) == "The whole answer rests on"
 
 
-def test_a_click_pins_and_escape_or_a_second_click_unpins(page):
+def test_a_click_pins_and_a_second_click_unpins(page):
     unit(page, 10).click()
     unit(page, 12).hover()
     assert chosen(page) == [10]
     assert unit(page, 10).get_attribute("aria-pressed") == "true"
-    assert page.locator("#status").inner_text().startswith("Pinned. fi rests on:")
-    page.keyboard.press("Escape")
-    unit(page, 11).hover()
-    assert chosen(page) == [11]
-    unit(page, 10).click()
+    assert page.locator(".status").inner_text().startswith("Pinned. fi rests on:")
     unit(page, 10).click()
     unit(page, 12).hover()
     assert chosen(page) == [12]
 
 
-def test_a_prompt_token_shows_which_generated_tokens_it_fed(page, explained):
+def test_a_prompt_token_shows_which_parts_of_the_answer_it_fed(page, explained):
     unit(page, 2).click()
-    scores = explained.attributions[:, 1:].abs()
-    share = explained.attributions[:, 2] / scores.sum(1)
-    order = [PROMPT_LENGTH + n for n in share.argsort(descending=True).tolist() if not SPECIAL[PROMPT_LENGTH + n]]
-    listed = [u for u in strongest(page) if not SPECIAL[u]]
-    assert listed == order
-    assert all(int(u) >= PROMPT_LENGTH for u in shades(page))
-
-
-def test_what_a_generated_token_fed_is_shown_on_request(page):
-    unit(page, 9).click()
-    page.get_by_role("button", name="What it fed").click()
-    assert set(strongest(page)) <= {10, 11, 12, 13}
-    assert chosen(page) == [9]
+    assert question(page) == "\u201capple\u201d fed"
+    parts = zip(range(9, 13), explained.sources("token", of="token"))
+    fed = [(source.share, u) for u, part in parts for source in part.sources if source.text == "apple"]
+    assert strongest(page) == [u for _, u in sorted(fed, reverse=True)]
+    assert all(u >= 9 for u in shades(page))
 
 
 @pytest.mark.parametrize("how", ["drag", "shift-click", "shift-arrow"])
-def test_a_range_of_generated_tokens_shows_their_sum(page, explained, how):
+def test_a_range_of_generated_tokens_shows_what_they_rest_on_together(page, explained, how):
     if how == "drag":
         unit(page, 10).hover()
         page.mouse.down()
@@ -150,68 +195,62 @@ def test_a_range_of_generated_tokens_shows_their_sum(page, explained, how):
         page.keyboard.press("Shift+ArrowRight")
         page.keyboard.press("Shift+ArrowRight")
     assert chosen(page) == [10, 11, 12]
-    total = explained.attributions[1:4].sum(0)
-    total[10:] = 0
-    assert strongest(page)[:3] == ranked(total, leave_out=[0])[:3]
-    share = total / total[1:].sum()
-    assert page.locator("#ranking output").first.inner_text() == f"{100 * share[1:].max():.0f} %"
+    assert "3 tokens together; 53 % for each of 3 tokens (geometric mean" in page.locator(".detail").inner_text()
 
 
-def test_words_and_sentences_add_their_tokens_up(page, explained):
+def test_the_probability_of_a_word_is_that_of_its_tokens_on_average(page):
     page.get_by_text("Words", exact=True).click()
-    words = explained.aggregate("word")
-    position = words.tokens.index(" figs")
-    unit(page, position).hover()
-    assert chosen(page) == [position]
-    scores = words.attributions[position - words.prompt_length].clone()
-    scores[position:] = 0
-    assert strongest(page)[:3] == ranked(scores, leave_out=[0])[:3]
-    page.get_by_text("Sentences", exact=True).click()
-    sentences = explained.aggregate("sentence")
-    assert page.locator("#prompt [role=button]").count() == sentences.prompt_length
+    page.locator(".answer .tokens span", has_text="figs").hover()
+    assert page.locator(".tip").inner_text() == "45 % for each of 2 tokens (geometric mean of their probabilities)"
+
+
+def test_words_and_sentences_have_the_shares_of_sources(page, explained):
+    for level in ("word", "sentence"):
+        page.get_by_text(f"{level.capitalize()}s", exact=True).click()
+        page.locator(".answer .tokens span", has_text="Three").first.click()
+        part = explained.sources(level, of=level)[0]
+        assert lists(page, part.sources)
+        page.keyboard.press("Escape")
 
 
 def test_a_pinned_token_stays_pinned_in_its_word(page, explained):
     unit(page, 11).click()
     page.get_by_text("Words", exact=True).click()
-    assert page.locator("#subject").inner_text() == "figs"
+    assert question(page) == "\u201cfigs\u201d rests on"
     assert chosen(page) == [explained.aggregate("word").tokens.index(" figs")]
 
 
-def test_special_tokens_are_hidden_and_uncounted_until_asked_for(page, explained):
+def test_what_counts_as_a_source_can_be_chosen(page, explained):
     assert not unit(page, 0).is_visible()
-    unit(page, 9).click()
-    assert 0 not in strongest(page)
-    assert "Hidden special tokens hold" in page.locator("#left-out").inner_text()
-    page.get_by_label("Hide special tokens").uncheck()
+    page.get_by_text("Options").click()
+    page.get_by_label("Show special tokens").check()
     assert unit(page, 0).is_visible()
-    assert strongest(page)[0] == ranked(explained.attributions[0])[0] == 0
-
-
-def test_logarithmic_shading_shows_weak_sources(page):
-    unit(page, 12).click()
-    linear = shades(page)
-    page.get_by_text("Log", exact=True).click()
-    log = shades(page)
-    assert len(log) > len(linear)
-    assert all(log[u] >= linear[u] for u in linear)
+    page.get_by_label("special tokens", exact=True).check()
+    page.get_by_label("the answer's own text").check()
+    (part,) = explained.sources("token", of="answer", ignore=[])
+    assert lists(page, part.sources)
+    assert "special" not in page.locator(".left-out").inner_text()
 
 
 def test_a_layer_shows_its_own_scores(page, explained):
-    unit(page, 12).click()
-    page.get_by_label("Layer").select_option("1")
     from playwright.sync_api import expect
 
-    strongest_source = page.locator("#ranking button").first
-    for layer, scores in (("1", explained.layer_attributions[1, 3]), ("all", explained.attributions[3])):
+    page.get_by_text("Options").click()
+    for layer, scores in (("1", explained.layer_attributions[1]), ("all", explained.attributions)):
         page.get_by_label("Layer").select_option(layer)
+        (part,) = dataclasses.replace(explained, attributions=scores).sources("token", of="answer")
         # Not `wait_for_function`: it evaluates text once more while it waits, which the page's policy forbids.
-        expect(strongest_source).to_have_attribute("data-source", str(ranked(scores, [0])[0]))
+        first = next(
+            u
+            for u, token in enumerate(FRUIT)
+            if token.strip() == part.sources[0].text and sum(map(len, FRUIT[: u + 1])) == part.sources[0].end
+        )
+        expect(page.locator(".ranking button").first).to_have_attribute("data-source", str(first))
 
 
 def test_the_keyboard_reaches_everything(page):
-    focused = "Number(document.activeElement.dataset.unit)"
-    assert page.locator('#text [tabindex="0"]').count() == 1
+    focused = "Number(document.querySelector('gradellm-report').shadowRoot.activeElement.dataset.unit)"
+    assert page.locator('.tokens [tabindex="0"]').count() == 1
     unit(page, 9).focus()
     for key, expected in [
         ("ArrowRight", 10),
@@ -224,32 +263,167 @@ def test_the_keyboard_reaches_everything(page):
     ]:
         page.keyboard.press(key)
         assert page.evaluate(focused) == expected
-    assert page.locator('#text [tabindex="0"]').count() == 1
+    assert page.locator('.tokens [tabindex="0"]').count() == 1
     page.keyboard.press("ArrowRight")
     assert chosen(page) == [10]
     page.keyboard.press("Enter")
     page.keyboard.press("ArrowRight")
     assert chosen(page) == [10]
     page.keyboard.press("Escape")
-    assert page.locator("#unpin").is_hidden()
+    assert chosen(page) == []
     assert unit(page, 11).get_attribute("aria-label") == "gs, generated, probability 55 %"
+
+
+# ---- Documents, messages, contrasts, removals, two at once
+
+DOCUMENTS = ["Opening hours: nine to five. ", "A ticket costs twelve euros. ", "The cafe serves soup."]
+
+
+def chat():
+    tokens = [
+        "<|s|>",
+        "user",
+        "\n",
+        *DOCUMENTS,
+        " How much?",
+        "<|e|>",
+        "<|s|>",
+        "assistant",
+        "\n",
+        "<think>",
+        "Look.",
+        "</think>",
+        "Twelve",
+        " euros.",
+    ]
+    bounds = list(accumulate(map(len, tokens), initial=0))
+    segments = [Segment(name="1. user", role="user", start=bounds[3], end=bounds[7])]
+    return explanation_of(tokens, 11, special=[token.startswith("<|") for token in tokens], segments=segments)
+
+
+def test_documents_are_units_with_their_names_and_shares(open_page):
+    explained, spans = chat(), {"hours": DOCUMENTS[0].strip(), "tickets": DOCUMENTS[1].strip(), "cafe": DOCUMENTS[2]}
+    page = open_page(report(explained, spans=spans))
+    page.get_by_text("Documents", exact=True).click()
+    (part,) = explained.sources(spans, of="answer")
+    assert page.locator(".ranking li:not([hidden]) b").all_inner_texts() == [source.name for source in part.sources]
+    assert lists(page, part.sources)
+    labels = page.locator(".prompt [data-span]").evaluate_all("all => all.map(e => getComputedStyle(e, '::before').content)")
+    assert labels == ['"hours"', '"tickets"', '"cafe"']
+
+
+def test_messages_have_their_roles_and_the_parts_of_an_answer_their_names(open_page):
+    explained = chat()
+    page = open_page(report(explained))
+    assert page.locator(".role").all_inner_texts() == ["1. user", "thinking", "answer"]
+    assert page.locator('.prompt [data-role="user"] .line').inner_text() == "".join(DOCUMENTS) + " How much?"
+    assert not page.get_by_text("assistant", exact=True).is_visible()
+    page.get_by_text("Messages", exact=True).click()
+    assert page.locator(".ranking li:not([hidden]) b").all_inner_texts() == ["1. user"]
+    assert listed_shares(page) == ["100 %"]
+    page.get_by_text("Options").click()
+    page.get_by_label("Show special tokens").check()
+    assert page.get_by_text("assistant", exact=True).is_visible()
+
+
+def test_both_ends_of_a_contrast_are_named(open_page):
+    page = open_page(report(explanation_of(["Why", " not", "?", " Sydney"], 3, signed=True, foil=" Canberra")))
+    assert page.locator(".scale span").all_inner_texts() == ["for \u201cCanberra\u201d", "for \u201cSydney\u201d"]
+    assert question(page) == "Why \u201cSydney\u201d rather than \u201cCanberra\u201d?"
+    assert any(share.startswith("\u2212") for share in listed_shares(page))
+    unnamed = open_page(report(explanation_of("abcdef", 3, signed=True)))
+    assert unnamed.locator(".scale span").all_inner_texts() == ["against", "for"]
+    plain = open_page(report(explanation_of("abcdef", 3)))
+    assert plain.locator(".scale span").all_inner_texts() == ["nothing", "strongest"]
+
+
+def test_what_was_measured_stands_beside_what_was_claimed(open_page):
+    removals = fruit_without("apple", 3.0, [0.25, 0.75])
+    page = open_page(report(fruit(), removals=removals))
+    measured = page.locator(".measured").inner_text()
+    share = f"{100 * removals[0].removed[0].share:.1f} %"
+    assert f"without \u201capple\u201d (share {share}): \u22123.0 nats (20 times less likely)" in measured
+    assert "without as much other text: \u22120.5 nats" in measured
+    assert open_page(report(fruit())).locator(".measured").is_hidden()
+
+
+def test_two_explanations_stand_side_by_side_and_are_used_apart(open_page, explained):
+    page = open_page(report(explained, title="Two fruits", compare=explanation_of("xyz", 2)))
+    first, second = page.locator("gradellm-report").all()
+    second.locator(".ranking button").first.wait_for()
+    boxes = first.bounding_box(), second.bounding_box()
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
+    first.locator(".answer .tokens span", has_text="figs").click()
+    assert first.locator(".question").inner_text() == "\u201cfigs\u201d rests on"
+    assert second.locator(".question").inner_text() == "The whole answer rests on"
+
+
+def test_fragments_work_twice_on_a_page_and_leave_it_as_it_was(open_page, explained):
+    fragments = report(explained, fragment=True), report(explanation_of("xyz", 2), fragment=True)
+    style = "<style>.tokens { display: none } button { visibility: hidden }</style>"
+    page = open_page(f'<!DOCTYPE html>{style}<p class="facts tokens">mine</p>{"".join(fragments)}')
+    reports = page.locator("gradellm-report[data-ready]")
+    reports.nth(1).wait_for()
+    for number in range(2):
+        reports.nth(number).locator(".answer .tokens span").first.click()
+        assert reports.nth(number).locator(".question").inner_text().endswith("rests on")
+        assert reports.nth(number).locator(".ranking li:not([hidden])").count() > 0
+    assert page.locator("p.facts").first.evaluate("e => getComputedStyle(e).display") == "none"
+
+
+def test_a_fragment_that_an_app_adds_later_works_too(open_page, explained):
+    page = open_page("<!DOCTYPE html><body>" + report(explanation_of("xyz", 2), fragment=True))
+    element = report(explained, fragment=True).split("\n<script>")[0]
+    page.evaluate("html => { document.body.insertAdjacentHTML('beforeend', html); }", element)
+    page.locator("gradellm-report[data-ready]").nth(1).wait_for()
+    assert page.locator("gradellm-report").nth(1).locator(".ranking li:not([hidden])").count() == 7
+
+
+# ---- Small screens, dark mode
+
+
+def test_on_a_phone_the_answer_takes_at_most_a_third_and_stays_in_view(open_page):
+    page = open_page(report(long_explanation(1500, 60)), viewport={"width": 390, "height": 844})
+    for scrolled in (0, 3000):
+        page.evaluate(f"scrollTo(0, {scrolled})")
+        card = page.locator("aside").bounding_box()
+        assert card["height"] <= 844 / 3
+        assert card["y"] > 844 / 2
+        assert card["y"] + card["height"] <= 844
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_weak_and_nothing_look_different(open_page, scheme):
+    explained = explanation_of("abcdef", 4)
+    scores = torch.tensor([[9.0, 10, 1, 0, 0, 0], [9.0, 10, 1, 0, 0, 0]])
+    page = open_page(report(dataclasses.replace(explained, attributions=scores)), color_scheme=scheme)
+    page.get_by_text("Tokens", exact=True).click()
+    looks = [
+        unit(page, u).evaluate("e => { const s = getComputedStyle(e); return s.backgroundColor + s.backgroundImage; }")
+        for u in (1, 2, 3)
+    ]
+    assert len(set(looks)) == 3
+    assert "none" in looks[2]
 
 
 def test_hostile_text_is_shown_and_does_nothing(open_page):
     page = open_page(report(explanation_of([*HOSTILE[:-1], "a", *HOSTILE[:-1]], len(HOSTILE)), title="".join(HOSTILE)))
-    text = page.locator("#prompt").inner_text()
+    text = page.locator(".prompt .tokens").inner_text()
     assert "</script><script>alert(1)</script><!--" in text
     assert "[U+2028]\u241b[2J[U+202E]abc&amp;" in text
     assert page.locator("script").count() == 2
+    assert page.locator("h1").inner_text().startswith("</script><script>alert(1)</script><!--")
 
 
 def test_right_to_left_text_runs_from_the_right_and_line_breaks_are_real(open_page):
     page = open_page(report(explanation_of(["مرحبا", " بكم", "\n", "Hello", "\n\n", "أهلا", " بك"], 5)))
-    directions = page.eval_on_selector_all("#text p[dir]", "all => all.map(e => getComputedStyle(e).direction)")
+    directions = page.locator(".line").evaluate_all("all => all.map(e => getComputedStyle(e).direction)")
     assert directions == ["rtl", "ltr", "ltr", "rtl"]
     unit(page, 5).focus()
     page.keyboard.press("ArrowLeft")
-    assert page.evaluate("Number(document.activeElement.dataset.unit)") == 6
+    assert page.evaluate("Number(document.querySelector('gradellm-report').shadowRoot.activeElement.dataset.unit)") == 6
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -265,7 +439,7 @@ def test_text_stands_out_against_every_shade(open_page, scheme):
               .map(x => x <= 0.04045 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
             return 0.2126 * r + 0.7152 * g + 0.0722 * b;
           };
-          const span = document.querySelector("#prompt span");
+          const span = document.querySelector("gradellm-report").shadowRoot.querySelector(".prompt .line span");
           const result = {};
           for (const shade of [1, 2, 3, 4, 5, 6, 7, 8, -1, -2, -3, -4, -5, -6, -7, -8]) {
             span.dataset.shade = shade;
@@ -279,20 +453,19 @@ def test_text_stands_out_against_every_shade(open_page, scheme):
     assert {shade: ratio for shade, ratio in ratios.items() if ratio < 4.5} == {}
 
 
-def test_two_thousand_tokens_open_within_two_seconds_and_stay_smooth(open_page):
-    words = [f" word{i % 97}" if i % 40 else "\n" for i in range(2000)]
-    text = report(explanation_of(words, 1500))
-    assert len(text) < 3_000_000
-    page = open_page(text)
+def test_two_thousand_generated_tokens_open_within_three_seconds_and_stay_smooth(open_page):
+    page = open_page(report(long_explanation(12, 2000)))
     opened = page.evaluate("performance.getEntriesByName('ready')[0].startTime")
-    assert opened < 2000
+    assert opened < 3000
+    page.get_by_text("Words", exact=True).click()
     # The time of shading anew, layout included; the median of many, so that one hiccup does not count.
     update = page.evaluate(
         """() => {
-          const times = [];
-          for (let u = 1901; u < 1932; u++) {
+          const root = document.querySelector("gradellm-report").shadowRoot, times = [];
+          const units = [...root.querySelectorAll(".answer [data-unit]")].slice(100, 131);
+          for (const unit of units) {
             const start = performance.now();
-            document.querySelector(`[data-unit="${u}"]`).dispatchEvent(new PointerEvent("pointerover", {bubbles: true}));
+            unit.dispatchEvent(new PointerEvent("pointerover", {bubbles: true}));
             document.body.offsetHeight;
             times.push(performance.now() - start);
           }
@@ -300,15 +473,13 @@ def test_two_thousand_tokens_open_within_two_seconds_and_stay_smooth(open_page):
         }"""
     )
     print(f"opened in {opened:.0f} ms, shaded anew in {update:.1f} ms")
-    assert chosen(page) == [1931]
     assert update < 100
 
 
 def test_several_explanations_work_in_one_notebook(open_page, explained):
     page = open_page(snippet(explained) + snippet(explanation_of("xyz", 2)))
-    for frame, u in zip(page.frames[1:], (11, 2)):
-        frame.wait_for_selector("body[data-ready]")
-        unit(frame, u).click()
-        assert chosen(frame) == [u]
-    assert chosen(page.frames[1]) == [11]
+    for frame in page.frames[1:]:
+        frame.wait_for_selector("gradellm-report[data-ready]")
+        frame.locator(".answer .tokens span").first.click()
+        assert len(chosen(frame)) == 1
     assert page.evaluate("document.querySelector('iframe').contentDocument") is None

@@ -1,0 +1,55 @@
+"""The pictures of the report in docs/images/: `python -m scripts.report_pictures` explains the example of docs/rag.md.
+
+It needs Chromium, and playwright.
+"""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from gradellm_hf import Explanation, GradELLM
+from gradellm_hf.demo_model import load_smollm2
+from gradellm_hf.results.removals import Removals
+
+IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
+DOCUMENTS = {
+    "opening hours": "The museum opens at nine on weekdays. On Sundays it stays closed.",
+    "tickets": "A ticket costs twelve euros. Children under ten pay nothing.",
+    "cafe": "The cafe on the second floor serves soup and fresh bread.",
+}
+QUESTION = "How much does a ticket cost?"
+
+
+def explained() -> tuple[Explanation, Removals]:
+    """The answer to the question, and what it loses without the document that it rests on."""
+    explainer = GradELLM(*load_smollm2())
+    chat = [
+        {"role": "system", "content": "Answer in one short sentence."},
+        {"role": "user", "content": "\n\n".join(DOCUMENTS.values()) + "\n\nQuestion: " + QUESTION},
+    ]
+    explanation = explainer.explain(chat, max_new_tokens=24, do_sample=False)
+    return explanation, explainer.removal_test(explanation, DOCUMENTS, of="answer")
+
+
+def draw(explanation: Explanation, removals: Removals) -> None:
+    """Writes report.png, and report_dark.png by documents."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with TemporaryDirectory() as folder, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page_file = Path(folder) / "report.html"
+        explanation.to_html(page_file, title=QUESTION, spans=DOCUMENTS, removals=removals)
+        for scheme, level, name in (("light", "Words", "report"), ("dark", "Documents", "report_dark")):
+            page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
+            page.goto(page_file.as_uri())
+            page.wait_for_selector("gradellm-report[data-ready]")
+            page.get_by_text(level, exact=True).click()
+            page.mouse.move(0, 0)
+            page.screenshot(path=IMAGES / f"{name}.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    draw(*explained())
+    print(*(f"docs/images/{path.name}" for path in sorted(IMAGES.glob("report*.png"))), sep="\n")
