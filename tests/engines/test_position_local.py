@@ -79,7 +79,8 @@ def test_its_value_is_attention(options, states):
 
 
 def test_its_gradient_and_its_heatmap_are_those_of_each_query_alone(options, states, monkeypatch):
-    monkeypatch.setattr("gradellm_hf.engines.position_local._BLOCK_ELEMENTS", 3 * R * H * T)  # blocks of 3 and of 1
+    monkeypatch.setattr("gradellm_hf.engines.blocks._FEWEST_QUERIES", 3)  # blocks of 3 and of 1, of one head and one row
+    monkeypatch.setattr("gradellm_hf.engines.blocks._CACHED_SCORES", 1)
     query, key, value = states
     upstream, recorded = random(R, H, N, DV, seed=5), []
     anchor = torch.zeros((), requires_grad=True)
