@@ -229,6 +229,7 @@ class GradELLM(ModelWrapper):
         text: str | Chat,
         *,
         explain_config: GradELLMConfig | None = None,
+        every: int = 1,
         tools: Sequence[Any] | None = None,
         documents: Sequence[Any] | None = None,
         chat_template: str | None = None,
@@ -236,11 +237,13 @@ class GradELLM(ModelWrapper):
         enable_thinking: bool | None = None,
         **generate_kwargs: Any,
     ) -> Iterator[ExplainedStep]:
-        """Yields each new token of the answer to a prompt or chat with its heatmap, while the model goes on writing.
+        """Yields each new token of the answer to a prompt or chat, with its heatmap, while the model goes on writing.
 
         Args:
             text: A prompt, or a chat.
             explain_config: As for `explain`.
+            every: How many tokens are explained together, as for `explain_stream`: with more than one, tokens wait for nothing,
+                and their heatmaps are filled in later.
             tools: As for `explain`.
             documents: As for `explain`.
             chat_template: As for `explain`.
@@ -267,7 +270,7 @@ class GradELLM(ModelWrapper):
         (asked,) = self._encoded([text], dict(zip(TEMPLATE_OPTIONS, given)))
         ids, mask = self._batch([asked.ids])
         kwargs = self._with_tokenizer(generate_kwargs)
-        return explain_stream(self, input_ids=ids, attention_mask=mask, explain_config=explain_config, **kwargs)
+        return explain_stream(self, input_ids=ids, attention_mask=mask, explain_config=explain_config, every=every, **kwargs)
 
     def removal_test(
         self,
