@@ -1,4 +1,4 @@
-"""`explain_stream`: each new token while `generate` goes on writing, with its heatmap or, in blocks, with the heatmap to come."""
+"""`explain_stream`: each new token while `generate` goes on writing, and its heatmap, with it or in blocks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

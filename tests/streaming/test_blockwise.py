@@ -181,7 +181,9 @@ def test_an_error_of_generate_comes_after_the_tokens_before_it() -> None:
             raise ZeroDivisionError("broken processor")
         return scores
 
-    stream = explain_stream(small_llama(), random_ids(1, 5), max_new_tokens=9, logits_processor=LogitsProcessorList([broken]), every=2)
+    stream = explain_stream(
+        small_llama(), random_ids(1, 5), max_new_tokens=9, logits_processor=LogitsProcessorList([broken]), every=2
+    )
     steps = [next(stream), next(stream), next(stream)]
     with pytest.raises(ZeroDivisionError, match="broken processor"):
         next(stream)
