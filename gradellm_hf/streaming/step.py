@@ -70,8 +70,8 @@ class ExplainedStep:
     def _explained(self) -> _Scores:
         if self._scores is None:
             raise InvalidInputError(
-                f"Step {self.step} is not explained yet: with `every=k`, steps are explained k at a time, after the last of them was "
-                "yielded, and the last ones at the end of the loop. Ask `is_explained` first, or stream with `every=1`."
+                f"Step {self.step} is not explained yet: with `every=k`, steps are explained k at a time, after the last of "
+                "them was yielded, and the rest at the end of the loop. Ask `is_explained` first, or stream with `every=1`."
             )
         return self._scores
 
