@@ -35,7 +35,7 @@ NOTICED_BY = {
     "adapters": ["shadowed_adapters", "adapters", "adapter_plugin"],
     "architecture/": ["wrappers", "state_restored", "attention_implementations", *_ENGINES],
     "attention_output": ["paper_preset", "variants", "adapters", "family_adapters"],
-    "blocks": ["position_local", "formula", *_ENGINES],
+    "blocks": ["blocks", "position_local", "formula", *_ENGINES],
     "caches": _GENERATION,
     "checks/": ["arguments", "files", "bad_input", "attack"],
     "cli/": ["checks", "command_line"],

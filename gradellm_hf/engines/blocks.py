@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Chosen by hand, by the backward pass of attention in SmolLM2 ("Long texts" in benchmarks/RESULTS.md). Other devices start a
-# kernel for each operation on a block, so their blocks are large, and fit into memory rather than into a cache.
+# Chosen by hand, by the backward pass of one layer ("blocks that fit into the cache" in benchmarks/RESULTS.md). Other devices
+# start a kernel for each operation on a block, so their blocks are large, and fit into memory rather than into a cache.
 _CACHED_SCORES = 2**18  # of each thread of a processor: 1 MiB per temporary in float32
-_DEVICE_SCORES = 2**23  # 32 MiB per temporary
+_DEVICE_SCORES = 2**23  # of other devices, and at most: 32 MiB per temporary
 _QUERIES = 128  # the first of them sees so many keys less than the last
 _FEWEST_QUERIES = 64  # matrix products are slow with fewer
 
@@ -41,8 +41,11 @@ def query_blocks(num_queries: int, num_keys: int, size: int) -> Iterator[tuple[s
 
 def blocks(rows: int, groups: int, shared: int, num_queries: int, num_keys: int, device: torch.device) -> Iterator[Block]:
     """Blocks that cover the scores `[R, G, M, N, T]` of a layer, but for keys after the own key of each query in a block."""
-    scores = _CACHED_SCORES * torch.get_num_threads() if device.type == "cpu" else _DEVICE_SCORES
+    scores = most = _DEVICE_SCORES
+    if device.type == "cpu":
+        scores = min(most, _CACHED_SCORES * torch.get_num_threads())
     size = max(_FEWEST_QUERIES, min(most_queries(device), scores // (shared * num_keys)))
+    size = max(1, min(size, most // (shared * num_keys)))
     for queries, keys in query_blocks(num_queries, num_keys, size):
         pairs = max(1, scores // (shared * (queries.stop - queries.start) * keys.stop))  # of a row and a key/value head
         some_groups, some_rows = min(pairs, groups), max(1, pairs // groups)
