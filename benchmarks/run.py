@@ -16,7 +16,7 @@ import torch
 import transformers
 
 import gradellm_hf
-from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences
+from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences, explain_stream
 from gradellm_hf.checks.files import write_atomically
 from gradellm_hf.demo_model import load_smollm2
 
@@ -60,6 +60,8 @@ def main() -> None:
         "short": lambda: ratio_rows(model, 128, 64, options.repetitions),
         "long": lambda: ratio_rows(model, 512, 128, options.repetitions),
         "steps": lambda: steps_rows(model, 32, 400, 16, options.repetitions),
+        "stream": lambda: stream_rows(model, 128, 64, options.repetitions),
+        "long text": lambda: [long_text_row(model, 100, 2000)],
         "growth": lambda: growth_rows(model),
         "loop": lambda: [loop_row(512, 128)],
         "memory": lambda: [memory_row(4096, 64)],
@@ -130,6 +132,43 @@ def steps_rows(model: Any, prompt_length: int, num_steps: int, last: int, repeti
         measured = f"{median_and_range(ratios['some'])}; all steps: {median_and_range(ratios['all'])}"
         rows.append(_row(what, measured, "what the last steps cost" if name.startswith("explain_g") else ""))
     return rows
+
+
+def stream_rows(model: Any, prompt_length: int, num_steps: int, repetitions: int) -> list[Row]:
+    """`explain_stream` over `generate`, by the number of tokens that are explained together."""
+    prompt, length = _prompt(prompt_length), _length(num_steps)
+    ratios: dict[int, list[float]] = {1: [], 4: [], 16: []}
+    for every in ratios:
+        list(explain_stream(model, prompt, every=every, **length))
+    for _ in range(repetitions):
+        for every, values in ratios.items():
+            seconds = timed(lambda: model.generate(prompt, **length))
+            values.append(timed(lambda e=every: list(explain_stream(model, prompt, every=e, **length))) / seconds)
+    return [
+        _row(
+            f"`explain_stream(every={every}) / generate`, P={prompt_length}, N={num_steps}, all layers",
+            median_and_range(values),
+            "<= 1.25" if every == 16 else "",
+        )
+        for every, values in ratios.items()
+    ]
+
+
+def long_text_row(model: Any, prompt_length: int, num_steps: int) -> Row:
+    """A long text, in passes over it that only compute its logits."""
+    token_ids = _prompt(prompt_length + num_steps)
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(token_ids)
+
+    explain_sequences(model, token_ids[:, : prompt_length + 8], prompt_length)
+    ratios = []
+    for _ in range(3):
+        seconds = timed(forward)
+        ratios.append(timed(lambda: explain_sequences(model, token_ids, prompt_length)) / seconds)
+    what = f"`explain_sequences` / a forward pass over the text, P={prompt_length}, N={num_steps}, all layers"
+    return _row(what, median_and_range(ratios), "<= 3.3")
 
 
 def growth_rows(model: Any) -> list[Row]:

@@ -35,6 +35,7 @@ NOTICED_BY = {
     "adapters": ["shadowed_adapters", "adapters", "adapter_plugin"],
     "architecture/": ["wrappers", "state_restored", "attention_implementations", *_ENGINES],
     "attention_output": ["paper_preset", "variants", "adapters", "family_adapters"],
+    "blocks": ["blocks", "position_local", "formula", *_ENGINES],
     "caches": _GENERATION,
     "checks/": ["arguments", "files", "bad_input", "attack"],
     "cli/": ["checks", "command_line"],
@@ -59,6 +60,7 @@ NOTICED_BY = {
     "self_check": ["self_check", "as_generated", "unusual_logits", "wrappers", "remote_code", "quantized"],
     "sequences/": ["bad_input", "explain_sequences", "positions", *_GENERATION],
     "stepwise": ["self_check", "as_generated", *_ENGINES, "remote_code"],
+    "streaming/": ["blockwise", "streaming"],
     "targets": ["targets", *_ENGINES],
     "written_logits": ["as_generated", "unusual_logits", *_GENERATION],
 }

@@ -1,6 +1,5 @@
 """What each head contributes to a heatmap: the features that are weighted, before they are added up."""
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from ..architecture.facts import ModelFacts
 from ..configuration import GradELLMConfig
+from ..engines.blocks import Block
 from ..engines.explain import explain
 from ..engines.formula import HeadFormula, magnitudes
 from ..sequences.explained import ExplainedSequences
@@ -24,29 +24,32 @@ FEATURES: dict[str, Feature] = {
 
 @dataclass(frozen=True)
 class _WatchedFormula(HeadFormula):
-    """Keeps the features of every head, `[F, H, n, K]`, whenever it adds up the heads of a block of queries.
+    """Keeps the features of every head when it adds up the heads of a block.
 
     Args:
         features: What is kept.
-        blocks: Where they are kept, in the order of the queries.
+        kept: Where, `[F, H, n, K]` for the `n` queries of the chunk.
         sources: Positions, `[K]`.
-        end: The number of positions that the last query of the chunk sees; the last key is the last of them.
+        end: The number of positions that the last query sees; its own key is the last of them.
     """
 
     features: Any = None
-    blocks: Any = None
+    kept: Any = None
     sources: Any = None
     end: int = 0
 
-    def sum_heads(self, weights: Tensor, contributions: Tensor, gradient: Tensor, value: Tensor) -> Tensor:
+    def sum_heads(
+        self, weights: Tensor, contributions: Tensor, gradient: Tensor, value: Tensor, block: Block | None = None
+    ) -> Tensor:
         of_heads = (feature(weights, contributions, gradient, value) for feature in self.features)
         found = torch.stack([feature[0].flatten(0, 1) for feature in of_heads])
-        first = self.end - found.shape[-1]
-        seen = (self.sources >= first) & (self.sources < self.end)
-        kept = torch.zeros(*found.shape[:-1], len(self.sources))
-        kept[..., seen] = found[..., (self.sources[seen] - first).to(found.device)].to(kept)
-        self.blocks.append(kept)
-        return super().sum_heads(weights, contributions, gradient, value)
+        heads = block.heads(weights.shape[2]) if block else slice(0, found.shape[1])
+        queries = block.queries if block else slice(0, found.shape[2])
+        end = self.end - self.kept.shape[2] + queries.stop
+        first = end - found.shape[-1]
+        seen = (self.sources >= first) & (self.sources < end)
+        self.kept[:, heads, queries, seen] = found[..., (self.sources[seen] - first).to(found.device)].to(self.kept)
+        return super().sum_heads(weights, contributions, gradient, value, block)
 
 
 def head_features(
@@ -66,16 +69,12 @@ def head_features(
         cache: Keys and values of the first `P - 1` positions, which this call may change. None: they are computed.
         wanted: The features, by name.
     """
-    chunks: dict[int, dict[int, list[Tensor]]] = defaultdict(dict)  # by layer and first step: a chunk may be tried again
+    layers = list(range(len(facts.attention)))
+    features = torch.zeros(len(wanted), len(layers), facts.num_heads, text.num_steps, len(sources))
 
     def watch(formula: HeadFormula, layer: int, first: int, end: int) -> HeadFormula:
-        blocks = chunks[layer][first] = []
-        return _WatchedFormula(formula.spatial, features=wanted.values(), blocks=blocks, sources=sources, end=end)
+        kept = features[:, layer, :, first : end - text.prompt_length + 1]
+        return _WatchedFormula(formula.spatial, features=wanted.values(), kept=kept, sources=sources, end=end)
 
-    layers = list(range(len(facts.attention)))
     explain(facts, text, config, layers, cache, watch)
-    features = torch.zeros(len(wanted), len(layers), facts.num_heads, text.num_steps, len(sources))
-    for layer, by_step in chunks.items():
-        found = torch.cat([block for _, blocks in sorted(by_step.items()) for block in blocks], dim=2)
-        features[:, layer, : found.shape[1]] = found
     return dict(zip(wanted, features))

@@ -13,6 +13,9 @@ import torch
 
 from ..architecture.tolerances import HEAD_OUTPUTS
 from ..configuration import GradELLMConfig
+from .blocks import Block, span
+
+_ALL = slice(None)
 
 
 def group_heads(x_RHND: torch.Tensor, num_groups: int) -> torch.Tensor:
@@ -50,14 +53,16 @@ def attention_weights(scores_RGMNT: torch.Tensor, mask: torch.Tensor, sinks_GM: 
     """Softmax of the scores over the visible keys, `A[p, h, i]`.
 
     Args:
-        scores_RGMNT: Scaled (and possibly soft-capped) products of queries and keys.
+        scores_RGMNT: Scaled (and possibly soft-capped) products of queries and keys. They are overwritten.
         mask: Bool (True for visible keys) or additive, broadcastable to the scores.
         sinks_GM: Score of each head's attention sink: one more term of the normaliser, with value 0.
     """
     if mask.dtype == torch.bool:
-        scores_RGMNT = scores_RGMNT.masked_fill(~mask, torch.finfo(scores_RGMNT.dtype).min)
+        hidden = ~mask
+        some = span(hidden.flatten(0, -2).any(0)) if hidden.device.type == "cpu" else _ALL  # others would be waited for
+        scores_RGMNT[..., some].masked_fill_(hidden[..., some], torch.finfo(scores_RGMNT.dtype).min)
     else:
-        scores_RGMNT = scores_RGMNT + mask.to(scores_RGMNT.dtype)
+        scores_RGMNT += mask.to(scores_RGMNT.dtype)
     if sinks_GM is None:
         return scores_RGMNT.softmax(-1)
     sinks = sinks_GM.to(scores_RGMNT.dtype)[None, :, :, None, None].expand(*scores_RGMNT.shape[:-1], 1)
@@ -104,12 +109,14 @@ class HeadFormula:
         contributions_RGMNT: torch.Tensor,
         gradient_RGMND: torch.Tensor,
         value_RGTD: torch.Tensor,
+        block: Block | None = None,
     ) -> torch.Tensor:
         """The heatmap of a layer, `[R, N, T]`, from the contributions `w[p, h, i] <g[p, h], v[i, h]>` of its heads.
 
         Args:
             weights_RGMNT: Spatial importance, `w[p, h, i]`.
             gradient_RGMND, value_RGTD: `g[p, h]` and `v[i, h]`, for their norms.
+            block: Where these scores are among those of the layer; None: they are all of them.
         """
         heads = contributions_RGMNT
         if self.magnitudes:
@@ -118,7 +125,8 @@ class HeadFormula:
             heads = heads.relu()
         if self.head_weights is None:
             return heads.sum((1, 2))
-        summed: torch.Tensor = self.head_weights.to(heads) @ heads.flatten(1, 2).flatten(2)
+        head_weights = self.head_weights[block.heads(heads.shape[2]) if block else _ALL]
+        summed: torch.Tensor = head_weights.to(heads) @ heads.flatten(1, 2).flatten(2)
         return summed.view(-1, *heads.shape[-2:])
 
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import UnsupportedArchitectureError
+from .blocks import blocks, most_queries, query_blocks, span
 from .formula import (
     HeadFormula,
     attention_weights,
@@ -26,6 +27,7 @@ from .formula import (
     group_mask,
     grouped_products,
     loosened_weights,
+    visible_keys,
 )
 
 _HARMLESS_KEYWORDS = {
@@ -44,9 +46,6 @@ _HARMLESS_KEYWORDS = {
     "use_cache",
 }
 _ALL = slice(None)
-#: Scores that are in memory at once while a layer is differentiated: 32 MiB per temporary in float32. On a CPU (16 heads, 128
-#: queries, 8192 keys) the backward pass takes a third longer with an eighth of it, and is not clearly faster with more.
-_BLOCK_ELEMENTS = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -105,25 +104,45 @@ class AttentionOptions:
         return cls(mask, query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, sinks)
 
     def scores(self, products: Tensor) -> Tensor:
-        scores = products * self.scaling
-        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+        return self.capped(products * self.scaling)
 
-    def score_derivative(self, scores: Tensor) -> Tensor | float:
-        """`d scores / d products`, given the scores."""
-        return self.scaling if self.softcap is None else self.scaling * (1 - (scores / self.softcap) ** 2)
+    def capped(self, products: Tensor) -> Tensor:
+        """The scores of scaled products."""
+        return products if self.softcap is None else self.softcap * torch.tanh(products / self.softcap)
 
-    def weights(self, scores: Tensor, block: slice = _ALL) -> Tensor:
-        """Attention weights `[R, G, M, n, T]` of a block of queries."""
+    def capped_derivative(self, scores: Tensor) -> Tensor | float:
+        """`d scores / d products` of scaled products, given the scores."""
+        return 1 - (scores / self.softcap) ** 2 if self.softcap is not None else 1.0
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """Attention weights `[R, G, M, N, T]`. The scores are overwritten."""
         groups = scores.shape[1]
         sinks = None if self.sinks is None else self.sinks.reshape(groups, -1)
-        return attention_weights(scores, self.grouped_mask(groups, block), sinks)
+        return attention_weights(scores, group_mask(self.mask, groups), sinks)
 
-    def grouped_mask(self, groups: int, block: slice = _ALL) -> Tensor:
-        return group_mask(self.mask[:, :, block], groups)
+    def part(self, queries: slice, keys: slice = _ALL, rows: slice = _ALL, heads: slice = _ALL) -> "AttentionOptions":
+        """The same for some queries, keys, rows and query heads."""
+        mask = self.mask[rows if self.mask.shape[0] > 1 else _ALL, heads if self.mask.shape[1] > 1 else _ALL, queries, keys]
+        return replace(self, mask=mask, sinks=None if self.sinks is None else self.sinks[heads])
+
+    @property
+    def first_seen(self) -> int:
+        """A number of keys from the first on that no query sees: all of them, but 0 on devices that would be waited for."""
+        if self.mask.device.type != "cpu":
+            return 0
+        return span(visible_keys(self.mask).flatten(0, -2).any(0)).start
 
 
 def attention_output(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
     """The head outputs, `[R, H, N, Dv]`. Queries that share a key/value head are stacked, so that it is not repeated."""
+    outputs = [
+        _attention_output(query[:, :, queries], key[:, :, keys], value[:, :, keys], options.part(queries, keys))
+        for queries, keys in query_blocks(query.shape[2], key.shape[2], most_queries(query.device))
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def _attention_output(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
     groups, (rows, heads, queries, _) = key.shape[1], query.shape
     grouped = group_heads(query, groups)
     if options.softcap is not None or options.sinks is not None:
@@ -185,46 +204,59 @@ class PositionLocalAttention(torch.autograd.Function):
         query, key, value = ctx.saved_tensors
         options, record, mask = ctx.options, ctx.record, ctx.options.mask
         groups, (rows, heads, queries, _), keys = key.shape[1], query.shape, key.shape[2]
+        shared, before = heads // groups, keys - queries
         precision = torch.promote_types(query.dtype, torch.float32)
         q_all, g_all = (group_heads(x, groups).to(precision) for x in (query, gradient))
-        k, v = key.to(precision), value.to(precision)
-        heatmap = k.new_empty(rows, queries, keys) if record else None
+        q_all, k_all, v_all = q_all * options.scaling, key.to(precision), value.to(precision)
+        heatmap = k_all.new_zeros(rows, queries, keys) if record else None
         needs_inputs = any(ctx.needs_input_grad[1:5])
         d_inputs = [torch.zeros_like(x) for x in (q_all, key, value)] if needs_inputs else None
         d_mask = torch.zeros_like(mask) if ctx.needs_input_grad[4] else None
 
-        size = max(1, _BLOCK_ELEMENTS // (rows * heads * keys))
-        for first in range(0, queries, size):
-            block = slice(first, min(first + size, queries))
-            q, g = q_all[..., block, :], g_all[..., block, :]
+        for block in blocks(rows, groups, shared, queries, keys, query.device):
+            own = slice(before + block.queries.start, before + block.queries.stop)
+            here = options.part(block.queries, block.keys, block.rows, block.heads(shared))
+            if first_seen := min(here.first_seen, own.start):
+                block = replace(block, keys=slice(first_seen, block.keys.stop))
+                here = here.part(_ALL, block.keys)
+            where = (block.rows, block.groups)
+            q, g = q_all[(*where, _ALL, block.queries)], g_all[(*where, _ALL, block.queries)]
+            k, v = k_all[(*where, block.keys)], v_all[(*where, block.keys)]
             products = grouped_products(q, k)
-            scores = options.scores(products)
-            weights = options.weights(scores, block)
             contributions = grouped_products(g, v)
-            weighted = weights * contributions
-            if heatmap is not None and ctx.formula.spatial == "attention":
-                heatmap[:, block] = ctx.formula.sum_heads(weights, weighted, g, v)
-            elif heatmap is not None:
-                loosened = loosened_weights(products, q, k[:, :, None], options.grouped_mask(groups, block))
-                heatmap[:, block] = ctx.formula.sum_heads(loosened, loosened * contributions, g, v)
+            loosened = None
+            if heatmap is not None and ctx.formula.spatial == "loosened":
+                loosened = loosened_weights(products, q, k[:, :, None], group_mask(here.mask, q.shape[1]))
+                summed = ctx.formula.sum_heads(loosened, loosened * contributions, g, v, block)
+                heatmap[block.rows, block.queries, block.keys] += summed
+                if d_inputs is None:
+                    continue
+            scores = here.capped(products)
+            derivative = here.capped_derivative(scores)
+            weights = here.weights(scores)
+            weighted = contributions.mul_(weights)
+            if heatmap is not None and loosened is None:
+                summed = ctx.formula.sum_heads(weights, weighted, g, v, block)
+                heatmap[block.rows, block.queries, block.keys] += summed
             if d_inputs is None:
                 continue
             d_query, d_key, d_value = d_inputs
-            d_scores = torch.addcmul(weighted, weights, weighted.sum(-1, keepdim=True), value=-1)
+            d_scores = weighted.addcmul_(weights, weighted.sum(-1, keepdim=True), value=-1)
             if d_mask is not None:
-                d_mask[:, :, block] = d_scores.flatten(1, 2).sum_to_size(d_mask[:, :, block].shape)
-            d_products = d_scores.mul_(options.score_derivative(scores))
-            offset = keys - queries
-            own, diagonal = slice(offset + block.start, offset + block.stop), offset + block.start
-            d_query[..., block, :] = (d_products.flatten(2, 3) @ k).view_as(q)
-            d_key[:, :, own] = (d_products.diagonal(diagonal, -2, -1)[..., None] * q).sum(2)
-            d_value[:, :, own] = (weights.diagonal(diagonal, -2, -1)[..., None] * g).sum(2)
+                d_part = replace(options, mask=d_mask).part(block.queries, block.keys, block.rows, block.heads(shared)).mask
+                d_part += d_scores.flatten(1, 2).sum_to_size(d_part.shape)
+            d_products = d_scores if here.softcap is None else d_scores.mul_(derivative)
+            d_query[(*where, _ALL, block.queries)] = (d_products.flatten(2, 3) @ k).view_as(q)
+            first_own = own.start - block.keys.start
+            d_key[(*where, own)] = (d_products.diagonal(first_own, -2, -1)[..., None] * q).sum(2)
+            d_value[(*where, own)] = (weights.diagonal(first_own, -2, -1)[..., None] * g).sum(2)
         if heatmap is not None:
             record(heatmap)
         if d_inputs is None:
             return (None,) * 8
         d_query, d_key, d_value = d_inputs
-        return None, d_query.flatten(1, 2).to(query.dtype), d_key, d_value, d_mask, None, None, None
+        d_query = d_query.mul_(options.scaling).flatten(1, 2)
+        return None, d_query.to(query.dtype), d_key, d_value, d_mask, None, None, None
 
 
 def position_local_attention(

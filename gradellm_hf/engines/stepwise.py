@@ -16,7 +16,7 @@ from ..configuration import GradELLMConfig
 from ..errors import UnsupportedArchitectureError
 from ..sequences.explained import ExplainedSequences
 from ..sequences.written_logits import LogitsDifferError
-from .formula import explains_head_outputs, group_heads, grouped_products, head_heatmap, loosened_weights
+from .formula import explains_head_outputs, group_heads, group_mask, grouped_products, head_heatmap, loosened_weights
 from .heatmap_sums import Heatmaps
 from .loop import AttentionResult, AttentionWatch, InterfaceWatch, Watch, explain_steps
 from .position_local import AttentionOptions
@@ -76,18 +76,18 @@ class StepWatch(InterfaceWatch):
         last, output = slice(-1, None), output[:, -1:].transpose(1, 2)
         if spatial == "attention" and own is not None and explains_head_outputs(own[:, :, last], value, output):
             return own[:, :, last].detach()  # a view would keep the graph
-        settings, groups = options(), key.shape[1]
+        settings, groups = options().part(last), key.shape[1]
         precision = torch.promote_types(query.dtype, torch.float32)
         query, key = group_heads(query[:, :, last], groups).to(precision), key.to(precision)
         products = grouped_products(query, key)
-        weights = settings.weights(settings.scores(products), last).flatten(1, 2)
+        weights = settings.weights(settings.scores(products)).flatten(1, 2)
         if not explains_head_outputs(weights, value, output):
             raise UnsupportedArchitectureError(
                 f"`{self.facts.model_type}` computes its attention in a way that is not known here: its head outputs "
                 'are not the attention weights times the values. Load the model with `attn_implementation="eager"`.'
             )
         if spatial == "loosened":
-            weights = loosened_weights(products, query, key[:, :, None], settings.grouped_mask(groups, last)).flatten(1, 2)
+            weights = loosened_weights(products, query, key[:, :, None], group_mask(settings.mask, groups)).flatten(1, 2)
         return weights
 
 

@@ -7,6 +7,8 @@ import torch
 from ..configuration import GradELLMConfig, TargetFunction, foil_ids
 from ..errors import InvalidInputError
 
+_LOGITS_AT_ONCE = 2**22  # 16 MiB in float32: memory that the allocator keeps, and need not ask for again
+
 
 @dataclass(frozen=True)
 class TargetValues:
@@ -51,7 +53,7 @@ def evaluate_target(
         (gradient,) = torch.autograd.grad(scores.sum(), leaf)
     scores = scores.detach().masked_fill(~step_mask, 0)
     leaf = leaf.detach()
-    probabilities = (_gather(leaf, token_ids) - leaf.logsumexp(-1)).exp().masked_fill(~step_mask, 0)
+    probabilities = (_gather(leaf, token_ids) - _logsumexp(leaf)).exp().masked_fill(~step_mask, 0)
     largest = torch.maximum(gradient.amax(-1), -gradient.amin(-1))
     scale = torch.where(largest == 0, 1, largest).masked_fill(~step_mask, 0)
     gradient = gradient.contiguous()  # that of a sum is one number, seen as many
@@ -101,6 +103,12 @@ def check_contrast(foils: torch.Tensor, token_ids: torch.Tensor, step_mask: torc
 
 def _gather(logits: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     return logits.gather(-1, token_ids[..., None])[..., 0]
+
+
+def _logsumexp(logits: torch.Tensor) -> torch.Tensor:
+    """`logsumexp` over the vocabulary, `[R, N]`, a few steps at a time: it copies what it is given."""
+    parts = logits.split(max(1, _LOGITS_AT_ONCE // (logits.shape[0] * logits.shape[-1])), dim=1)
+    return torch.cat([part.logsumexp(-1) for part in parts], dim=1)
 
 
 def _target_function(config: GradELLMConfig, foils: torch.Tensor | None) -> TargetFunction:

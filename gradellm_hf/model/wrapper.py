@@ -207,6 +207,7 @@ class GradELLM(ModelWrapper):
         text: str | Chat,
         *,
         explain_config: GradELLMConfig | None = None,
+        every: int = 1,
         tools: Sequence[Any] | None = None,
         documents: Sequence[Any] | None = None,
         chat_template: str | None = None,
@@ -214,11 +215,13 @@ class GradELLM(ModelWrapper):
         enable_thinking: bool | None = None,
         **generate_kwargs: Any,
     ) -> Iterator[ExplainedStep]:
-        """Yields each new token of the answer to a prompt or chat with its heatmap, while the model goes on writing.
+        """Yields each new token of the answer to a prompt or chat, with its heatmap, while the model goes on writing.
 
         Args:
             text: A prompt, or a chat.
             explain_config: As for `explain`.
+            every: How many tokens are explained together, as for `explain_stream`: with more than one, tokens wait for nothing,
+                and their heatmaps are filled in later.
             tools: As for `explain`.
             documents: As for `explain`.
             chat_template: As for `explain`.
@@ -244,7 +247,8 @@ class GradELLM(ModelWrapper):
         given = (tools, documents, chat_template, continue_final_message, enable_thinking)
         reading = self._reading
         batch = reading.batch(reading.encoded([text], dict(zip(TEMPLATE_OPTIONS, given))))
-        return explain_stream(self, **batch, explain_config=explain_config, **reading.generate_kwargs(generate_kwargs))
+        kwargs = reading.generate_kwargs(generate_kwargs)
+        return explain_stream(self, **batch, explain_config=explain_config, every=every, **kwargs)
 
     def removal_test(
         self,

@@ -195,7 +195,7 @@ class GenerateCall:
             token_ids,
             self.prompt_length,
             token_ids.shape[1] - self.prompt_ids_length,
-            self._step_mask(generated),
+            self.step_mask(generated),
             padding,
             {name: returned(x, -2) for name, x in recording.per_position.items()},
             prompt_embeds=None if self.embeds is None else copies(self.embeds),
@@ -242,7 +242,7 @@ class GenerateCall:
                 "`cache` out."
             )
 
-    def _step_mask(self, generated: dict[str, Any]) -> Tensor:
+    def step_mask(self, generated: dict[str, Any]) -> Tensor:
         """False for steps after a row's end, `[R, N]`, as `generate` decided it.
 
         If that is not known, a row ends with its first end-of-sequence token, or before the padding at its end.

@@ -88,7 +88,7 @@ def test_attention_weights_are_a_softmax_over_the_visible_keys():
     scores, visible = random(R, G, M, N, T), some_visible(R, 1, 1, N, T)
     additive = torch.zeros(R, 1, 1, N, T, dtype=torch.float64).masked_fill(~visible, torch.finfo(torch.float64).min)
     for mask in (visible, additive):
-        weights = attention_weights(scores, mask)
+        weights = attention_weights(scores.clone(), mask)
         for r, g, m, n in torch.cartesian_prod(*map(torch.arange, (R, G, M, N))).tolist():
             expected = over_visible(softmax, scores[r, g, m, n].tolist(), visible[r, 0, 0, n].tolist())
             torch.testing.assert_close(weights[r, g, m, n], expected)
@@ -96,13 +96,13 @@ def test_attention_weights_are_a_softmax_over_the_visible_keys():
 
 def test_an_additive_bias_such_as_alibi_is_part_of_the_scores():
     scores, bias = random(R, G, M, N, T), random(R, G, M, N, T, seed=1)
-    torch.testing.assert_close(attention_weights(scores, bias), (scores + bias).softmax(-1))
+    torch.testing.assert_close(attention_weights(scores.clone(), bias), (scores + bias).softmax(-1))
 
 
 def test_an_attention_sink_takes_its_share_of_each_head_and_gives_nothing():
     scores, sinks = random(R, G, M, N, T), random(G, M, seed=1)
     visible = some_visible(R, 1, 1, N, T)
-    weights = attention_weights(scores, visible, sinks)
+    weights = attention_weights(scores.clone(), visible, sinks)
     for r, g, m, n in torch.cartesian_prod(*map(torch.arange, (R, G, M, N))).tolist():
 
         def with_sink(seen: list[float], sink: float = sinks[g, m].item()) -> list[float]:

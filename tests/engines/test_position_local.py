@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gradellm_hf.engines.formula import HeadFormula, causal_visibility
+from gradellm_hf.engines.formula import HeadFormula, causal_visibility, grouped_products
 from gradellm_hf.engines.position_local import (
     AttentionOptions,
     PositionLocalAttention,
@@ -27,9 +27,12 @@ PADDED = causal_visibility(N, T, torch.device("cpu")).expand(R, 1, N, T).clone()
 PADDED[1, :, :, :2] = False
 ADDITIVE = torch.zeros(R, 1, N, T, dtype=torch.float64).masked_fill(~PADDED, torch.finfo(torch.float64).min)
 
+WINDOWED = PADDED & ~torch.ones(N, T, dtype=torch.bool).tril(T - N - 2)  # each query sees two keys
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "causal": {"mask": causal_visibility(N, T, torch.device("cpu"))},
     "padded": {"mask": PADDED},
+    "windowed": {"mask": WINDOWED},
     "additive": {"mask": ADDITIVE},
     "per head": {"mask": ADDITIVE + random(R, H, N, T, seed=9)},
     "soft-capped": {"mask": PADDED, "softcap": 0.7},
@@ -79,7 +82,8 @@ def test_its_value_is_attention(options, states):
 
 
 def test_its_gradient_and_its_heatmap_are_those_of_each_query_alone(options, states, monkeypatch):
-    monkeypatch.setattr("gradellm_hf.engines.position_local._BLOCK_ELEMENTS", 3 * R * H * T)  # blocks of 3 and of 1
+    monkeypatch.setattr("gradellm_hf.engines.blocks._FEWEST_QUERIES", 3)  # blocks of 3 and of 1, of one head and one row
+    monkeypatch.setattr("gradellm_hf.engines.blocks._CACHED_SCORES", 1)
     query, key, value = states
     upstream, recorded = random(R, H, N, DV, seed=5), []
     anchor = torch.zeros((), requires_grad=True)
@@ -95,6 +99,61 @@ def test_its_gradient_and_its_heatmap_are_those_of_each_query_alone(options, sta
     weights = plain_attention(query, key, value, options)[0]
     contributions = torch.einsum("rhnd,rhtd->rhnt", upstream, value.repeat_interleave(M, dim=1))
     torch.testing.assert_close(recorded[0], (weights * contributions).sum(1).detach())
+
+
+def recorded(states: tuple[Tensor, ...], options: AttentionOptions, formula: HeadFormula, upstream: Tensor) -> tuple[Any, ...]:
+    """The gradients of the states, and the heatmap."""
+    heatmaps: list[Tensor] = []
+    anchor = torch.zeros((), requires_grad=True)
+    output = PositionLocalAttention.apply(anchor, *states, options.mask, options, formula, heatmaps.append)
+    return *torch.autograd.grad(output, states, upstream), heatmaps[0]
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch, scores: int, queries: int) -> None:
+    monkeypatch.setattr("gradellm_hf.engines.blocks._FEWEST_QUERIES", 1)
+    monkeypatch.setattr("gradellm_hf.engines.blocks._QUERIES", queries)
+    monkeypatch.setattr("gradellm_hf.engines.blocks._CACHED_SCORES", scores)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+
+
+@pytest.mark.parametrize("scores", [1, 2 * M * T, 5 * M * T])  # one head and one row; two heads; both rows
+@pytest.mark.parametrize(
+    "formula",
+    [
+        HeadFormula(positive_heads=True),
+        HeadFormula(positive_heads=True, head_weights=random(H, seed=3).abs()),
+        HeadFormula(magnitudes=True, head_weights=random(H, seed=3).abs()),
+        HeadFormula(spatial="loosened"),
+    ],
+    ids=["positive", "weighted", "magnitudes", "loosened"],
+)
+def test_every_formula_is_the_same_in_blocks_of_any_shape(scores, formula, options, states, monkeypatch):
+    upstream = random(R, H, N, DV, seed=5)
+    small_blocks(monkeypatch, 10**6, N)
+    whole = recorded(states, options, formula, upstream)
+    small_blocks(monkeypatch, scores, 3)
+    for part, expected in zip(recorded(states, options, formula, upstream), whole, strict=True):
+        torch.testing.assert_close(part, expected)
+
+
+def test_keys_that_no_query_of_a_block_sees_are_not_looked_at(states, monkeypatch):
+    small_blocks(monkeypatch, 10**6, 2)
+    query, key, value = (x.detach().clone().requires_grad_() for x in states)
+    options, upstream = AttentionOptions(WINDOWED[:1], scaling=0.4), random(R, H, N, DV, seed=5)
+    expected = recorded((query, key, value), options, HeadFormula(), upstream)
+    seen = WINDOWED[0, 0].any(0)
+    with torch.no_grad():
+        assert not seen.all()
+        key[:, :, ~seen] = value[:, :, ~seen] = torch.nan  # hidden from every query: a window that has moved on
+        products = []
+        monkeypatch.setattr(
+            "gradellm_hf.engines.position_local.grouped_products",
+            lambda x, y: products.append(y.shape[2]) or grouped_products(x, y),
+        )
+    actual = recorded((query, key, value), options, HeadFormula(), upstream)
+    assert products == [3, 3, 3, 3]  # two queries of two keys each: to the backward pass there are no others
+    for part, same in zip(actual, expected, strict=True):
+        torch.testing.assert_close(part, same)
 
 
 def test_a_position_bias_gets_the_gradient_of_its_whole_row():
