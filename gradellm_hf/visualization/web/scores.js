@@ -92,9 +92,10 @@ class Heatmap {
     const { explained, quantised } = this, { classes, kinds, promptLength, own, threshold } = explained;
     const shares = new Float64Array(numUnits), weak = new Uint8Array(numUnits), largest = this.largest(candidates);
     const sums = kinds.map(() => 0);
+    const least = threshold * largest.subarray(first - promptLength, last - promptLength).reduce((a, b) => Math.max(a, b), 0);
     let counted = 0;
     for (let row = first - promptLength; row < last - promptLength; row++) {
-      const start = explained.rowStart(row), least = threshold * largest[row], steps = row * kinds.length;
+      const start = explained.rowStart(row), steps = row * kinds.length;
       kinds.forEach((_, kind) => { sums[kind] += this.totals[steps + kind]; });
       for (let i = 0; i < promptLength + row + own; i++) {
         const q = quantised[start + i], kind = classes[i];
