@@ -130,7 +130,7 @@ class AttentionOptions:
         """A number of keys from the first on that no query sees: all of them, but 0 on devices that would be waited for."""
         if self.mask.device.type != "cpu":
             return 0
-        return span(visible_keys(self.mask).flatten(0, -2).any(0)).start
+        return int(span(visible_keys(self.mask).flatten(0, -2).any(0)).start)
 
 
 def attention_output(query: Tensor, key: Tensor, value: Tensor, options: AttentionOptions) -> Tensor:
@@ -219,9 +219,9 @@ class PositionLocalAttention(torch.autograd.Function):
             if first_seen := min(here.first_seen, own.start):
                 block = replace(block, keys=slice(first_seen, block.keys.stop))
                 here = here.part(_ALL, block.keys)
-            where = (block.rows, block.groups)
-            q, g = q_all[(*where, _ALL, block.queries)], g_all[(*where, _ALL, block.queries)]
-            k, v = k_all[(*where, block.keys)], v_all[(*where, block.keys)]
+            of_queries = (block.rows, block.groups, _ALL, block.queries)
+            of_keys, of_own = (block.rows, block.groups, block.keys), (block.rows, block.groups, own)
+            q, g, k, v = q_all[of_queries], g_all[of_queries], k_all[of_keys], v_all[of_keys]
             products = grouped_products(q, k)
             contributions = grouped_products(g, v)
             loosened = None
@@ -246,10 +246,10 @@ class PositionLocalAttention(torch.autograd.Function):
                 d_part = replace(options, mask=d_mask).part(block.queries, block.keys, block.rows, block.heads(shared)).mask
                 d_part += d_scores.flatten(1, 2).sum_to_size(d_part.shape)
             d_products = d_scores if here.softcap is None else d_scores.mul_(derivative)
-            d_query[(*where, _ALL, block.queries)] = (d_products.flatten(2, 3) @ k).view_as(q)
+            d_query[of_queries] = (d_products.flatten(2, 3) @ k).view_as(q)
             first_own = own.start - block.keys.start
-            d_key[(*where, own)] = (d_products.diagonal(first_own, -2, -1)[..., None] * q).sum(2)
-            d_value[(*where, own)] = (weights.diagonal(first_own, -2, -1)[..., None] * g).sum(2)
+            d_key[of_own] = (d_products.diagonal(first_own, -2, -1)[..., None] * q).sum(2)
+            d_value[of_own] = (weights.diagonal(first_own, -2, -1)[..., None] * g).sum(2)
         if heatmap is not None:
             record(heatmap)
         if d_inputs is None:
