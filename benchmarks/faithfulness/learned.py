@@ -4,7 +4,7 @@ Both were learned from the same texts and as many forward passes, for one family
 
     gradellm calibrate MODEL --num-prompts 128 --output head_weights.safetensors
     python -m benchmarks.head_weights.measure FAMILY FOLDER --num-prompts 128
-    python -m benchmarks.head_weights.study FOLDER --at2 benchmarks/faithfulness/at2/FAMILY.safetensors
+    python -m benchmarks.head_weights.study FOLDER --at2 FILE
 """
 
 from importlib.resources import files

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gradellm_hf.calibration.fit import FEATURES, PULLS, _minimised, learn, pearson
+from gradellm_hf.calibration.fit import FEATURES, PULLS, learn, minimised, pearson
 from gradellm_hf.errors import InvalidInputError
 
 L, H, N, K = 2, 3, 4, 9
@@ -51,7 +51,7 @@ def test_a_stronger_pull_keeps_the_weights_closer_to_each_other():
     generator = torch.Generator().manual_seed(1)
     features, effects = torch.rand(40, K, 6, generator=generator), torch.rand(40, K, generator=generator)
     seen, fold = torch.ones(40, K, dtype=torch.bool), torch.arange(40) % 4
-    weights = _minimised(features, effects, seen, fold, 4)
+    weights = minimised(features, effects, seen, fold, 4)
     assert weights.shape == (6, len(PULLS), 5)
     spread = weights.log().std(0)
     assert (spread.diff(dim=0) < 0).all()
