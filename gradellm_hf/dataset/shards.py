@@ -182,7 +182,8 @@ def _visible(num_steps: int, length: int, explained: Tensor | None) -> Tensor:
 
 def _packed(explanation: Explanation, dtype: torch.dtype) -> dict[str, Tensor]:
     explained = None if explanation.explained is None else torch.tensor(explanation.explained, dtype=torch.bool)
-    visible = _visible(*explanation.attributions.shape, explained)
+    num_steps, length = explanation.attributions.shape
+    visible = _visible(num_steps, length, explained)
     tensors = {
         "token_ids": torch.tensor(explanation.token_ids, dtype=torch.int32),
         "special": torch.tensor(explanation.special, dtype=torch.bool),

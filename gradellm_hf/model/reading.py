@@ -34,7 +34,7 @@ class Reading:
         """The prompts as the model reads them. `options`: of the chat template; None if not given."""
         return encoded_prompts(self.tokenizer, prompts, options)
 
-    def batch(self, asked: Sequence[EncodedPrompt]) -> dict[str, Tensor]:
+    def batch(self, asked: Sequence[EncodedPrompt]) -> dict[str, Any]:
         """The prompts as arguments of `generate`: `input_ids` and `attention_mask` `[R, P]`, padded on the left."""
         ids, mask = self.padded([prompt.ids for prompt in asked])
         return {"input_ids": ids, "attention_mask": mask}

@@ -54,9 +54,7 @@ def encoded_prompts(tokenizer: Any, prompts: Sequence[str | Chat], options: Mapp
     return [EncodedPrompt(prompt, given, encode_prompt(tokenizer, prompt, given)) for prompt in prompts]
 
 
-def of_chats(
-    explanations: Sequence[Explanation], tokenizer: Any, chats: Sequence[str | Chat], options: Mapping[str, Any]
-) -> list[Explanation]:
+def of_chats(explanations: Sequence[Explanation], tokenizer: Any, chats: Any, options: Mapping[str, Any]) -> list[Explanation]:
     """The explanations of one or several answers to each chat, which know its messages.
 
     Raises:
