@@ -1,4 +1,4 @@
-"""The pictures of the report in docs/images/: `python -m scripts.report_pictures` explains the example of docs/rag.md.
+"""Pictures of an answer in docs/images/: `python -m scripts.pictures` explains the example of docs/rag.md.
 
 It needs Chromium, and playwright.
 """
@@ -32,9 +32,10 @@ def explained() -> tuple[Explanation, Removals]:
 
 
 def draw(explanation: Explanation, removals: Removals) -> None:
-    """Writes report.png, and report_dark.png by documents."""
+    """Writes sources.png, documents beside the words of the answer; and the report, report.png, and dark and by documents."""
     from playwright.sync_api import sync_playwright
 
+    explanation.sources(DOCUMENTS, of="word").plot(IMAGES / "sources.png")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
     with TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
@@ -52,4 +53,4 @@ def draw(explanation: Explanation, removals: Removals) -> None:
 
 if __name__ == "__main__":
     draw(*explained())
-    print(*(f"docs/images/{path.name}" for path in sorted(IMAGES.glob("report*.png"))), sep="\n")
+    print("Wrote sources.png, report.png and report_dark.png to docs/images/")
