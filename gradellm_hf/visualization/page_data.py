@@ -8,7 +8,7 @@ import torch
 
 from ..errors import InvalidInputError
 from ..text.owners import segments_of, stretches, written_range
-from ..text.readable import Level, Readable
+from ..text.readable import Level, Readable, explained_rows
 from ..text.shares import IGNORED, THRESHOLD, Kind, checked_ignore, kinds
 from ..text.units import Spans, span_ranges, unit_names, unit_ranges
 from .packed import COARSE, FINE, packed
@@ -67,6 +67,7 @@ def page_data(
         "kinds": names,
         "classes": classes,
         "marks": _marks(explanation),
+        "unexplained": sorted(set(range(border, len(explanation.tokens))) - {border + n for n in explained_rows(explanation)}),
         "segments": _segments(explanation),
         "spans": [{"name": name, "first": first, "last": last} for (first, last), name in named],
         "probabilities": [float(f"{p:.4g}") for p in explanation.token_probabilities.tolist()],

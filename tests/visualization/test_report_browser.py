@@ -198,6 +198,31 @@ def test_a_range_of_generated_tokens_shows_what_they_rest_on_together(page, expl
     assert "3 tokens together; 53 % for each of 3 tokens (geometric mean" in page.locator(".detail").inner_text()
 
 
+def test_tokens_that_are_not_explained_say_so_and_claim_nothing(open_page, explained):
+    border, steps = explained.prompt_length, len(explained.attributions)
+    known = [step >= steps - 3 for step in range(steps)]
+    others = ~torch.tensor(known)
+    some = dataclasses.replace(
+        explained,
+        attributions=explained.attributions.masked_fill(others[:, None], 0),
+        token_probabilities=explained.token_probabilities.masked_fill(others, 0),
+        explained=known,
+    )
+    page = open_page(report(some))
+    page.get_by_text("Tokens", exact=True).click()
+    assert lists(page, some.sources("token", of="answer")[0].sources)
+    assert "Of 2 explained tokens; 2 others are not explained." == page.locator(".detail").inner_text()
+    unit(page, border + 1).click()
+    assert question(page).endswith("is not explained")
+    assert page.locator(".detail").inner_text() == "Generated token; not explained."
+    assert listed_shares(page) == []
+    assert page.locator(".left-out").inner_text() == ""
+    unit(page, border + steps - 3).click()
+    assert question(page).endswith("rests on")
+    assert "probability" in page.locator(".detail").inner_text()
+    assert unit(page, border + 1).get_attribute("class").split() == ["unexplained"]
+
+
 def test_the_probability_of_a_word_is_that_of_its_tokens_on_average(page):
     page.get_by_text("Words", exact=True).click()
     page.locator(".answer .tokens span", has_text="figs").hover()

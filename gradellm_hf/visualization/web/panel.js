@@ -38,6 +38,8 @@ class Panel {
   describe(selection, level, { shares, leftOut }) {
     const { explained, text } = this, { target, foil } = explained;
     const chosen = selection ? text.units.slice(selection.from, selection.to + 1) : [];
+    const [first, last] = selection ? [chosen[0].first, chosen.at(-1).last] : explained.written, some = this.isExplained(selection);
+    const known = explained.explainedOf(first, last).length;
     const subject = selection ? (chosen.length === 1 && chosen[0].name) || this.subject(selection) : "the whole answer";
     this.$("question").replaceChildren(...this.question(selection, subject));
     this.$("whole").hidden = !selection?.pinned;
@@ -45,9 +47,9 @@ class Panel {
     this.$("detail").textContent = !explained.numSteps ? "Nothing was generated."
       : selection && chosen[0].generated ? `Generated ${several}; ${text.likelihood(chosen[0].first, chosen.at(-1).last)}.`
       : selection?.reverse ? `Its share in each ${level} of the answer.` : foil !== null ? `Negative shares speak for \u201c${brief(foil)}\u201d, positive ones for \u201c${brief(target)}\u201d.`
-      : "Strongest sources, with their shares.";
+      : known < last - first ? `Of ${known} explained tokens; ${last - first - known} others are not explained.` : "Strongest sources, with their shares.";
     this.list(shares);
-    const rest = this.ranked(shares).length ? "" : selection?.reverse ? "Nothing counts it as a source." : "No source has a share.";
+    const rest = this.ranked(shares).length || !some ? "" : selection?.reverse ? "Nothing counts it as a source." : "No source has a share.";
     this.$("left-out").textContent = rest || (selection?.reverse || !leftOut.length ? ""
       : `Not counted: ${leftOut.map(([kind, share]) => `${KINDS[kind]} ${percent(share).replace(" ", "\u00a0")}`).join(", ")}.`);
     this.$("turn").hidden = !selection?.pinned || !chosen[0].generated || chosen.at(-1).last >= explained.numTokens;
@@ -55,12 +57,19 @@ class Panel {
     this.measured(selection);
   }
 
+  // Whether the selection has a heatmap, or needs none.
+  isExplained(selection) {
+    if (!selection || selection.reverse) return true;
+    const { units } = this.text;
+    return this.explained.explainedOf(units[selection.from].first, units[selection.to].last).length > 0;
+  }
+
   question(selection, subject) {
     const { target, foil } = this.explained;
     if (!selection && !this.explained.numSteps) return ["Answer"];
     if (!selection && foil !== null) return ["Why \u201c", element("bdi", "", brief(target)), "\u201d rather than \u201c", element("bdi", "", brief(foil)), "\u201d?"];
     const quoted = selection ? ["\u201c", element("bdi", "", subject), "\u201d"] : ["The whole answer"];
-    return [...quoted, selection?.reverse ? " fed" : " rests on"];
+    return [...quoted, selection?.reverse ? " fed" : this.isExplained(selection) ? " rests on" : " is not explained"];
   }
 
   list(shares) {
@@ -105,6 +114,7 @@ class Panel {
 
   announcement(selection, { shares }) {
     const { units } = this.text;
+    if (!this.isExplained(selection)) return `${this.subject(selection)}: not explained.`;
     const list = this.ranked(shares).slice(0, 3).map(u => `${units[u].name ?? brief(units[u].text)} ${percent(shares[u])}`).join(", ") || "nothing";
     const subject = selection ? this.subject(selection) : "The whole answer";
     return `${selection?.pinned ? "Pinned. " : ""}${subject} ${selection?.reverse ? "fed" : "rests on"}: ${list}.`;

@@ -6,6 +6,7 @@ class Explained {
     this.numTokens = data.tokens.length;
     this.numSteps = this.numTokens - data.promptLength;
     this.isMark = new Set(data.marks);
+    this.isUnexplained = new Set(data.unexplained);  // generated tokens without a heatmap
     this.heatmaps = new Map();
   }
 
@@ -44,11 +45,15 @@ class Explained {
     return this.heatmaps.get(layer);
   }
 
-  // The probability of a unit for each of its tokens: the geometric mean. A long unit is not less likely for being long.
+  // The generated tokens of a unit that are explained.
+  explainedOf(first, last) {
+    return Array.from({ length: last - first }, (_, k) => first + k).filter(i => i >= this.promptLength && !this.isUnexplained.has(i));
+  }
+
+  // The probability of a unit for each of its explained tokens: the geometric mean. A long unit is not less likely for being long.
   probability(first, last) {
-    let log = 0;
-    for (let i = first; i < last; i++) log += Math.log(this.probabilities[i - this.promptLength]);
-    return Math.exp(log / (last - first));
+    const known = this.explainedOf(first, last);
+    return Math.exp(known.reduce((log, i) => log + Math.log(this.probabilities[i - this.promptLength]), 0) / known.length);
   }
 }
 

@@ -48,6 +48,7 @@ class TextView {
         }
       }
       const span = spans.find(({ first }) => first === unit.first);
+      const isUnexplained = unit.generated && !this.explained.explainedOf(unit.first, unit.last).length;
       unit.text.split("\n").forEach((text, k, pieces) => {
         const ends = k < pieces.length - 1;
         if (!text && !ends) return;
@@ -55,7 +56,7 @@ class TextView {
           line = block.appendChild(element("p", "line marks"));  // until something else than marks is in it
           line.dir = "auto";
         }
-        const part = line.appendChild(element("span", `${ends ? "newline " : ""}${unit.isTemplate ? "template " : ""}${unit.isMark ? "mark" : ""}`, shown(text)));
+        const part = line.appendChild(element("span", `${ends ? "newline " : ""}${unit.isTemplate ? "template " : ""}${unit.isMark ? "mark " : ""}${isUnexplained ? "unexplained" : ""}`, shown(text)));
         part.dataset.unit = u;
         if (span && k === 0) part.dataset.span = span.name;
         unit.parts.push(part);
@@ -82,7 +83,10 @@ class TextView {
   }
 
   likelihood(first, last) {
-    const { level, probability } = this.explained, mean = percent(this.explained.probability(first, last));
+    const known = this.explained.explainedOf(first, last).length;
+    if (!known) return "not explained";
+    if (known < last - first) return `${known} of ${last - first} explained, ${percent(this.explained.probability(first, last))} for each of them (geometric mean)`;
+    const { level } = this.explained, mean = percent(this.explained.probability(first, last));
     if (level !== "token") return `probability ${mean}${last - first > 1 ? ` for each ${level} (geometric mean)` : ", all its tokens together"}`;
     return last - first > 1 ? `${mean} for each of ${last - first} tokens (geometric mean of their probabilities)` : `probability ${mean}`;
   }
