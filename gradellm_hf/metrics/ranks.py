@@ -60,7 +60,7 @@ def spearman(x: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
     except RuntimeError as error:
         raise InvalidInputError(f"`x` {list(x.shape)} and `y` {list(y.shape)} must broadcast to each other.") from error
     mask = torch.ones_like(x, dtype=torch.bool) if mask is None else binary_mask("mask", mask, x.shape)
-    return pearson(*(average_ranks(values, mask) for values in (x, y)), mask)
+    return pearson(average_ranks(x, mask), average_ranks(y, mask), mask)
 
 
 def pearson(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:
