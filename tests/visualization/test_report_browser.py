@@ -211,7 +211,7 @@ def test_tokens_that_are_not_explained_say_so_and_claim_nothing(open_page, expla
     page = open_page(report(some))
     page.get_by_text("Tokens", exact=True).click()
     assert lists(page, some.sources("token", of="answer")[0].sources)
-    assert "Of 2 explained tokens; 2 others are not explained." == page.locator(".detail").inner_text()
+    assert page.locator(".detail").inner_text() == "Of 2 explained tokens; 2 others are not explained."
     unit(page, border + 1).click()
     assert question(page).endswith("is not explained")
     assert page.locator(".detail").inner_text() == "Generated token; not explained."
