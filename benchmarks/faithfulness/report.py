@@ -13,6 +13,7 @@ import transformers
 import gradellm_hf
 from gradellm_hf.checks.files import write_atomically
 from gradellm_hf.evaluation import Evaluation, Summary, load_evaluation, summarise
+from gradellm_hf.evaluation.measures import METRICS
 from gradellm_hf.evaluation.plots import plot_costs, plot_curves
 from gradellm_hf.evaluation.summary import ALL, Mean
 from gradellm_hf.visualization.plot import write_figure
@@ -50,10 +51,11 @@ def main() -> None:
     write_atomically(HERE / "results.jsonl", "".join(_json_lines(summaries)).encode())
     PICTURES.mkdir(exist_ok=True)
     for (family, part), summary in summaries.items():
-        if part in ("own", "lambada"):
-            task, name = summary.tasks[-1], f"{family}_{part}"
-            write_figure(plot_curves(summary, task), PICTURES / f"faithfulness_curves_{name}.png", dpi=90)
+        task, name = summary.tasks[-1], f"{family}_{part}"
+        if set(PRIMARY) <= set(summary.metrics):
             write_figure(plot_costs(summary, task, PRIMARY), PICTURES / f"faithfulness_costs_{name}.png", dpi=90)
+        if any(METRICS[metric].is_curve for metric in summary.metrics):
+            write_figure(plot_curves(summary, task), PICTURES / f"faithfulness_curves_{name}.png", dpi=90)
 
 
 def summarised(part: str, evaluation: Evaluation) -> Summary:

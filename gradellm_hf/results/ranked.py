@@ -65,8 +65,10 @@ class Ranked:
         """The text in pieces, for Gradio's `HighlightedText`: the sources of a part with their shares, all else with None.
 
         Args:
-            by, of, ignore: As for `sources`.
+            by: As for `sources`.
+            of: As for `sources`.
             part: Which part of the generated text.
+            ignore: As for `sources`.
 
         Returns:
             Pairs (text, share). Joined, the texts are `text`; the sizes of the shares add up to 1.

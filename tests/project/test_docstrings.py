@@ -22,7 +22,9 @@ import model_patches.registry
 from gradellm_hf import ArchitectureAdapter, Explanation, GradELLM, GradELLMConfig, HeadWeights, explain_generate
 from gradellm_hf.methods import registry
 from gradellm_hf.results.output import ExplainGenerateOutput
+from gradellm_hf.results.ranked import Ranked
 from gradellm_hf.results.removals import Removals
+from gradellm_hf.results.restated import Restated
 from gradellm_hf.results.shown import Shown
 from gradellm_hf.results.sources import Sources
 from tests.support.evaluated import model_and_tokenizer
@@ -43,6 +45,8 @@ PARTS = (
 WITH_METHODS = (
     GradELLM,
     Explanation,
+    Ranked,
+    Restated,
     Shown,
     Sources,
     Removals,
@@ -111,7 +115,8 @@ def _nothing_stays(tmp_path, monkeypatch):
 
 
 def test_the_public_names_are_found():
-    assert {"gradellm_hf.explain_generate", "gradellm_hf.metrics.auc", "gradellm_hf.model.GradELLM.explain"} <= set(NAMES)
+    some = {"gradellm_hf.explain_generate", "gradellm_hf.metrics.auc", "gradellm_hf.model.wrapper.GradELLM.explain"}
+    assert some <= set(NAMES)
     assert len(set(NAMES)) == len(NAMES) > 70
 
 
