@@ -11,7 +11,7 @@ MIDDLE := 5.17.0
 VENV = .venv
 BIN = $(VENV)/bin/python
 INSTALL = $(BIN) -m pip --disable-pip-version-check install -qq --no-compile
-PYTEST := -m pytest --numprocesses auto --dist loadfile
+PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 FAST := -m "not (slow or browser or distributed or devices)"
 # Written last and removed first, so an environment that has it is complete for the demo, for everything; else it is made anew.
 DEMO := .venv/ready-for-demo

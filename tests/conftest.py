@@ -35,6 +35,9 @@ if IS_NEWEST:
     logging.getLogger("transformers").addHandler(_FailOnDeprecation(level=logging.WARNING))
 
 
+_FIRST = (("devices", "distributed"), ("slow", "browser"))
+
+
 @pytest.fixture(scope="session")
 def smollm2():
     """(model, tokenizer): SmolLM2-135M-Instruct in float32. Shared: a test that changes it puts it back."""
@@ -51,7 +54,12 @@ def quiet_transformers():
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of the real model are slow, and say so by asking for it."""
+    """Tests of the real model are slow, and say so by asking for it. Files with slow tests come first: a long one in the end
+    would keep one process busy and the others idle."""
+    first = {}
     for item in items:
         if "smollm2" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+        turns = [turn for turn, markers in enumerate(_FIRST) if any(map(item.get_closest_marker, markers))]
+        first[item.path] = min([first.get(item.path, len(_FIRST)), *turns])
+    items.sort(key=lambda item: first[item.path])
