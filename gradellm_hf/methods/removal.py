@@ -1,12 +1,13 @@
 """Methods that take positions out and look at what changes: occlusion, LIME."""
 
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ..checks.arguments import checked_generator, choice, real_number, whole_number
-from ..metrics.perturbation import PerturbedText, Window, hellinger
+from ..metrics.perturbation import PerturbedText, Window
 from .gradients import predicted_targets
 from .registry import heatmaps
 
@@ -46,17 +47,25 @@ def occlusion(
     text = PerturbedText(model, sequences, prompt_length, attention_mask, batch_size=batch_size)
     window, targets = Window(0, text.num_steps), text.token_ids[:, prompt_length:]
     length = text.token_ids.shape[1] - 1
-    reference, columns = text.reference(window), torch.arange(length, device=targets.device)
+    reference = text.reference(window)
     row, position = text.real[:, :length].nonzero(as_tuple=True)
 
-    def change(r: Tensor, log_probabilities: Tensor) -> Tensor:
-        if measure == "hellinger":
-            return hellinger(reference[r], log_probabilities)
-        return predicted_targets(reference[r], targets[r], measure) - predicted_targets(log_probabilities, targets[r], measure)
-
+    drop = None if measure == "hellinger" else partial(_drop, reference, targets, measure)
     scores = text.embeddings.new_zeros(text.num_rows, length, text.num_steps, dtype=reference.dtype)
-    scores[row, position] = text.measure(row, window, lambda items: columns != position[items, None], change)
+    scores[row, position] = text.leave_one_out(row, position, drop)
     return heatmaps(text, scores.transpose(1, 2))
+
+
+def _drop(
+    reference: Tensor,
+    targets: Tensor,
+    measure: Literal["log_probability", "probability"],
+    rows: Tensor,
+    log_probabilities: Tensor,
+) -> Tensor:
+    """How much less likely the generated tokens are, `[b, N]`."""
+    before, after = (predicted_targets(x, targets[rows], measure) for x in (reference[rows], log_probabilities))
+    return before - after
 
 
 def lime(

@@ -177,22 +177,10 @@ def pearson_correlation(
 ) -> Tensor:
     """Pearson correlation of scores with the effect of leaving one token out. Range [-1, 1], higher is better.
 
-    As `rank_correlation`, but the few tokens with large effects count most.
-
-    Args:
-        model: A decoder-only Transformers model in evaluation mode.
-        sequences: Token ids of prompts, padded on the left, and continuations, `[R, S]`.
-        prompt_length: `P`.
-        attributions: Heatmaps `[R, N, S]`, or of several methods `[M, R, N, S]`. Scores of the prompt count.
-        attention_mask: 0 for padding, `[R, P]` or `[R, S]`; in the continuation, 0 marks steps after a row's end.
-        **options: `level`, `fixed` (which are left out of the comparison), `batch_size`; see `MetricOptions`.
-
-    Returns:
-        `[R]`, or `[M, R]`; NaN for a row whose scores, or effects, are all equal.
+    As `rank_correlation`, whose arguments, return value and errors it has, but the few tokens with large effects count most.
 
     Raises:
-        InvalidInputError: An argument is not usable.
-        UnsupportedArchitectureError: The model is not a decoder-only model.
+        InvalidInputError, UnsupportedArchitectureError: As for `rank_correlation`.
 
     Examples:
         >>> pearson_correlation(model, out.sequences, out.prompt_length, out.attributions).shape  # [R]

@@ -199,18 +199,22 @@ class PerturbedText:
         reference = self.reference(window)
         return self.measure(rows, window, keep, lambda r, log_probabilities: hellinger(reference[r], log_probabilities))
 
-    def leave_one_out(self, rows: Tensor, positions: Tensor) -> Tensor:
-        """What setting the embedding of one position to 0 changes in each generated token after it, `[B, N]`; see `hellinger`.
+    def leave_one_out(
+        self, rows: Tensor, positions: Tensor, change: Callable[[Tensor, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """What setting the embedding of one position to 0 changes in each generated token after it, `[B, N]`.
 
         Args:
             rows: The row of each text, `[B]`.
             positions: What is left out, `[B]`. Ascending positions are fastest: what comes before is not run again.
+            change: From the rows and the log-probabilities of a batch to the changes, `[b, N]`; None: see `hellinger`.
         """
         columns = torch.arange(self.token_ids.shape[1] - 1, device=positions.device)
-        window = Window(0, self.num_steps)
-        distances = self.step_distances(rows, window, lambda items: columns != positions[items, None])
+        window, reference = Window(0, self.num_steps), self.reference(Window(0, self.num_steps))
+        change = change or (lambda r, log_probabilities: hellinger(reference[r], log_probabilities))
+        changes = self.measure(rows, window, lambda items: columns != positions[items, None], change)
         before = torch.arange(self.prompt_length, self.token_ids.shape[1], device=positions.device)
-        return distances.masked_fill(positions[:, None] >= before, 0)
+        return changes.masked_fill(positions[:, None] >= before, 0)
 
     def target_log_probabilities(self, rows: Tensor, window: Window, kept: Tensor, removal: Removal) -> Tensor:
         """Log-probabilities of the generated tokens of a window. Texts that occur more than once are run once.

@@ -208,16 +208,7 @@ class _StepExplainer(BaseStreamer):
         steps, self._block = self._block, []
         first = steps[0].step
         sequences = self._call.sequences({"sequences": self._sequences}, self._recording, self._recording.cache)
-        written = sequences.written_logits
-        block = replace(
-            sequences,
-            prompt_length=sequences.prompt_length + first,
-            num_steps=len(steps),
-            step_mask=torch.stack([step.step_mask for step in steps], dim=1),
-            prompt_embeds=sequences.prompt_embeds if first == 0 else None,
-            written_logits=None if written is None else written.after(first),
-            first_step=first,
-        )
+        block = replace(sequences.after(first), step_mask=torch.stack([step.step_mask for step in steps], dim=1))
         with self._explaining(True), self._recording.paused():
             heatmaps = explain(self._facts, block, self._config, self._layers, self._cache)
         self._cache = self._last_cache

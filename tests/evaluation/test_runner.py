@@ -13,7 +13,17 @@ from gradellm_hf.evaluation.texts import read_text
 from gradellm_hf.jobs.processes import only_writer
 from gradellm_hf.jobs.prompts import Prompt
 from gradellm_hf.methods import get_method
-from gradellm_hf.metrics import bootstrap, deletion, linear_datamodelling_score, normalised_area, pi_soft_ns, top_k_drop
+from gradellm_hf.metrics import (
+    agreement,
+    bootstrap,
+    deletion,
+    linear_datamodelling_score,
+    normalised_area,
+    pearson_correlation,
+    pi_soft_ns,
+    rank_correlation,
+    top_k_drop,
+)
 from gradellm_hf.model import GradELLM
 from tests.support.evaluated import PROMPTS, model_and_tokenizer
 
@@ -350,6 +360,23 @@ def test_a_method_is_marked_where_it_differs_from_the_reference_by_more_than_the
     assert table[0].startswith("| method | s / token | x generate | rank_correlation \u2191 | deletion \u2193 |")
     assert "**1.000** ± 0.000 |" in table[2]
     assert " - |" in table[3]
+
+
+def test_both_correlations_with_leaving_one_out_are_measured_at_once(llama, tokenizer, tmp_path, monkeypatch):
+    calls, leave_one_out = [], agreement.leave_one_out
+    monkeypatch.setattr(agreement, "leave_one_out", lambda text: calls.append(1) or leave_one_out(text))
+    metrics = ["rank_correlation", "auc", "pearson_correlation"]
+    options = {"tokenizer": tokenizer, "methods": ["attention_mean", "saliency"], "metrics": metrics}
+    done = evaluate(llama, PROMPTS[:2], tmp_path, **options)
+    assert len(calls) == 2  # once a prompt
+    monkeypatch.undo()
+    for index, prompt in enumerate(PROMPTS[:2]):
+        text = read_text(GradELLM(llama, tokenizer), Prompt(prompt["prompt"]), False, {"max_new_tokens": 1, "do_sample": False})
+        for number, method in enumerate(options["methods"]):
+            heatmap = get_method(method)(llama, text.sequences, text.prompt_length)
+            for metric, function in (("rank_correlation", rank_correlation), ("pearson_correlation", pearson_correlation)):
+                expected = function(llama, text.sequences, text.prompt_length, heatmap, fixed=text.fixed)
+                torch.testing.assert_close(done.values(metric)[number, index], expected[0], check_dtype=False)
 
 
 def test_merged_evaluations_have_a_task_each_and_all_prompts_in_all(evaluation, llama, tokenizer, tmp_path):
