@@ -58,9 +58,9 @@ _CHEAPER: dict[str, Method] = {
     "lime": partial(lime, num_samples=128),
 }
 #: Methods that run a text some hundred times. They are compared with the others on fewer prompts.
-_MANY_PASSES = ("integrated_gradients", "occlusion", "lime", "context_cite_256", "context_cite_tokens")
-#: Methods that take a few passes over a text, and little memory: for long texts.
-_LIGHT = (REFERENCE, "calibrated", "saliency", "context_cite", "random")
+_MANY_PASSES = ("leave_one_out", "integrated_gradients", "occlusion", "lime", "context_cite_256", "context_cite_tokens")
+#: Methods that take a pass or two over a text, and little memory: for long texts.
+_LIGHT = (REFERENCE, "calibrated", "attention_mean", "saliency", "random")
 
 
 class Part(NamedTuple):
@@ -70,8 +70,8 @@ class Part(NamedTuple):
         prompts: From the tokenizer and the options of the command line to records, a file, or None: left out.
         metrics: Names.
         num_tokens: Tokens that are written and explained, for each prompt without a `target`.
-        methods: Names; None: all, without those of `_MANY_PASSES` unless `many_passes`.
-        many_passes: See there.
+        methods: Names; None: all but those of `_MANY_PASSES`.
+        many_passes: Whether those are run, too.
         families: That it is run for.
     """
 
@@ -98,14 +98,14 @@ def _own(split: str, per_task: int) -> Callable[[Any, argparse.Namespace], Any]:
 
 def _known(tokenizer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
     return [
-        *needles(tokenizer, lengths=(512, 1024), num_prompts=6),
-        *contradictions(num_prompts=12),
+        *needles(tokenizer, lengths=(512, 1024), num_prompts=1),
+        *contradictions(num_prompts=6),
         *injections(num_prompts=12),
     ]
 
 
 def _long(tokenizer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    return needles(tokenizer, lengths=(2048, 4096), num_prompts=2)
+    return needles(tokenizer, lengths=(2048, 4096), num_prompts=1)
 
 
 # The variants that did well on the prompts to tune on. On the reported prompts they were run once.
@@ -121,12 +121,12 @@ _CHOSEN = (
 )
 PARTS = {
     "lambada": Part(lambda tokenizer, options: options.lambada, (*PRIMARY, *SECONDARY, "auc", "average_precision")),
-    "own": Part(_own("report", 15), (*PRIMARY, *SECONDARY), num_tokens=3),
+    "own": Part(_own("report", 10), (*PRIMARY, *SECONDARY), num_tokens=3),
     "known": Part(_known, KNOWN_SOURCE),
-    "many_passes": Part(_own("report", 4), (*PRIMARY, *SECONDARY, *COSTLY), many_passes=True),
+    "many_passes": Part(_own("report", 2), (*PRIMARY, *SECONDARY, *COSTLY), many_passes=True),
     "known_long": Part(_long, KNOWN_SOURCE, methods=_LIGHT),
-    "ablation": Part(_own("tune", 5), _ABLATION, methods=tuple(VARIANTS), families=("smollm2",)),
-    "ablation_report": Part(_own("report", 8), _ABLATION, methods=_CHOSEN, families=("smollm2",)),
+    "ablation": Part(_own("tune", 3), _ABLATION, methods=tuple(VARIANTS), families=("smollm2",)),
+    "ablation_report": Part(_own("report", 5), _ABLATION, methods=_CHOSEN, families=("smollm2",)),
 }
 
 

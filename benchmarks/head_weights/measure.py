@@ -18,7 +18,7 @@ from gradellm_hf import GradELLMConfig
 from gradellm_hf.architecture.facts import ModelFacts, look_at
 from gradellm_hf.architecture.running import explainable
 from gradellm_hf.calibration.features import FEATURES, head_features
-from gradellm_hf.calibration.texts import balanced_order, shipped_prompts
+from gradellm_hf.calibration.texts import balanced_order, draw_sources, shipped_prompts
 from gradellm_hf.jobs.prompts import Prompt
 from gradellm_hf.jobs.run import seeded
 from gradellm_hf.methods.surrogate import logit
@@ -58,15 +58,15 @@ def measured(facts: ModelFacts, tokenizer: Any, prompt: Prompt, seed: str) -> di
     """What `calibrate` measures of a text, with more features; and the same sums of features for random masks.
 
     Returns:
-        `effects [N, K]`, `sources [K]`, `before [N]` and features `[L, H, N, K]`; `masked-effects [N, M]`: the logits of the
-        tokens with half of the prompt's tokens hidden from attention, negated; and `masked-` features `[L, H, N, M]`: sums
-        over the hidden tokens.
+        `effects [N, K]`, `sources [K]`, `is_sink [K]`, `before [N]` and features `[L, H, N, K]`; `masked-effects [N, M]`: the
+        logits of the tokens with half of the prompt's tokens hidden from attention, negated; and `masked-` features
+        `[L, H, N, M]`: sums over the hidden tokens.
     """
     model: Any = facts.model
     ids = torch.tensor([encode_prompt(tokenizer, prompt.content)[2]])
     with seeded(seed, model):
         written = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=_SAMPLE)
-        chosen = torch.randperm(written.shape[1] - 1)[:_SAMPLE].sort().values
+        chosen, is_sink = draw_sources(written[0], tokenizer, _SAMPLE)
     text = given_sequences(facts, written, ids.shape[1], None)
     special = torch.tensor(special_tokens(tokenizer, ids[0].tolist()))
     perturbed = PerturbedText(model, written, ids.shape[1], fixed=special, keep_last=True, batch_size=3)
@@ -86,7 +86,7 @@ def measured(facts: ModelFacts, tokenizer: Any, prompt: Prompt, seed: str) -> di
     tensors = {name: x[..., chosen].to(torch.bfloat16) for name, x in features.items()}
     tensors |= {f"masked-{name}": x.to(torch.bfloat16) for name, x in sums.items()}
     tensors |= {"effects": effects.float(), "masked-effects": -logit(probabilities).mT.float()}
-    tensors |= {"sources": chosen, "before": torch.arange(text.prompt_length, text.length)}
+    tensors |= {"sources": chosen, "is_sink": is_sink, "before": torch.arange(text.prompt_length, text.length)}
     return {name: x.contiguous() for name, x in tensors.items()}
 
 

@@ -43,6 +43,7 @@ class Texts(NamedTuple):
         tensors: By name as `measure` has them: features `[B, K, F]`, sums over what a mask hides `[B, M, F]`, and effects
             `[B, K]` and `[B, M]`.
         seen: Which sources count for each token, `[B, K]`.
+        sinks: Which of them are sinks, `[B, K]`.
         text: The number of its text, `[B]`.
         fold: The number of its kind, `[B]`.
         kinds: Their names.
@@ -50,6 +51,7 @@ class Texts(NamedTuple):
 
     tensors: dict[str, Tensor]
     seen: Tensor
+    sinks: Tensor
     text: Tensor
     fold: Tensor
     kinds: list[str]
@@ -63,9 +65,10 @@ def read(folder: Path) -> Texts:
     rows: dict[str, list[Tensor]] = {}
     for number, path in enumerate(paths):
         found = load_file(path)
-        sources, before = found.pop("sources"), found.pop("before")
+        sources, before, is_sink = (found.pop(name) for name in ("sources", "before", "is_sink"))
         shape = found["magnitude"].shape[:2]
         found["seen"] = sources < before[:, None]
+        found["sinks"] = is_sink.expand(len(before), -1)
         found["text"], found["fold"] = (torch.full_like(before, x) for x in (number, kinds.index(path.stem.partition("-")[2])))
         for name, x in found.items():
             rows.setdefault(name, []).append(x.flatten(0, 1).permute(1, 2, 0).float() if x.ndim == 4 else x)
@@ -74,7 +77,8 @@ def read(folder: Path) -> Texts:
     seen = tensors["seen"].bool()
     usable = (seen.sum(-1) >= _FEWEST) & (tensors["effects"].masked_fill(~seen, 0).amax(-1) > 0)
     tensors = {name: x[usable] for name, x in tensors.items()}
-    return Texts(tensors, tensors.pop("seen").bool(), tensors.pop("text"), tensors.pop("fold"), kinds, tuple(shape))
+    seen, sinks = (tensors.pop(name).bool() for name in ("seen", "sinks"))
+    return Texts(tensors, seen, sinks, tensors.pop("text"), tensors.pop("fold"), kinds, tuple(shape))
 
 
 def _padded(x: Tensor, width: int) -> Tensor:
@@ -104,6 +108,7 @@ def learned(texts: Texts, names: tuple[str, ...], *, masks: bool = False) -> dic
     prefix = "masked-" if masks else ""
     x = torch.cat([texts.tensors[prefix + name] for name in names], dim=-1)
     seen = torch.ones(x.shape[:2], dtype=torch.bool) if masks else texts.seen
+    sinks = torch.zeros_like(seen) if masks else texts.sinks
     x = x.masked_fill(~seen[..., None], 0)
     means = x.sum((0, 1)) / seen.sum()
     inverse = torch.where(means > 0, 1 / means, 0)
@@ -111,6 +116,7 @@ def learned(texts: Texts, names: tuple[str, ...], *, masks: bool = False) -> dic
         x * inverse,
         texts.tensors[f"{prefix}effects"],
         seen,
+        sinks,
         texts.fold,
         len(texts.kinds),
         _PULLS,

@@ -43,6 +43,9 @@ def learn(texts: Sequence[dict[str, Tensor]], folds: Sequence[str], device: torc
     minus the average of two of Pearson's correlations: of the numbers, and of their logarithms, for which small effects count,
     too. It is minimised over the logarithms of the weights.
 
+    A sink decides the correlation of the numbers by itself. So this one is the mean of two, with and without it, and the
+    logarithms are without it.
+
     Args:
         texts: What `measure` returned.
         folds: Which one each text belongs to.
@@ -54,14 +57,16 @@ def learn(texts: Sequence[dict[str, Tensor]], folds: Sequence[str], device: torc
     names = sorted(set(folds))
     if len(names) < 2:
         raise InvalidInputError("All prompts are of one fold, so none can be held out.")
-    effects, seen = _by_token(texts, "effects", device)[:, 0], _seen(texts, device)
+    effects = _by_token([text["effects"] for text in texts], device)[:, 0]
+    seen = _by_token([text["sources"] < text["before"][:, None] for text in texts], device)[:, 0]
+    sinks = _by_token([text["is_sink"].expand(len(text["before"]), -1) for text in texts], device)[:, 0]
     usable = (seen.sum(-1) >= _FEWEST) & (effects.masked_fill(~seen, 0).amax(-1) > 0)
     if not usable.any():
         raise InvalidInputError(
             f"No token that was written has {_FEWEST} sources that change it: give longer prompts, or more `num_sources`."
         )
     fold = torch.tensor([names.index(name) for text, name in zip(texts, folds) for _ in text["before"]], device=device)[usable]
-    effects, seen = effects[usable], seen[usable]
+    effects, seen, sinks = effects[usable], seen[usable], sinks[usable]
 
     def judged(scores: Tensor) -> dict[str, Tensor]:
         """Per token, `[B]`: rank correlation, and Pearson's."""
@@ -69,12 +74,13 @@ def learn(texts: Sequence[dict[str, Tensor]], folds: Sequence[str], device: torc
 
     candidates: list[tuple[float, str, float, Tensor, dict[str, Tensor]]] = []
     for feature in FEATURES:
-        features = _by_token(texts, feature, device)[usable].mT.masked_fill(~seen[..., None], 0)  # [B, K, F]
+        features = _by_token([text[feature].float() for text in texts], device)[usable].mT  # [B, K, F]
+        features = features.masked_fill(~seen[..., None], 0)
         if feature == "contribution":
             before = judged(features.sum(-1))
         means = features.sum((0, 1)) / seen.sum()
         inverse = torch.where(means > 0, 1 / means, 0)
-        weights = minimised(features * inverse, effects, seen, fold, len(names))  # [F, pulls, folds + 1]
+        weights = minimised(features * inverse, effects, seen, sinks, fold, len(names))  # [F, pulls, folds + 1]
         for pull, of_pull in zip(PULLS, weights.unbind(1)):
             held_out = torch.einsum("bkf,fb->bk", features * inverse, of_pull[:, fold])
             values = of_pull[:, -1] * inverse
@@ -113,6 +119,7 @@ def minimised(
     features: Tensor,
     effects: Tensor,
     seen: Tensor,
+    sinks: Tensor,
     fold: Tensor,
     num_folds: int,
     pulls: Sequence[float] = PULLS,
@@ -125,6 +132,7 @@ def minimised(
         features: `[B, K, F]`, of like means.
         effects: `[B, K]`.
         seen: Which of them count, `[B, K]`.
+        sinks: Which of those are sinks, `[B, K]`.
         fold: Of each token, `[B]`.
         num_folds: How many there are.
         pulls: How strongly weights are pulled towards equal ones.
@@ -135,15 +143,16 @@ def minimised(
     counts = (fold[:, None] != torch.arange(num_folds + 1, device=fold.device)).to(features)
     shares = (counts / counts.sum(0)).repeat(1, len(pulls))  # [B, pulls * (folds + 1)]
     target = effects[..., None]
-    log_target = _logarithm(target, seen) if logarithms else None
+    others = seen & ~sinks
+    log_target = _logarithm(target, others) if logarithms else None
     theta = torch.zeros(heads, shares.shape[1], device=features.device, requires_grad=True)
     optimizer = torch.optim.Adam([theta], lr=_LEARNING_RATE)
     with torch.enable_grad():
         for _ in range(_STEPS):
             scores = (features.flatten(0, 1) @ theta.exp()).view(*features.shape[:2], -1)
-            correlation = pearson(scores, target, seen)
+            correlation = (pearson(scores, target, seen) + pearson(scores, target, others)) / 2
             if log_target is not None:
-                correlation = (correlation + pearson(_logarithm(scores, seen), log_target, seen)) / 2
+                correlation = (correlation + pearson(_logarithm(scores, others), log_target, others)) / 2
             loss = ((1 - correlation) * shares).sum(0) + of_column * theta.square().mean(0)
             optimizer.zero_grad()
             loss.sum().backward()
@@ -156,24 +165,11 @@ def _logarithm(x: Tensor, seen: Tensor) -> Tensor:
     return (x + _FLOOR * mean).clamp_min(torch.finfo(x.dtype).tiny).log()
 
 
-def _by_token(texts: Sequence[dict[str, Tensor]], name: str, device: torch.device) -> Tensor:
-    """One entry per generated token of all texts, `[B, heads or 1, K]` in float32; 0 where a text has fewer sources."""
-    width = max(len(text["sources"]) for text in texts)
-    rows = []
-    for text in texts:
-        steps, sources = text[name].shape[-2:]
-        x = text[name].float().reshape(-1, steps, sources).transpose(0, 1)
-        rows.append(torch.nn.functional.pad(x, (0, width - sources)))
-    return torch.cat(rows).to(device)
-
-
-def _seen(texts: Sequence[dict[str, Tensor]], device: torch.device) -> Tensor:
-    """Which sources each token has before it, `[B, K]`."""
-    width = max(len(text["sources"]) for text in texts)
-    rows = [
-        torch.nn.functional.pad(text["sources"] < text["before"][:, None], (0, width - len(text["sources"]))) for text in texts
-    ]
-    return torch.cat(rows).to(device)
+def _by_token(by_text: Sequence[Tensor], device: torch.device) -> Tensor:
+    """One entry per generated token of all texts, `[B, heads, K]`, of `[..., N, K]` each; 0 where a text has fewer sources."""
+    width = max(x.shape[-1] for x in by_text)
+    by_token = (x.reshape(-1, *x.shape[-2:]).transpose(0, 1) for x in by_text)
+    return torch.cat([torch.nn.functional.pad(x, (0, width - x.shape[-1])) for x in by_token]).to(device)
 
 
 def _means(values: dict[str, Tensor], where: Tensor | None = None) -> dict[str, float]:

@@ -32,6 +32,7 @@ _NO_KIND = ""
 _TENSORS = {
     "effects": TensorKind("NK", (torch.float32,)),
     "sources": TensorKind("K", (torch.int64,)),
+    "is_sink": TensorKind("K", (torch.bool,)),
     "before": TensorKind("N", (torch.int64,)),
     **{name: TensorKind("LHNK", (torch.bfloat16,)) for name in FEATURES},
 }
@@ -60,7 +61,8 @@ def calibrate(
     The model continues each prompt. Some tokens, drawn at random, are left out one at a time: their embedding is set to 0. What
     this changes in the distributions of the tokens that the model wrote after them is measured (Hellinger distance). Weights of
     the heads, and what they weight, are chosen such that heatmaps correlate with these changes. They are shrunk to equal
-    weights, as far as is best for kinds of text that they were not learned from.
+    weights, as far as is best for kinds of text that they were not learned from. Where a text does not begin with a special
+    token, its first token is left out, too: much attention rests on it for nothing, which the weights have to learn.
 
     Source: Cohen-Wang et al. 2025, "Learning to Attribute with Attention" (arXiv 2504.13752), learn weights of heads for plain
     attention.

@@ -18,6 +18,7 @@ from ..jobs.run import seeded
 from ..metrics.perturbation import PerturbedText
 from ..sequences.given import given_sequences
 from ..text.encoding import encode_prompt, text_tokenizer
+from ..text.token_text import special_tokens
 from .features import head_features
 
 _PROMPTS = Path(str(files("gradellm_hf.calibration") / "prompts.jsonl"))
@@ -69,14 +70,14 @@ def measure(
         batch_size: How many are left out per forward pass.
 
     Returns:
-        `effects [N, K]`: what leaving out a source changes; `sources [K]`: their positions; `before [N]`: the number of
-        positions before each token; and the features of the heads, `[L, H, N, K]` in bfloat16.
+        `effects [N, K]`: what leaving out a source changes; `sources [K]`: their positions; `is_sink [K]`: see `draw_sources`;
+        `before [N]`: the number of positions before each token; and the features of the heads, `[L, H, N, K]` in bfloat16.
     """
     ids = torch.tensor([encode_prompt(text_tokenizer(tokenizer), prompt.content)[2]], device=facts.input_device)
     model: Any = facts.model
     with seeded(seed, model):
         written = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=num_tokens)
-        sources = torch.randperm(written.shape[1] - 1)[:num_sources].sort().values
+        sources, is_sink = draw_sources(written[0], tokenizer, num_sources)
     text = given_sequences(facts, written, ids.shape[1], None)
     perturbed = PerturbedText(model, written, ids.shape[1], batch_size=batch_size)
     row = torch.zeros_like(sources, device=written.device)
@@ -85,4 +86,17 @@ def measure(
         features = head_features(facts, text, config, sources, perturbed.unchanged.cache(row[:1], text.prompt_length - 1))
     before = torch.arange(text.prompt_length, text.length)
     both = {name: x.to(torch.bfloat16) for name, x in features.items()}
-    return {"effects": effects.float().cpu(), "sources": sources, "before": before, **both}
+    return {"effects": effects.float().cpu(), "sources": sources, "is_sink": is_sink, "before": before, **both}
+
+
+def draw_sources(ids: Tensor, tokenizer: Any, number: int) -> tuple[Tensor, Tensor]:
+    """Positions of a text that are left out, ascending, drawn by PyTorch's default generator; and which is a sink, `[K]` each.
+
+    Where a text does not begin with a special token, much attention rests on its first token for nothing. A random draw seldom
+    has it, so it is taken in addition, and marked.
+    """
+    drawn = torch.randperm(len(ids) - 1)[:number].sort().values
+    if special_tokens(tokenizer, ids[:1].tolist())[0]:
+        return drawn, torch.zeros_like(drawn, dtype=torch.bool)
+    sources = torch.cat([drawn.new_zeros(1), drawn[drawn > 0]])
+    return sources, sources == 0

@@ -18,6 +18,7 @@ def texts(number=24, *, right="magnitude", planted=(1, 2), noise=0.0, seed=0):
         features = {name: torch.rand(L, H, N, K, generator=generator) ** 3 for name in FEATURES}
         effects = features[right][planted] * 0.1 + noise * torch.rand(N, K, generator=generator)
         made.append({"effects": effects, "sources": torch.arange(K), "before": torch.arange(K, K + N), **features})
+        made[-1]["is_sink"] = torch.zeros(K, dtype=torch.bool)
     return made
 
 
@@ -51,7 +52,7 @@ def test_a_stronger_pull_keeps_the_weights_closer_to_each_other():
     generator = torch.Generator().manual_seed(1)
     features, effects = torch.rand(40, K, 6, generator=generator), torch.rand(40, K, generator=generator)
     seen, fold = torch.ones(40, K, dtype=torch.bool), torch.arange(40) % 4
-    weights = minimised(features, effects, seen, fold, 4)
+    weights = minimised(features, effects, seen, ~seen, fold, 4)
     assert weights.shape == (6, len(PULLS), 5)
     spread = weights.log().std(0)
     assert (spread.diff(dim=0) < 0).all()
@@ -70,11 +71,50 @@ def test_sources_that_come_after_a_token_do_not_count():
     expected = learn(made, folds(), CPU)
     for text in made:
         text["sources"] = torch.cat([text["sources"], torch.tensor([50, 60])])
+        text["is_sink"] = torch.cat([text["is_sink"], torch.tensor([False, False])])
         for name in ("effects", *FEATURES):
             text[name] = torch.nn.functional.pad(text[name], (0, 2), value=7.0)
     found = learn(made, folds(), CPU)
     torch.testing.assert_close(found.values, expected.values)
     assert found.report == expected.report
+
+
+def test_a_head_that_looks_at_a_sink_for_nothing_loses_its_weight():
+    """Head (0, 0) looks at the first source alone, which changes nothing; head (1, 2) is the effect everywhere else."""
+    made = texts(noise=0.05)
+    for text in made:
+        text["effects"][:, 0] = 0
+        for name in FEATURES:
+            text[name][..., 0] = 0
+            text[name][0, 0, :, 0] = 3
+        text["is_sink"] = torch.arange(K) == 0
+    fitted = learn(made, folds(), CPU)
+    assert fitted.values.argmax() == 5
+    assert fitted.values.argmin() == 0
+    held_out = fitted.report["held_out"]
+    assert held_out["after"]["pearson"] > 0.8 > 0 > held_out["before"]["pearson"]
+
+
+def test_a_sink_counts_for_half_of_the_correlation_of_the_numbers_and_not_for_logarithms():
+    """At the weights that are found, the slope of this loss, written down once more, is close to 0."""
+    generator = torch.Generator().manual_seed(2)
+    features, effects = torch.rand(40, K, 3, generator=generator), torch.rand(40, K, generator=generator)
+    features[:, 0, 0] *= 20
+    seen, fold = torch.ones(40, K, dtype=torch.bool), torch.arange(40) % 4
+    found = minimised(features, effects, seen, (torch.arange(K) == 0).expand(40, -1), fold, 4, (0.01,))[:, 0, -1]
+
+    def slope(weights):
+        theta = weights.log().requires_grad_()
+        scores = features @ theta.exp()
+        losses = []
+        for x, y in zip(scores, effects):
+            numbers = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in ((x, y), (x[1:], y[1:]))]
+            logarithms = torch.stack([(z[1:] + 1e-3 * z[1:].mean()).log() for z in (x, y)])
+            losses.append(1 - (sum(numbers) / 2 + torch.corrcoef(logarithms)[0, 1]) / 2)
+        (torch.stack(losses).mean() + 0.01 * theta.square().mean()).backward()
+        return theta.grad.norm()
+
+    assert slope(found) < 0.03 * slope(torch.ones(3))
 
 
 def test_a_head_that_never_says_anything_gets_no_weight():

@@ -3,11 +3,11 @@
 from importlib.resources import files
 
 import pytest
+import torch
 
 from gradellm_hf import GradELLMConfig, HeadWeights
 from gradellm_hf.jobs.manifest import weights_fingerprint
 from gradellm_hf.methods import get_method, grad_ellm
-from gradellm_hf.metrics.ranks import spearman
 
 FILE = files("gradellm_hf.calibration") / "smollm2-135m-instruct.safetensors"
 # Written for this test: neither of a kind nor of a text that the weights were learned from.
@@ -38,4 +38,5 @@ def test_heatmaps_with_them_agree_more_with_leaving_tokens_out(weights, smollm2)
         grad_ellm(model, ids, length, explain_config=GradELLMConfig(head_weights=given))[0, 0, :length]
         for given in (None, weights)
     )
-    assert spearman(weighted, effects) > spearman(default, effects)
+    default, weighted = (torch.corrcoef(torch.stack([heatmap, effects]))[0, 1] for heatmap in (default, weighted))
+    assert weighted > default + 0.05
