@@ -16,8 +16,15 @@ _differentiates: ContextVar[bool] = ContextVar("gradellm_differentiates", defaul
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether the model's logits may depend, by more than rounding, on how many tokens are run at once."""
-    return getattr(model, "hf_quantizer", None) is not None
+    """Whether the model's logits may depend, by more than rounding, on how many tokens are run at once.
+
+    A model that was dequantised when it was loaded, or whose GGUF file Transformers does not keep packed, has plain weights.
+    """
+    quantizer: Any = getattr(model, "hf_quantizer", None)
+    if quantizer is None:
+        return False
+    config = getattr(quantizer, "quantization_config", None)
+    return bool(getattr(quantizer, "packed_modules", True)) and not getattr(config, "dequantize", False)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from gradellm_hf import (
     explain_sequences,
     verify,
 )
+from gradellm_hf.architecture.quantization import is_quantized
 from tests.support.small_llama import assert_same_heatmaps, padded_prompts, small_llama
 
 pytestmark = pytest.mark.slow
@@ -199,6 +200,7 @@ def test_gguf_is_explained_as_the_dequantised_weights_that_transformers_makes_of
 
     gguf = _gguf_file()
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
+    assert not is_quantized(model)
     ids = smollm2[1]("Gold is a", return_tensors="pt")["input_ids"]
     out, expected = (explain_generate(m, ids, max_new_tokens=3, do_sample=False) for m in (model, smollm2[0]))
     assert torch.equal(out.sequences, expected.sequences)
