@@ -94,7 +94,12 @@ def steps(text: str) -> slice | list[int]:
 
 def keep(text: str) -> Any:
     """For `type=` of an option: how many scores are kept."""
-    return text if text == "top" else at_least(1)(text)
+    if text == "top":
+        return text
+    try:
+        return at_least(1)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither top nor a number of at least 1") from None
 
 
 def check_files(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:

@@ -87,8 +87,8 @@ def reduced_by(scores: Tensor, rest: Rest | None, classes: Tensor, keep: Keep | 
 
 
 def classes_of(explanation: Readable) -> Tensor:
-    """The classes of the units, `[S]` uint8: their kinds, in the prompt and in the generated text."""
-    return numbered([*zip(kinds(explanation), [False] * explanation.prompt_length + [True] * len(explanation.tokens))])
+    """The classes of the units, `[S]` uint8: their kinds, in the prompt and in the generated text; the first alone is one."""
+    return numbered([(kind, i >= explanation.prompt_length, i == 0) for i, kind in enumerate(kinds(explanation))])
 
 
 def numbered(names: Sequence[Any]) -> Tensor:

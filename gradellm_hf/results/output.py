@@ -1,66 +1,27 @@
-"""What an explained generation returns, and its file format: one safetensors file, no pickle."""
+"""What an explained generation returns."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import compress
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from transformers.utils import ModelOutput
 
 from ..architecture.compat import cache_named_as_by_generate
-from ..checks.arguments import choice, whole_number
-from ..checks.files import TensorFile, reading, write_tensors
-from ..checks.schema import Natural, TensorKind, check, check_tensors
-from ..configuration import GradELLMConfig, stored_config
+from ..checks.arguments import whole_number
+from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
 from ..text.chats import Chat
 from ..text.rest import Rest
 from ..text.token_text import special_tokens, token_texts
 from .chats import of_chats
 from .explanation import Explanation
-from .fields import check_rest
-from .kept import REST_OF, Keep, checked_keep, numbered, reduced_by
+from .kept import Keep
+from .output_files import read_output, write_output
 from .rows import among_zeros, places, without_zeros
-from .stored import CLASSES, DTYPES, Seen, names, read, stored, stored_kept
-
-FORMAT = "gradellm_hf"
-#: With `explained_mask` 2: heatmaps have rows only for steps that are explained in some row; 3 if the file was asked to be
-#: small: then they are as `stored` has them; else 1.
-FORMAT_VERSION = 3
-_FLOAT, _BOOL = (torch.float32,), (torch.bool,)
-#: In a file, by the letters of `ExplainGenerateOutput`; X is S, or N for prompts given as embeddings; M: explained steps.
-_TENSORS = {
-    "step_mask": TensorKind("RN", _BOOL),
-    "explained_mask": TensorKind("RN", _BOOL, optional=True),
-    "sequences": TensorKind("RX", (torch.int64,), (0, 2**31 - 1)),
-    "attributions": TensorKind("RMS", _FLOAT),
-    "target_scores": TensorKind("RN", _FLOAT),
-    "token_probabilities": TensorKind("RN", _FLOAT, (0, 1.001)),
-    "layer_attributions": TensorKind("RLMS", _FLOAT, optional=True),
-    "prompt_mask": TensorKind("RP", _BOOL),
-    "image_mask": TensorKind("RP", _BOOL, optional=True),
-}
-_HEATMAPS = ("attributions", "layer_attributions")
-
-
-class _Metadata(TypedDict):
-    """Of a file, besides `format` and `format_version`."""
-
-    prompt_length: Natural
-    layers: list[Natural]
-    layer_names: list[str]
-    model_name: str
-    config: dict[str, Any] | None
-    tokens: list[list[str | None]] | None
-
-
-class _Heatmaps(TypedDict):
-    form: Literal["before", "strongest"]
-    score_dtype: str
-
 
 _ALWAYS: Any = None  # the default of fields that every output has: `ModelOutput` wants one, and that it is None
 
@@ -269,60 +230,7 @@ class ExplainGenerateOutput(ModelOutput):
             >>> ExplainGenerateOutput.load("out.safetensors").attributions.equal(out.attributions)
             True
         """
-        keep, dtype = checked_keep(keep), DTYPES[choice("score_dtype", score_dtype, list(DTYPES))]
-        values = {name: getattr(self, name) for name in _TENSORS}
-        tensors = {name: value for name, value in values.items() if value is not None}
-        version, form = 1 if self.explained_mask is None else 2, {}
-        if keep is not None or dtype != torch.float32 or self.rest is not None:
-            heatmaps = self._small_tensors(tokenizer, keep, dtype)
-            tensors = {**{name: x for name, x in tensors.items() if name not in _HEATMAPS}, **heatmaps}
-            kind = "strongest" if CLASSES in heatmaps else "before"
-            version, form = FORMAT_VERSION, {"heatmaps": _Heatmaps(form=kind, score_dtype=score_dtype)}
-        else:
-            rows = _explained_rows(tensors)
-            tensors |= {name: without_zeros(tensors[name], rows) for name in _HEATMAPS if name in tensors}
-        tokens = self.tokens
-        if tokenizer is not None:
-            tokens = [tokenizer.convert_ids_to_tokens(row) for row in self.sequences.tolist()]
-        metadata = {
-            "format": FORMAT,
-            "format_version": version,
-            **form,
-            "prompt_length": self.prompt_length,
-            "layers": self.layers,
-            "layer_names": self.layer_names,
-            "model_name": self.model_name,
-            "config": None if self.explain_config is None else self.explain_config.to_dict(),
-            "tokens": tokens,
-        }
-        write_tensors(path, tensors, metadata)
-
-    def _small_tensors(self, tokenizer: Any, keep: Keep | None, dtype: torch.dtype) -> dict[str, Tensor]:
-        heatmaps = {
-            name: (scores.cpu(), getattr(self, REST_OF[name]))
-            for name in _HEATMAPS
-            if (scores := getattr(self, name)) is not None
-        }
-        tensors: dict[str, Tensor] = {}
-        if keep is None and self.rest is None:
-            rows = None if self.explained_mask is None else self.explained_mask.any(0).nonzero().flatten().tolist()
-            seen = Seen(self.prompt_length, self.step_mask.shape[1], rows)
-            for name, (scores, _) in heatmaps.items():
-                tensors |= stored(name, scores, seen, dtype)
-            return tensors
-        classes = torch.stack([self._classes(row, tokenizer) for row in range(len(self.attributions))])
-        for name, (scores, rest) in heatmaps.items():
-            tensors |= stored_kept(name, *reduced_by(scores, rest, classes, keep), dtype)
-        return tensors
-
-    def _classes(self, row: int, tokenizer: Any) -> Tensor:
-        """The classes of a row's positions, `[S]`: padding is none of the others."""
-        kept = torch.cat([self.prompt_mask[row], self.step_mask[row]]).tolist()
-        length, special = len(kept), [False] * len(kept)
-        if tokenizer is not None and self.sequences.shape[1] == length:
-            special = special_tokens(tokenizer, self.sequences[row].tolist())
-        first = kept.index(True) if True in kept else None
-        return numbered([(i >= self.prompt_length, kept[i], kept[i] and special[i], i == first) for i in range(length)])
+        write_output(path, self, tokenizer, keep, score_dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ExplainGenerateOutput":
@@ -337,70 +245,5 @@ class ExplainGenerateOutput(ModelOutput):
             >>> ExplainGenerateOutput.load("out.safetensors").explanations()
             [Explanation(4 generated tokens from 5, ...)]
         """
-        file = TensorFile(path, "ExplainGenerateOutput.save")
-        file.check_format(FORMAT, FORMAT_VERSION)
-        metadata = file.metadata
-        with reading(path):
-            check(metadata, _Metadata, "the metadata")
-            tensors: dict[str, Any] = file.tensors({*_TENSORS, *names(_HEATMAPS)})
-            if "heatmaps" in metadata:
-                tensors = _read_small(tensors, metadata)
-            rows = _check_sizes(tensors, metadata, is_small="heatmaps" in metadata)
-            num_steps = tensors["step_mask"].shape[1]
-            tensors |= {name: among_zeros(tensors[name], rows, num_steps) for name in _HEATMAPS if name in tensors}
-            return cls(
-                **tensors,
-                prompt_length=metadata["prompt_length"],
-                layers=metadata["layers"],
-                layer_names=metadata["layer_names"],
-                model_name=metadata["model_name"],
-                explain_config=stored_config(metadata["config"]),
-                tokens=metadata["tokens"],
-            )
-
-
-def _explained_rows(tensors: dict[str, Tensor]) -> list[int]:
-    """The steps for which heatmaps have a row in a file: all, or those that are explained in some sequence."""
-    if "explained_mask" not in tensors:
-        return list(range(tensors["step_mask"].shape[1]))
-    rows: list[int] = tensors["explained_mask"].any(0).nonzero().flatten().tolist()
-    return rows
-
-
-def _read_small(tensors: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
-    """The tensors of an output, of those of a file that was asked to be small."""
-    check(metadata["heatmaps"], _Heatmaps, "`heatmaps`")
-    others = {name: x for name, x in tensors.items() if name in _TENSORS and name not in _HEATMAPS}
-    sizes = {"P": metadata["prompt_length"], "L": len(metadata["layers"])}
-    check_tensors(others, {name: kind for name, kind in _TENSORS.items() if name not in _HEATMAPS}, sizes)
-    num_rows, num_steps = others["step_mask"].shape
-    seen = Seen(sizes["P"], num_steps, _explained_rows(others) if "explained_mask" in others else None)
-    for name, before in zip(_HEATMAPS, ("R", "RL")):
-        if name in tensors or name == "attributions":
-            known = {letter: {**sizes, "R": num_rows}[letter] for letter in before}
-            others[name], rest = read(name, tensors, seen, known)
-            if rest is not None:
-                check_rest(REST_OF[name], rest, others[name], sizes["P"])
-            others[REST_OF[name]] = rest
-    return others
-
-
-def _check_sizes(tensors: dict[str, Tensor], metadata: dict[str, Any], *, is_small: bool) -> list[int]:
-    """The steps for which heatmaps have a row. Raises InvalidInputError if what a file holds does not fit together."""
-    layers, names, tokens = metadata["layers"], metadata["layer_names"], metadata["tokens"]
-    check_tensors(tensors, {name: _TENSORS[name] for name in ("step_mask", "explained_mask")}, {})
-    num_steps = tensors["step_mask"].shape[1]
-    rows = list(range(num_steps)) if is_small else _explained_rows(tensors)  # a small one has rows for all by now
-    sizes = {"P": metadata["prompt_length"], "L": len(layers), "M": len(rows)}
-    check_tensors(tensors, _TENSORS, sizes)
-    num_rows, _, length = tensors["attributions"].shape
-    if sizes["P"] + num_steps != length:
-        raise InvalidInputError(f"`prompt_length` is {sizes['P']}, but {num_steps} of {length} positions are generated.")
-    width = tensors["sequences"].shape[1]
-    if width not in (length, num_steps):
-        raise InvalidInputError(f"`sequences` must have {length} or {num_steps} positions, got {width}.")
-    if len(layers) != len(names):
-        raise InvalidInputError(f"`layers` and `layer_names` differ in length: {layers}, {names}.")
-    if tokens is not None and (len(tokens), *{len(row) for row in tokens}) != (num_rows, width):
-        raise InvalidInputError(f"`tokens` must be {num_rows} lists of {width} tokens.")
-    return rows
+        output: ExplainGenerateOutput = read_output(path, cls)
+        return output
