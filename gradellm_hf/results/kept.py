@@ -76,18 +76,25 @@ def heatmaps_of(explanation: Readable) -> dict[str, tuple[Tensor, Rest | None]]:
 
 
 def reduced_by(scores: Tensor, rest: Rest | None, classes: Tensor, keep: Keep | None) -> tuple[Kept, Rest]:
-    """`reduced` of heatmaps; of what was reduced before by the same classes as then. If `keep` is None, that stays as it is."""
-    if rest is None:
-        return reduced(scores, classes, "top" if keep is None else keep)
+    """`reduced` of heatmaps of which `rest` was left out before, by the same classes. With `keep=None` they stay as they are."""
     if keep is None:
-        return all_kept(scores), rest
-    kept, more = reduced(scores, rest.classes, keep)
-    largest = None if rest.largest is None else torch.maximum(rest.largest, _known(more.largest))
-    return kept, Rest(rest.classes, rest.sums + more.sums, largest)
+        nothing = torch.zeros(*scores.shape[:-1], int(classes.max()) + 1 if classes.numel() else 0)
+        return all_kept(scores), Rest(classes, nothing, nothing) if rest is None else rest
+    kept, more = reduced(scores, classes, keep)
+    if rest is None:
+        return kept, more
+    width = rest.sums.shape[-1]
+    largest = None if rest.largest is None else torch.maximum(rest.largest, _widened(more.largest, width))
+    return kept, Rest(classes, rest.sums + _widened(more.sums, width), largest)
 
 
 def classes_of(explanation: Readable) -> Tensor:
-    """The classes of the units, `[S]` uint8: their kinds, in the prompt and in the generated text; the first alone is one."""
+    """The classes of the units, `[S]` uint8: their kinds, in the prompt and in the generated text; the first alone is one.
+
+    Of an explanation that was reduced before, those of then.
+    """
+    if explanation.rest is not None:
+        return explanation.rest.classes
     return numbered([(kind, i >= explanation.prompt_length, i == 0) for i, kind in enumerate(kinds(explanation))])
 
 
@@ -116,8 +123,7 @@ def reduced(scores: Tensor, classes: Tensor, keep: Keep) -> tuple[Kept, Rest]:
         )
         width = max(rest.sums.shape[-1] for _, rest in parts)
         sums, largest = (
-            torch.stack([torch.nn.functional.pad(x, (0, width - x.shape[-1])) for x in found])
-            for found in zip(*((rest.sums, _known(rest.largest)) for _, rest in parts))
+            torch.stack([_widened(x, width) for x in found]) for found in zip(*((rest.sums, rest.largest) for _, rest in parts))
         )
         return kept, Rest(classes, sums, largest)
     members = [(classes == number).nonzero().flatten() for number in range(int(classes.max()) + 1 if len(classes) else 0)]
@@ -171,7 +177,8 @@ def _joined(blocks: list[Kept]) -> Kept:
     return Kept(*(torch.cat(parts) for parts in zip(*blocks)))
 
 
-def _known(largest: Tensor | None) -> Tensor:
-    if largest is None:
+def _widened(x: Tensor | None, num_classes: int) -> Tensor:
+    """With a column for each class, also for those without units."""
+    if x is None:
         raise ValueError("What is reduced just now knows the largest of what it leaves out.")
-    return largest
+    return torch.nn.functional.pad(x, (0, num_classes - x.shape[-1]))

@@ -123,7 +123,10 @@ def _small_tensors(output: Any, tokenizer: Any, keep: Keep | None, dtype: torch.
         for name, (scores, _) in heatmaps.items():
             tensors |= stored(name, scores, seen, dtype)
         return tensors
-    classes = torch.stack([_classes(output, row, tokenizer) for row in range(len(output.attributions))])
+    if output.rest is not None:
+        classes = output.rest.classes
+    else:
+        classes = torch.stack([_classes(output, row, tokenizer) for row in range(len(output.attributions))])
     for name, (scores, rest) in heatmaps.items():
         tensors |= stored_kept(name, *reduced_by(scores, rest, classes, keep), dtype)
     return tensors

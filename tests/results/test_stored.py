@@ -157,6 +157,7 @@ def test_a_small_output_has_the_small_explanations_of_its_rows(padded, steps, tm
                     torch.testing.assert_close(explanation.layer_rest.total, expected.layer_rest.total)
         if options == {"keep": "top"}:
             for explanation, whole in zip(loaded.explanations(tokenizer), out.explanations(tokenizer)):
+                assert explanation.compact(1).attributions.equal(whole.compact(1).attributions)
                 assert_says_the_same(explanation.sources("token", of="answer"), whole.sources("token", of="answer"))
 
 
