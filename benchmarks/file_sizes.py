@@ -38,7 +38,7 @@ def file_sizes_row(prompt_length: int = 100, num_steps: int = 2000) -> tuple[str
     figures = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes.items())
     return (
         f"size of a file of N={len(whole.attributions)}, S={len(whole.tokens)} (our documentation), all layers summed",
-        f"{figures}; top keeps {kept:.0f} scores a step, which hold {share:.0%} of all",
+        f"{figures}; top keeps {kept:.0f} scores a step, which hold {100 * share:.0f} % of all",
         "",
     )
 

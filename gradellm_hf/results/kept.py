@@ -16,7 +16,7 @@ from ..text.shares import THRESHOLD, kinds
 Keep = Literal["top"] | int
 #: The fields that say what is left out of heatmaps, by the fields of these.
 REST_OF = {"attributions": "rest", "layer_attributions": "layer_rest"}
-_ROWS = 256  # that are looked at together: a long text has many times its size in scores
+_BLOCK = 2**20  # scores that are looked at together: a long text has many times its size in scores
 # A little below what counts: rounding what is kept to float16 makes nothing that is left out seem to count.
 _TOP = THRESHOLD * (1 - 2**-9)
 
@@ -76,7 +76,7 @@ def heatmaps_of(explanation: Readable) -> dict[str, tuple[Tensor, Rest | None]]:
 
 
 def reduced_by(scores: Tensor, rest: Rest | None, classes: Tensor, keep: Keep | None) -> tuple[Kept, Rest]:
-    """`reduced` of heatmaps of which `rest` was left out before, by the same classes. With `keep=None` they stay as they are."""
+    """`reduced`, by the same classes as `rest`, which was left out before; with `keep=None` the heatmaps stay as they are."""
     if keep is None:
         nothing = torch.zeros(*scores.shape[:-1], int(classes.max()) + 1 if classes.numel() else 0)
         return all_kept(scores), Rest(classes, nothing, nothing) if rest is None else rest
@@ -127,7 +127,7 @@ def reduced(scores: Tensor, classes: Tensor, keep: Keep) -> tuple[Kept, Rest]:
         )
         return kept, Rest(classes, sums, largest)
     members = [(classes == number).nonzero().flatten() for number in range(int(classes.max()) + 1 if len(classes) else 0)]
-    blocks = [_strongest(scores[start : start + _ROWS], members, keep) for start in range(0, max(len(scores), 1), _ROWS)]
+    blocks = [_strongest(block, members, keep) for block in _blocks(scores)]
     kept = _joined([block for block, _, _ in blocks])
     sums, largest = (torch.cat(found) for found in ([block[1] for block in blocks], [block[2] for block in blocks]))
     return kept, Rest(classes, sums, largest)
@@ -136,7 +136,7 @@ def reduced(scores: Tensor, classes: Tensor, keep: Keep) -> tuple[Kept, Rest]:
 def all_kept(scores: Tensor) -> Kept:
     """All that is not 0."""
     rows = scores.reshape(-1, scores.shape[-1])
-    kept = _joined([_packed(rows[start : start + _ROWS], None) for start in range(0, max(len(rows), 1), _ROWS)])
+    kept = _joined([_packed(block, None) for block in _blocks(rows)])
     return kept._replace(counts=kept.counts.view(scores.shape[:-1]))
 
 
@@ -146,6 +146,11 @@ def restored(kept: Kept, length: int) -> Tensor:
     dense = kept.scores.new_zeros(kept.counts.numel(), length)
     dense[rows, kept.positions.long()] = kept.scores
     return dense.view(*kept.counts.shape, length)
+
+
+def _blocks(scores: Tensor) -> tuple[Tensor, ...]:
+    """Rows `[N, S]` in parts; at least one, which may be empty."""
+    return scores.split(max(1, _BLOCK // max(1, scores.shape[-1])))
 
 
 def _strongest(scores: Tensor, members: list[Tensor], keep: Keep) -> tuple[Kept, Tensor, Tensor]:
@@ -163,7 +168,7 @@ def _strongest(scores: Tensor, members: list[Tensor], keep: Keep) -> tuple[Kept,
             is_kept.scatter_(-1, size.topk(min(keep, len(units))).indices, True)
         left = size.masked_fill(is_kept, 0)
         mask[:, units] = is_kept
-        sums[:, number], largest[:, number] = left.double().sum(-1).float(), left.amax(-1).float()
+        sums[:, number], largest[:, number] = left.sum(-1, dtype=torch.float64).float(), left.amax(-1).float()
     return _packed(scores, mask), sums, largest
 
 
