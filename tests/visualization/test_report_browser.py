@@ -237,7 +237,7 @@ def test_the_strongest_scores_have_the_shares_of_all_and_what_is_not_kept_is_sta
         (part,) = explained.compact(1).sources(level, of="answer")
         assert lists(one, part.sources)
         assert "not kept" in left_out(one)
-    assert "only the strongest scores were kept" in one.locator("gradellm-report").inner_text()
+    assert "only the strongest scores were kept" in one.locator(".facts").inner_text()
 
 
 def test_the_probability_of_a_word_is_that_of_its_tokens_on_average(page):
