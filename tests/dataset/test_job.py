@@ -460,8 +460,6 @@ def test_the_command_explains_some_steps_and_stores_the_strongest_scores(tmp_pat
         assert (explanation.rest.total[5:] > 0).all()
     assert main(["dataset", *arguments, "--steps=-2:"]) == 2
     assert "generate_kwargs.steps: there 'slice(-3, None, None)', here 'slice(-2, None, None)'" in capsys.readouterr().err
-    assert main(["dataset", *arguments, "--steps", "1:", "--generate", '{"steps": [1]}']) == 2
-    assert "--steps and --generate both say `steps`" in capsys.readouterr().err
 
 
 def test_progress_is_shown_in_a_terminal_only(llama, tokenizer, tmp_path, monkeypatch):
