@@ -21,6 +21,7 @@ from gradellm_hf.checks.files import write_atomically
 from gradellm_hf.demo_model import load_smollm2
 
 from .dataset import dataset_row as measured_dataset
+from .file_sizes import file_sizes_row
 from .measuring import machine, median_and_range, timed
 from .per_step_loop import explain_step
 
@@ -68,6 +69,7 @@ def main() -> None:
         "offload": lambda: [offload_row(128, 64)],
         "lengths": lambda: long_rows(),
         "dataset": lambda: [dataset_row()],
+        "sizes": lambda: [_row(*file_sizes_row())],
         "import": lambda: [import_row()],
     }
     rows = [row for name in options.parts or parts for row in parts[name]()]

@@ -80,6 +80,28 @@ def seed(text: str) -> int:
     return value
 
 
+def steps(text: str) -> slice | list[int]:
+    """For `type=` of an option: a slice or indices, as Python counts."""
+    try:
+        if ":" not in text:
+            return [int(part) for part in text.split(",")]
+        found = slice(*(int(part) if part else None for part in text.split(":")))
+        range(0)[found]
+        return found
+    except (TypeError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no slice (100: or 0:10 or ::2) and no indices with commas") from None
+
+
+def keep(text: str) -> Any:
+    """For `type=` of an option: how many scores are kept."""
+    if text == "top":
+        return text
+    try:
+        return at_least(1)(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither top nor a number of at least 1") from None
+
+
 def check_files(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None]) -> None:
     """Raises InvalidInputError if a file could not be written, or writing it would destroy another file of the call.
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .chat_options import add_chat_arguments, chat_options
-from .checks import at_least, check_folder, check_prompts, seed, wrong
+from .checks import at_least, check_folder, check_prompts, seed, steps, wrong
 from .model_options import add_head_weights_argument, add_model_arguments, load_model, use_own_device
-from .result_options import print_errors
+from .result_options import add_size_arguments, print_errors
 
 RENAMED = {"--model": "MODEL", "--input": "--prompts", "--config": "--explain-config"}
 _EXAMPLES = """
@@ -20,6 +20,7 @@ possibly an `id`. Run the same command again to continue one that was stopped; i
 
 example:
   gradellm dataset ./my-model --prompts prompts.jsonl --output explained --max-new-tokens 64
+  gradellm dataset ./my-model --prompts prompts.jsonl --output small --keep top --scores float16
 """
 
 
@@ -33,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--column", metavar="NAME", help="the field with the prompt (default: prompt, messages or chat)")
     json_object: dict[str, Any] = {"type": _json_object, "default": {}, "metavar": "JSON"}
     group.add_argument("--explain-config", help="options of GradELLMConfig, e.g. '{\"layers\": 4}'", **json_object)
+    group.add_argument(
+        "--steps",
+        type=steps,
+        metavar="STEPS",
+        help="explain only these of the generated tokens of each prompt, as `gradellm explain --steps` does (--steps=-16:)",
+    )
     add_head_weights_argument(group)
     add_chat_arguments(parser.add_argument_group("chats"))
     group = parser.add_argument_group("generation")
@@ -46,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--shard-size", type=at_least(1), metavar="N", help="prompts per file (default: a 64th of them, at most 32 batches)"
     )
-    group.add_argument("--scores", choices=("float16", "float32"), default="float32", help="how the heatmaps are stored")
+    add_size_arguments(group)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -77,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         shard_size=options.shard_size,
         seed=options.seed,
+        keep=options.keep,
         score_dtype=options.scores,
         **generate_kwargs,
     )
@@ -105,6 +113,8 @@ def _generate_kwargs(options: argparse.Namespace) -> dict[str, Any]:
     own = chat_options(options, is_chat=True)  # a prompt that is none is recorded with an error
     if options.max_new_tokens is not None:
         own["max_new_tokens"] = options.max_new_tokens
+    if options.steps is not None:
+        own["steps"] = options.steps
     if not_for_generate := sorted(given.keys() & inspect.signature(explain_dataset).parameters.keys()):
         raise wrong(f"--generate takes options of `generate`; {not_for_generate} have options of their own")
     for name in sorted(given.keys() & own.keys()):

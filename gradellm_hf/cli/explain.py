@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .chat_options import add_chat_arguments, chat_options
-from .checks import at_least, between, check_text, seed, wrong
+from .checks import at_least, between, check_text, seed, steps, wrong
 from .model_options import add_head_weights_argument, add_model_arguments, load_model
 from .result_options import add_result_arguments, check_results, write_results
 
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--steps",
-        type=_steps,
+        type=steps,
         metavar="STEPS",
         help="explain only these of the generated tokens, as Python counts: a slice (100: leaves the first 100 out, "
         "--steps=-16: takes the last 16) or indices with commas (0,5,-1)",
@@ -183,17 +183,6 @@ def _layers(text: str) -> str | int | list[int]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not all, a number or numbers with commas") from None
     return numbers if "," in text else numbers[0]
-
-
-def _steps(text: str) -> slice | list[int]:
-    try:
-        if ":" not in text:
-            return [int(part) for part in text.split(",")]
-        steps = slice(*(int(part) if part else None for part in text.split(":")))
-        range(0)[steps]
-        return steps
-    except (TypeError, ValueError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no slice (100: or 0:10 or ::2) and no indices with commas") from None
 
 
 def _as_options(names: Any) -> str:

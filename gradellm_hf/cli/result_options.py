@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checks import at_least, check_files, check_picture, read_json, wrong
+from .checks import at_least, check_files, check_picture, keep, read_json, wrong
 
 if TYPE_CHECKING:
     from ..results.explanation import Explanation
@@ -29,6 +29,7 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> Any:
         help="write a picture (also .pdf, .svg): of the heatmap; with --sources, of the sources beside the words of the answer",
     )
     group.add_argument("--save", type=Path, metavar="FILE", help="write the scores as .safetensors, for `gradellm show`")
+    add_size_arguments(group, "with --save: ")
     group.add_argument(
         "--sources", action="store_true", help="print what each sentence rests on: its strongest sources with their shares"
     )
@@ -47,6 +48,23 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> Any:
     return group
 
 
+def add_size_arguments(group: Any, when: str = "") -> None:
+    """Adds the options that say which scores are stored, and how."""
+    group.add_argument(
+        "--keep",
+        type=keep,
+        metavar="K",
+        help=f"{when}store only the strongest scores, and the others as sums: top (all that can count in a share), or so many "
+        "of each step and kind of token (default: all scores)",
+    )
+    group.add_argument(
+        "--scores",
+        choices=("float16", "float32"),
+        default="float32",
+        help=f"{when}how the scores are stored; float16 takes half the space, and is right to half a thousandth",
+    )
+
+
 def check_results(options: argparse.Namespace, **inputs: Path | None) -> None:
     """Raises InvalidInputError if a file that is asked for could not be written, or would replace another file of the call.
 
@@ -55,6 +73,8 @@ def check_results(options: argparse.Namespace, **inputs: Path | None) -> None:
     """
     check_files({"--save": options.save, "--html": options.html, "--png": options.png}, {**inputs, "--spans": options.spans})
     check_picture("--png", options.png)
+    if options.save is None and (options.keep is not None or options.scores != "float32"):
+        raise wrong("--keep and --scores say what --save writes: give a file with --save")
     if options.spans is not None and options.level is not None:
         raise wrong("--spans and --level both name the units: give one of them")
     options.units = options.level if options.spans is None else read_json("--spans", options.spans, dict)
@@ -79,7 +99,8 @@ def write_results(
     def draw(path: Path) -> None:
         (explanation.sources(by, of="word") if options.sources else shown).plot(path)
 
-    writers = ((options.save, explanation.save), (options.html, page), (options.png, draw))
+    save = partial(explanation.save, keep=options.keep, score_dtype=options.scores)
+    writers = ((options.save, save), (options.html, page), (options.png, draw))
     for path, write in writers:
         if path is None:
             continue

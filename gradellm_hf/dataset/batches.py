@@ -5,8 +5,6 @@ from array import array
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-
 from ..engines.memory import is_device_lost, is_out_of_memory, release_memory
 from ..errors import InvalidInputError, UnsupportedArchitectureError
 from ..jobs.manifest import fingerprint
@@ -15,7 +13,7 @@ from ..jobs.run import seeded
 from ..model import GradELLM
 from ..results.explanation import Explanation
 from ..text.encoding import TEMPLATE_OPTIONS, encode_prompt, text_tokenizer
-from .shards import Result, check_storable
+from .shards import Result
 
 
 class SortedPrompts:
@@ -29,7 +27,6 @@ class SortedPrompts:
         prompts: The prompts.
         batch_size: Number of prompts that are explained together.
         seed: Of sampling. A batch is sampled from this seed and its places.
-        score_dtype: In which the scores are stored.
         generate_kwargs: For `GradELLM.explain`.
 
     Raises:
@@ -42,11 +39,10 @@ class SortedPrompts:
         prompts: PromptReader,
         batch_size: int,
         seed: int,
-        score_dtype: torch.dtype,
         generate_kwargs: dict[str, Any],
     ):
         self._explainer, self._prompts, self._batch_size, self._seed = explainer, prompts, batch_size, seed
-        self._generate_kwargs, self._score_dtype = generate_kwargs, score_dtype
+        self._generate_kwargs = generate_kwargs
         self._has_explained = False
         tokenizer = text_tokenizer(explainer.tokenizer)
         template = {name: generate_kwargs[name] for name in TEMPLATE_OPTIONS if generate_kwargs.get(name) is not None}
@@ -104,8 +100,6 @@ class SortedPrompts:
             explanations: list[Explanation] = self._explainer.explain(
                 [prompt.content for prompt in prompts], **self._generate_kwargs
             )
-        for explanation in explanations:
-            check_storable(explanation, self._score_dtype)
         self._has_explained = True
         each = len(explanations) // len(batch)
         return [

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..architecture.facts import explained_layers, look_at
 from ..architecture.support import without_wrapper
 from ..checks.arguments import choice, whole_number
@@ -23,12 +21,13 @@ from ..jobs.manifest import describe_job
 from ..jobs.prompts import PromptReader
 from ..jobs.run import job_folder, shared_out
 from ..model import GradELLM
+from ..results.kept import Keep, checked_keep
+from ..results.stored import DTYPES
 from ..text.encoding import text_tokenizer
 from .batches import SortedPrompts
 from .explanations import FORMAT, DatasetExplanations, load_dataset_explanations
 from .shards import SHARDS, Result, Shard, shard_path, write_shard
 
-_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 # Chosen by hand. A job of any size has about 64 shards, so that several processes have like shares, and a stopped one loses
 # little; but a shard has at most 32 batches, whose explanations are in memory until it is written.
 _MOST_SHARDS, _BATCHES_PER_SHARD = 64, 32
@@ -46,6 +45,7 @@ def explain_dataset(
     batch_size: int = 8,
     shard_size: int | None = None,
     seed: int = 0,
+    keep: Keep | None = None,
     score_dtype: str = "float32",
     **generate_kwargs: Any,
 ) -> DatasetExplanations:
@@ -70,7 +70,9 @@ def explain_dataset(
         batch_size: Number of prompts that are explained together, of similar length.
         shard_size: Prompts per file, rounded up to whole batches. None: a 64th of the prompts, 32 batches at most.
         seed: Of sampling. A batch is sampled from this seed and its place in the job.
-        score_dtype: `"float32"` or `"float16"`: how the heatmaps are stored.
+        keep: `"top"` or a number: only the strongest scores are stored, as `Explanation.compact` has them, and the others as
+            sums. None: all.
+        score_dtype: `"float32"`; or `"float16"`: half the size, right to half a thousandth.
         **generate_kwargs: For `model.generate`: `max_new_tokens`, `do_sample`, ...; `steps`, to explain only these; and for the
             template of chats: `tools`, `documents`, `chat_template`, `continue_final_message`, `enable_thinking`.
 
@@ -93,10 +95,11 @@ def explain_dataset(
     tokenizer = model.tokenizer if tokenizer is None else tokenizer
     inner, config = without_wrapper(model, explain_config)
     _check_arguments(tokenizer, batch_size, shard_size, seed, score_dtype)
+    keep = checked_keep(keep)
     batch_size, seed = int(batch_size), int(seed)
     explainer = GradELLM(inner, tokenizer, config)
     explained_layers(look_at(inner), config)
-    ordered = SortedPrompts(explainer, PromptReader(prompts, column), batch_size, seed, _DTYPES[score_dtype], generate_kwargs)
+    ordered = SortedPrompts(explainer, PromptReader(prompts, column), batch_size, seed, generate_kwargs)
     if shard_size is None:
         shard_size = min(-(-len(ordered) // _MOST_SHARDS), _BATCHES_PER_SHARD * batch_size)
     shard_size = -(-int(shard_size) // batch_size) * batch_size
@@ -106,6 +109,7 @@ def explain_dataset(
         "shard_size": shard_size,
         "seed": seed,
         "dtype": score_dtype,  # as folders of the first release have it
+        **({} if keep is None else {"keep": keep}),  # which they do not have
     }
     job = describe_job(FORMAT, inner, tokenizer, generate_kwargs, ordered.fingerprint, len(ordered), **options)
     _write_missing_shards(ordered, job, Path(output_dir))
@@ -120,7 +124,7 @@ def _write_missing_shards(prompts: SortedPrompts, job: dict[str, Any], folder: P
         with shared_out(to_do, state, "Explaining") as (share, progress):
             for number in share:
                 path = shard_path(folder, number)
-                write_shard(path, _results(prompts, shards[number], path, progress), _DTYPES[job["dtype"]])
+                write_shard(path, _results(prompts, shards[number], path, progress), DTYPES[job["dtype"]], job.get("keep"))
 
 
 def _to_do(prompts: SortedPrompts, places: range, folder: Path, number: int) -> int:
@@ -150,7 +154,7 @@ def _results(prompts: SortedPrompts, places: range, path: Path, progress: Any) -
 
 def _check_arguments(tokenizer: Any, batch_size: Any, shard_size: Any, seed: Any, score_dtype: Any) -> None:
     text_tokenizer(tokenizer)
-    choice("score_dtype", score_dtype, list(_DTYPES))
+    choice("score_dtype", score_dtype, list(DTYPES))
     whole_number("seed", seed)
     whole_number("batch_size", batch_size, 1)
     if shard_size is not None:

@@ -13,25 +13,25 @@ from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import Natural, TensorKind, check, check_tensors, known_fields
 from ..errors import InvalidInputError, may_pass
 from ..results.explanation import Explanation
-from ..text.readable import earlier_positions
+from ..results.files import seen_of, small_tensors
+from ..results.kept import REST_OF, Keep
+from ..results.stored import names, read
 from ..text.segments import Segment
 
 FORMAT = "gradellm_hf.shard"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # if scores are float16 with a power of two for each row, or only the strongest are kept; else 1
 SHARDS = "shard-*.safetensors"  # what their files are called
 _WRITER = "explain_dataset"
 _ADVICE = "Delete it and run the job again, which explains the prompts of this file anew."
 _FLOAT, _INT = (torch.float32,), (torch.int32,)
-_SCORES = (torch.float32, torch.float16)
-_TENSORS = {  # of an explanation: C scores, B bytes of text
+_HEATMAPS = ("attributions", "layer_attributions")  # as `results.stored` has them
+_TENSORS = {  # of an explanation, besides its heatmaps: B bytes of text
     "token_ids": TensorKind("S", _INT, (0, 2**31 - 1)),
     "special": TensorKind("S", (torch.bool,)),
     "text": TensorKind("B", (torch.uint8,)),
     "piece_lengths": TensorKind("S", _INT, (0, 2**31 - 1)),
     "token_probabilities": TensorKind("N", _FLOAT),
-    "attributions": TensorKind("C", _SCORES),
     "target_scores": TensorKind("N", _FLOAT, optional=True),
-    "layer_attributions": TensorKind("LC", _SCORES, optional=True),
     "explained": TensorKind("N", (torch.bool,), optional=True),
 }
 
@@ -87,14 +87,15 @@ def shard_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob(SHARDS))
 
 
-def write_shard(path: Path, results: Iterable[Result], dtype: torch.dtype) -> None:
+def write_shard(path: Path, results: Iterable[Result], dtype: torch.dtype, keep: Keep | None = None) -> None:
     """Writes the results of some prompts to one safetensors file.
 
-    Of each heatmap `[N, S]` only the scores of positions before the step are kept, one step after the other:
-    `N * P + N * (N - 1) / 2` of them. Texts are UTF-8 bytes.
+    Of each heatmap `[N, S]` only the scores of positions before the step are there, one step after the other:
+    `N * P + N * (N - 1) / 2` of them; or the strongest, and the sums of the others. Texts are UTF-8 bytes.
 
     Args:
         dtype: Of the scores.
+        keep: Which of them are kept; see `Explanation.compact`. What was reduced before stays as it is.
     """
     tensors: dict[str, Tensor] = {}
     records: list[dict[str, Any]] = []
@@ -106,8 +107,9 @@ def write_shard(path: Path, results: Iterable[Result], dtype: torch.dtype) -> No
         records.append({**record, "segments": segments})
         for row, explanation in enumerate(result.explanations):
             common = {name: getattr(explanation, name) for name in ("layers", "layer_names", "model_name")}
-            tensors |= {_prefix(result.index, row) + name: x for name, x in _packed(explanation, dtype).items()}
-    metadata = {"format": FORMAT, "format_version": FORMAT_VERSION, "prompts": records, "common": common}
+            tensors |= {_prefix(result.index, row) + name: x for name, x in _packed(explanation, dtype, keep).items()}
+    version = 1 if keep is None and dtype == torch.float32 else FORMAT_VERSION
+    metadata = {"format": FORMAT, "format_version": version, "prompts": records, "common": common}
     write_tensors(path, tensors, metadata)
 
 
@@ -147,7 +149,7 @@ class Shard:
         with reading(self._path, _ADVICE):
             for row, prompt_length in enumerate(record["prompt_lengths"]):
                 prefix = _prefix(index, row)
-                tensors = self._file.tensors(prefix + name for name in _TENSORS)
+                tensors = self._file.tensors(prefix + name for name in (*_TENSORS, *names(_HEATMAPS)))
                 tensors = {name.removeprefix(prefix): x for name, x in tensors.items()}
                 explanations.append(_unpacked(tensors, prompt_length, attributes))
         return explanations
@@ -163,74 +165,51 @@ class Shard:
         return Result(index, record["id"], self.explanations(index), record["error"])
 
 
-def check_storable(explanation: Explanation, dtype: torch.dtype) -> None:
-    """Raises InvalidInputError if scores are too large for `dtype`."""
-    for scores in (explanation.attributions, explanation.layer_attributions):
-        if scores is not None and not scores.to(dtype).isfinite().all():
-            raise InvalidInputError(f"The largest scores do not fit into {dtype}. Store them as float32.")
-
-
 def _prefix(index: int, row: int) -> str:
     return f"{index}.{row}."
 
 
-def _visible(num_steps: int, length: int, explained: Tensor | None) -> Tensor:
-    """Which positions have a score at each step, `[N, S]`: those before it, if the step is explained."""
-    earlier = earlier_positions(length - num_steps, num_steps, length)
-    return earlier if explained is None else earlier & explained[:, None]
-
-
-def _packed(explanation: Explanation, dtype: torch.dtype) -> dict[str, Tensor]:
-    explained = None if explanation.explained is None else torch.tensor(explanation.explained, dtype=torch.bool)
-    num_steps, length = explanation.attributions.shape
-    visible = _visible(num_steps, length, explained)
+def _packed(explanation: Explanation, dtype: torch.dtype, keep: Keep | None) -> dict[str, Tensor]:
+    heatmaps, _ = small_tensors(explanation, None if explanation.rest is not None else keep, dtype)
     tensors = {
         "token_ids": torch.tensor(explanation.token_ids, dtype=torch.int32),
         "special": torch.tensor(explanation.special, dtype=torch.bool),
         "text": torch.tensor(list(explanation.text.encode(errors="surrogatepass")), dtype=torch.uint8),
         "piece_lengths": torch.tensor([len(token) for token in explanation.tokens], dtype=torch.int32),
         "token_probabilities": explanation.token_probabilities,
-        "attributions": explanation.attributions[visible].to(dtype),
+        **heatmaps,
     }
     if explanation.target_scores is not None:
         tensors["target_scores"] = explanation.target_scores
-    if explanation.layer_attributions is not None:
-        tensors["layer_attributions"] = explanation.layer_attributions[:, visible].to(dtype)
-    if explained is not None:
-        tensors["explained"] = explained
+    if explanation.explained is not None:
+        tensors["explained"] = torch.tensor(explanation.explained, dtype=torch.bool)
     return tensors
 
 
 def _unpacked(tensors: dict[str, Tensor], prompt_length: int, attributes: dict[str, Any]) -> Explanation:
-    check_tensors(tensors, _TENSORS, {"L": len(attributes.get("layers") or ())})
+    check_tensors(tensors, _TENSORS, {})
     length = len(tensors["token_ids"])
     num_steps = length - prompt_length
     if num_steps < 0:
         raise InvalidInputError(f"the prompt has {prompt_length} tokens, the whole text {length}.")
     # Before anything of N x S is made: a few bytes may claim any N and S.
-    explained = tensors.get("explained")
-    check_tensors(tensors, {"explained": _TENSORS["explained"]}, {"N": num_steps})
-    known = range(num_steps) if explained is None else explained.nonzero().flatten().tolist()
-    num_scores = len(known) * prompt_length + sum(known)
-    check_tensors(tensors, _TENSORS, {"S": length, "N": num_steps, "C": num_scores})
-    visible = _visible(num_steps, length, explained)
-
-    def heatmap(scores: Tensor) -> Tensor:
-        return torch.zeros(visible.shape).masked_scatter(visible, scores.float())
-
-    by_layer = tensors.get("layer_attributions")
+    check_tensors(tensors, _TENSORS, {"S": length, "N": num_steps})
+    explained = None if "explained" not in tensors else tensors["explained"].tolist()
+    seen, heatmaps = seen_of(prompt_length, num_steps, explained), {}
+    for name, sizes in zip(_HEATMAPS, ({}, {"L": len(attributes.get("layers") or ())})):
+        if name in tensors or name == "attributions":
+            heatmaps[name], heatmaps[REST_OF[name]] = read(name, tensors, seen, sizes)
     text = _text(tensors["text"])
     return Explanation(
         tokens=_pieces(text, tensors["piece_lengths"].tolist()),
         token_ids=tensors["token_ids"].tolist(),
         prompt_length=prompt_length,
-        attributions=heatmap(tensors["attributions"]),
+        **heatmaps,
         token_probabilities=tensors["token_probabilities"],
         text=text,
         special=tensors["special"].tolist(),
         target_scores=tensors.get("target_scores"),
-        layer_attributions=None if by_layer is None else torch.stack([heatmap(layer) for layer in by_layer]),
-        explained=None if explained is None else explained.tolist(),
+        explained=explained,
         **attributes,
     )
 

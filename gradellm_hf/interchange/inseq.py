@@ -75,7 +75,7 @@ def save_inseq(explanations: Explanation | Sequence[Explanation], path: str | os
 
     It holds pieces of text and ids, scores, probabilities and target scores (as the step scores `probability` and
     `target_score`), and which tokens are special. It does not hold the scores of single layers. Scores `[N, S]` are NaN for
-    positions that come after a step, as Inseq writes them, and for steps that are not explained.
+    positions that come after a step, as Inseq writes them, for steps that are not explained, and for what was not kept.
 
     Args:
         explanations: One sequence or several, of one model.
@@ -180,6 +180,8 @@ def _inseq_sequence(explanation: Explanation) -> dict[str, Any]:
     seen = earlier_positions(explanation.prompt_length, *explanation.attributions.shape, own=explanation.token_ids is None)
     if explanation.explained is not None:
         seen &= torch.tensor(explanation.explained, dtype=torch.bool)[:, None]
+    if explanation.rest is not None:
+        seen &= explanation.attributions != 0
     scores = explanation.attributions.masked_fill(~seen, torch.nan)
     step_scores = {"probability": explanation.token_probabilities, "target_score": explanation.target_scores}
     return _inseq_object(

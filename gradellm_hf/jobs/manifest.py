@@ -160,6 +160,8 @@ def described(value: Any) -> Any:
         return {str(name): described(x) for name, x in value.items()}
     if isinstance(value, list | tuple):
         return [described(x) for x in value]
+    if isinstance(value, slice):
+        return str(value)
     if isinstance(value, set | frozenset):
         return sorted(map(described, value), key=str)
     if isinstance(value, Tensor):

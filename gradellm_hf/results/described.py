@@ -29,7 +29,7 @@ def described(explanation: Readable, top: int) -> dict[str, Any]:
             "end": bounds[i + 1],
         }
 
-    targets = explanation.target_scores
+    targets, rest = explanation.target_scores, explanation.rest
     strongest = share.abs().argsort(dim=-1, descending=True, stable=True)[:, :top].tolist()
     steps = [
         {
@@ -41,6 +41,7 @@ def described(explanation: Readable, top: int) -> dict[str, Any]:
             "target_score": None if targets is None else _rounded(targets[n].item()),
             "strongest": [source(n, i) for i in strongest[n] if share[n, i] != 0],
             "attributions": [_rounded(score) for score in scores[n, : border + n].tolist()],
+            "rest": None if rest is None else _rounded(rest.total[n].item()),
         }
         for n in explained_rows(explanation)
     ]

@@ -1,6 +1,5 @@
 """One explained sequence that people can read: its pieces of text and the heatmap of every generated one."""
 
-import dataclasses
 import os
 import warnings
 from dataclasses import dataclass
@@ -11,9 +10,11 @@ from torch import Tensor
 from ..checks.schema import Natural, TokenId
 from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
+from ..text.rest import Rest
 from ..text.segments import Segment
 from .fields import checked_fields
 from .files import read_explanation, write_explanation
+from .kept import Keep
 from .ranked import Ranked
 from .restated import Restated
 from .shown import Shown
@@ -51,6 +52,9 @@ class Explanation(Ranked, Restated, Shown):
         foil: The text of the token that the generated one is compared with; None if there is none, or several.
         explained: `N` bools: whether a generated unit has a heatmap. None: all of them. With `steps=` only some have; the
             scores and probabilities of the others are 0, which says nothing about them.
+        rest: How much is left out of `attributions`, if only the strongest scores were kept (see `compact`); else None.
+            `rest.total` `[N]` is the sum of each step. A score of 0 says nothing then.
+        layer_rest: The same of `layer_attributions`, `[L, N]`.
 
     Raises:
         InvalidInputError: Shapes or texts do not fit together, or a score is not finite.
@@ -81,6 +85,8 @@ class Explanation(Ranked, Restated, Shown):
     segments: list[Segment] | None = None
     foil: str | None = None
     explained: list[bool] | None = None
+    rest: Rest | None = None
+    layer_rest: Rest | None = None
 
     def __post_init__(self) -> None:
         for name, value in checked_fields(self).items():
@@ -126,18 +132,27 @@ class Explanation(Ranked, Restated, Shown):
             f"model={self.model_name!r}, generated={generated if len(generated) < 80 else generated[:77] + '...'!r})"
         )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str], *, keep: Keep | None = None, score_dtype: str = "float32") -> None:
         """Writes one `.safetensors` file, atomically. It is read without the model, its tokenizer or pickle.
 
+        Args:
+            path: File to write.
+            keep: `"top"` or a number: only the strongest scores, as `compact` has them. None: all that there are.
+            score_dtype: `"float32"`; or `"float16"`: half the size, right to half a thousandth.
+
         Raises:
+            InvalidInputError: `keep` or `score_dtype` is something else.
             OSError: The file cannot be written.
 
         Examples:
             >>> explanation.save("answer.safetensors")
             >>> Explanation.load("answer.safetensors").text == explanation.text
             True
+            >>> explanation.save("small.safetensors", keep="top", score_dtype="float16")
+            >>> Explanation.load("small.safetensors").sources(of="answer")[0].text == explanation.sources(of="answer")[0].text
+            True
         """
-        write_explanation(path, {field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
+        write_explanation(path, self, keep, score_dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Explanation":

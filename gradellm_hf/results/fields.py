@@ -3,12 +3,15 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..checks.arguments import numbers, whole_number
-from ..checks.schema import check, check_tensors, field_types
+from ..checks.schema import TensorKind, check, check_tensors, field_types
 from ..configuration import checked_config
 from ..errors import InvalidInputError
+from ..text.rest import Rest
 from .files import TENSORS
+from .kept import REST_OF
 
 
 def checked_fields(explanation: Any) -> dict[str, Any]:
@@ -31,6 +34,9 @@ def checked_fields(explanation: Any) -> dict[str, Any]:
         for name in TENSORS
         if (value := getattr(explanation, name)) is not None
     }
+    for heatmap, name in REST_OF.items():
+        if (rest := getattr(explanation, name)) is not None:
+            check_rest(name, rest, tensors.get(heatmap), border)
     layers, names = explanation.layers, explanation.layer_names
     sizes, sources = {"S": length, "N": length - border}, {"S": "`tokens`", "N": "`prompt_length`"}
     if layers is not None:
@@ -54,3 +60,28 @@ def checked_fields(explanation: Any) -> dict[str, Any]:
                 f"`segments` hold {segment}, which is no stretch of a text of {len(explanation.text)} characters."
             )
     return {"prompt_length": border, **tensors}
+
+
+def check_rest(name: str, rest: Rest, heatmap: Tensor | None, prompt_length: int) -> None:
+    """Whether this may be what is left out of heatmaps `[..., N, S]`.
+
+    Raises:
+        InvalidInputError: It is of other heatmaps.
+    """
+    if heatmap is None:
+        raise InvalidInputError(f"`{name}` says what is left out of heatmaps that are not there.")
+    *before, num_steps, length = heatmap.shape
+    letters = "ABD"[: len(before)]
+    sums = TensorKind(letters + "NC", (torch.float32,), (0, torch.inf))
+    classes = TensorKind("AS" if rest.classes.ndim > 1 else "S", (torch.uint8,))
+    kinds = {"classes": classes, "sums": sums, "largest": sums._replace(optional=True)}
+    tensors = {part: x for part in kinds if (x := getattr(rest, part)) is not None}
+    try:
+        check_tensors(tensors, kinds, {**dict(zip(letters, before)), "N": num_steps, "S": length})
+        of_prompt, of_answer = (set(part.flatten().tolist()) for part in rest.classes.tensor_split([prompt_length], -1))
+        if max(of_prompt | of_answer, default=-1) >= rest.sums.shape[-1]:
+            raise InvalidInputError(f"`classes` are more than the {rest.sums.shape[-1]} of `sums`.")
+        if rest.classes.ndim == 1 and of_prompt & of_answer:
+            raise InvalidInputError("a class of `classes` has units of the prompt and of the generated text.")
+    except InvalidInputError as error:
+        raise InvalidInputError(f"`{name}`: {error}") from error

@@ -1,10 +1,10 @@
-"""What an explained generation returns, and its file format: one safetensors file, no pickle."""
+"""What an explained generation returns."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import compress
-from typing import Any, TypedDict, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -12,44 +12,16 @@ from transformers.utils import ModelOutput
 
 from ..architecture.compat import cache_named_as_by_generate
 from ..checks.arguments import whole_number
-from ..checks.files import TensorFile, reading, write_tensors
-from ..checks.schema import Natural, TensorKind, check, check_tensors
-from ..configuration import GradELLMConfig, stored_config
+from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
 from ..text.chats import Chat
+from ..text.rest import Rest
 from ..text.token_text import special_tokens, token_texts
 from .chats import of_chats
 from .explanation import Explanation
+from .kept import Keep
+from .output_files import read_output, write_output
 from .rows import among_zeros, places, without_zeros
-
-FORMAT = "gradellm_hf"
-FORMAT_VERSION = 2  # with `explained_mask`, heatmaps have rows only for steps that are explained in some row; else 1
-_FLOAT, _BOOL = (torch.float32,), (torch.bool,)
-#: In a file, by the letters of `ExplainGenerateOutput`; X is S, or N for prompts given as embeddings; M: explained steps.
-_TENSORS = {
-    "step_mask": TensorKind("RN", _BOOL),
-    "explained_mask": TensorKind("RN", _BOOL, optional=True),
-    "sequences": TensorKind("RX", (torch.int64,), (0, 2**31 - 1)),
-    "attributions": TensorKind("RMS", _FLOAT),
-    "target_scores": TensorKind("RN", _FLOAT),
-    "token_probabilities": TensorKind("RN", _FLOAT, (0, 1.001)),
-    "layer_attributions": TensorKind("RLMS", _FLOAT, optional=True),
-    "prompt_mask": TensorKind("RP", _BOOL),
-    "image_mask": TensorKind("RP", _BOOL, optional=True),
-}
-_HEATMAPS = ("attributions", "layer_attributions")
-
-
-class _Metadata(TypedDict):
-    """Of a file, besides `format` and `format_version`."""
-
-    prompt_length: Natural
-    layers: list[Natural]
-    layer_names: list[str]
-    model_name: str
-    config: dict[str, Any] | None
-    tokens: list[list[str | None]] | None
-
 
 _ALWAYS: Any = None  # the default of fields that every output has: `ModelOutput` wants one, and that it is None
 
@@ -82,6 +54,8 @@ class ExplainGenerateOutput(ModelOutput):
             The heatmap of each explained layer, with `output_layer_attributions=True`.
         explained_mask (`torch.BoolTensor` of shape `(R, N)`, *optional*, with `steps=`):
             True for steps that are explained. None: those of `step_mask`.
+        rest, layer_rest (*optional*, after loading a file in which only the strongest scores were kept):
+            How much is left out of `attributions` and `layer_attributions`; `rest.total` is `(R, N)`.
         prompt_mask (`torch.BoolTensor` of shape `(R, P)`): False for padding.
         image_mask (`torch.BoolTensor` of shape `(R, P)`, *optional*, for models that read images):
             True for prompt positions that hold (a patch of) an image.
@@ -108,6 +82,8 @@ class ExplainGenerateOutput(ModelOutput):
     token_probabilities: Tensor = _ALWAYS
     layer_attributions: Tensor | None = None
     explained_mask: Tensor | None = None
+    rest: Rest | None = None
+    layer_rest: Rest | None = None
     prompt_mask: Tensor = _ALWAYS
     image_mask: Tensor | None = None
     layers: list[int] = _ALWAYS
@@ -203,6 +179,9 @@ class ExplainGenerateOutput(ModelOutput):
             known = without_zeros(x[row], places(shown.tolist()))[..., kept.to(x.device)].cpu()
             return among_zeros(known, places(explained), len(explained))
 
+        def rest_of(rest: Rest | None) -> Rest | None:
+            return None if rest is None else rest.of(row).trimmed(kept, steps)
+
         return Explanation(
             tokens=tokens,
             token_ids=token_ids,
@@ -218,9 +197,18 @@ class ExplainGenerateOutput(ModelOutput):
             model_name=self.model_name,
             explain_config=self.explain_config,
             explained=None if self.explained_mask is None else explained,
+            rest=rest_of(self.rest),
+            layer_rest=rest_of(self.layer_rest),
         )
 
-    def save(self, path: str | os.PathLike[str], tokenizer: Any = None) -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        tokenizer: Any = None,
+        *,
+        keep: Keep | None = None,
+        score_dtype: str = "float32",
+    ) -> None:
         """Writes the explanation (not what `generate` returned besides `sequences`) to one `.safetensors` file, atomically.
 
         Steps that are not explained take no room in it.
@@ -228,8 +216,13 @@ class ExplainGenerateOutput(ModelOutput):
         Args:
             path: File to write.
             tokenizer: If given, the tokens are stored too, so that the file can be read without it.
+            keep: `"top"` or a number: only the strongest scores, as `Explanation.compact` has them. None: all that there are.
+                Special tokens are a kind of their own if a tokenizer is given. A chat's template is none here: save the
+                explanations, which know it.
+            score_dtype: `"float32"`; or `"float16"`: half the size, right to half a thousandth.
 
         Raises:
+            InvalidInputError: `keep` or `score_dtype` is something else.
             OSError: The file cannot be written.
 
         Examples:
@@ -237,24 +230,7 @@ class ExplainGenerateOutput(ModelOutput):
             >>> ExplainGenerateOutput.load("out.safetensors").attributions.equal(out.attributions)
             True
         """
-        values = {name: getattr(self, name) for name in _TENSORS}
-        tensors = {name: value for name, value in values.items() if value is not None}
-        rows = _explained_rows(tensors)
-        tensors |= {name: without_zeros(tensors[name], rows) for name in _HEATMAPS if name in tensors}
-        tokens = self.tokens
-        if tokenizer is not None:
-            tokens = [tokenizer.convert_ids_to_tokens(row) for row in self.sequences.tolist()]
-        metadata = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION - (self.explained_mask is None),
-            "prompt_length": self.prompt_length,
-            "layers": self.layers,
-            "layer_names": self.layer_names,
-            "model_name": self.model_name,
-            "config": None if self.explain_config is None else self.explain_config.to_dict(),
-            "tokens": tokens,
-        }
-        write_tensors(path, tensors, metadata)
+        write_output(path, self, tokenizer, keep, score_dtype)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ExplainGenerateOutput":
@@ -269,49 +245,5 @@ class ExplainGenerateOutput(ModelOutput):
             >>> ExplainGenerateOutput.load("out.safetensors").explanations()
             [Explanation(4 generated tokens from 5, ...)]
         """
-        file = TensorFile(path, "ExplainGenerateOutput.save")
-        file.check_format(FORMAT, FORMAT_VERSION)
-        metadata = file.metadata
-        with reading(path):
-            check(metadata, _Metadata, "the metadata")
-            tensors: dict[str, Any] = file.tensors(_TENSORS)
-            rows = _check_sizes(tensors, metadata)
-            num_steps = tensors["step_mask"].shape[1]
-            tensors |= {name: among_zeros(tensors[name], rows, num_steps) for name in _HEATMAPS if name in tensors}
-            return cls(
-                **tensors,
-                prompt_length=metadata["prompt_length"],
-                layers=metadata["layers"],
-                layer_names=metadata["layer_names"],
-                model_name=metadata["model_name"],
-                explain_config=stored_config(metadata["config"]),
-                tokens=metadata["tokens"],
-            )
-
-
-def _explained_rows(tensors: dict[str, Tensor]) -> list[int]:
-    """The steps for which heatmaps have a row in a file: all, or those that are explained in some sequence."""
-    if "explained_mask" not in tensors:
-        return list(range(tensors["step_mask"].shape[1]))
-    rows: list[int] = tensors["explained_mask"].any(0).nonzero().flatten().tolist()
-    return rows
-
-
-def _check_sizes(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> list[int]:
-    """The steps for which heatmaps have a row. Raises InvalidInputError if what a file holds does not fit together."""
-    layers, names, tokens = metadata["layers"], metadata["layer_names"], metadata["tokens"]
-    check_tensors(tensors, {name: _TENSORS[name] for name in ("step_mask", "explained_mask")}, {})
-    num_steps, rows = tensors["step_mask"].shape[1], _explained_rows(tensors)
-    sizes = {"P": metadata["prompt_length"], "L": len(layers), "M": len(rows)}
-    check_tensors(tensors, _TENSORS, sizes)
-    num_rows, _, length = tensors["attributions"].shape
-    if sizes["P"] + num_steps != length:
-        raise InvalidInputError(f"`prompt_length` is {sizes['P']}, but {num_steps} of {length} positions are generated.")
-    width = tensors["sequences"].shape[1]
-    if width not in (length, num_steps):
-        raise InvalidInputError(f"`sequences` must have {length} or {num_steps} positions, got {width}.")
-    if len(layers) != len(names):
-        raise InvalidInputError(f"`layers` and `layer_names` differ in length: {layers}, {names}.")
-    if tokens is not None and (len(tokens), *{len(row) for row in tokens}) != (num_rows, width):
-        raise InvalidInputError(f"`tokens` must be {num_rows} lists of {width} tokens.")
-    return rows
+        output: ExplainGenerateOutput = read_output(path, cls)
+        return output

@@ -47,7 +47,7 @@ def find_sources(explanation: Readable, by: Level | Spans, of: Of, k: int | None
             *text_of(*unit),
             probability=explanation.token_probabilities[rows].prod().item(),
             sources=[Source(units[i][1], *text_of(*units[i][0]), share=share[i].item()) for i in order if share[i] != 0],
-            ignored=left_out(explanation, scores, candidates, counted),
+            ignored=left_out(explanation, scores, candidates, counted, rows),
         )
 
     return Sources([part(*named) for named in parts], by=by if isinstance(by, str) else "span", of=of, foil=explanation.foil)

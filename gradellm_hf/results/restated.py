@@ -8,6 +8,7 @@ from ..checks.arguments import choice
 from ..text.readable import Level, Readable
 from ..text.shares import IGNORED_IN_SUMS, Kind, ignored_positions
 from ..text.units import Spans, Unit, merged, span_ranges, unit_names, unit_ranges
+from .kept import Keep, compacted
 from .trace import traced
 
 _Explanation = TypeVar("_Explanation", bound=Readable)
@@ -96,11 +97,13 @@ class Restated:
         if names is not None:
             names = [*names, *[None] * len(units)][: len(units)]
         ignored = ignored_positions(self, ignore)
-        layers = self.layer_attributions
+        layers, rest, layer_rest = self.layer_attributions, self.rest, self.layer_rest
         counted = _replaced(
             self,
             attributions=self.attributions.masked_fill(ignored, 0),
             layer_attributions=None if layers is None else layers.masked_fill(ignored, 0),
+            rest=None if rest is None else rest.without(ignored),
+            layer_rest=None if layer_rest is None else layer_rest.without(ignored),
         )
         return _replaced(self, **merged(counted, units), level=level, unit_names=names)
 
@@ -120,15 +123,47 @@ class Restated:
             tensor([1., 1., 1., 1.])
         """
         choice("by", by, ("max", "sum"))
-        size = self.attributions.abs()
+        size, layers, rest, layer_rest = self.attributions.abs(), self.layer_attributions, self.rest, self.layer_rest
         total = size.amax(-1, keepdim=True) if by == "max" else size.sum(-1, keepdim=True)
+        if by == "sum" and rest is not None:
+            total = total + rest.total[:, None]
         total = total.masked_fill(total == 0, 1)
-        layers = self.layer_attributions
         return _replaced(
             self,
             attributions=self.attributions / total,
             layer_attributions=None if layers is None else layers / total,
+            rest=None if rest is None else rest.scaled(total),
+            layer_rest=None if layer_rest is None else layer_rest.scaled(total),
         )
+
+    def compact(self: _Explanation, keep: Keep = "top") -> _Explanation:
+        """The same with the strongest scores only; the others are 0, and known as sums: `rest`.
+
+        With `"top"`, a score is kept if it is at least a fifth of the largest of its step and kind: of the prompt's text,
+        special tokens, the template, the first position, the answer's own text. Others never count in a share. So `sources`
+        and `trace`, what is printed and the report say what they said before, for all levels, parts and `ignore`. With spans,
+        after `aggregate`, or with a number, scores that are left out could change a share. Then it is stated how much they
+        are: as `"rest"` in `Part.ignored`, "not kept" in words.
+
+        A file of it is small: `save(path, keep="top")` does both.
+
+        Args:
+            keep: `"top"`; or a number: so many of the strongest scores of each step and kind.
+
+        Returns:
+            The explanation with 0 for what is not kept, and with `rest` (and `layer_rest`).
+
+        Raises:
+            InvalidInputError: `keep` is something else.
+
+        Examples:
+            >>> compact = explanation.compact(keep=1)
+            >>> (compact.attributions > 0).sum().item() < (explanation.attributions > 0).sum().item()
+            True
+            >>> compact.rest.total.shape  # how much is left out of each step
+            torch.Size([4])
+        """
+        return _replaced(self, **compacted(self, keep))
 
     def trace(self: _Explanation) -> _Explanation:
         """The same with heatmaps over the prompt only: what each generated token rests on there, also through earlier ones.
@@ -145,14 +180,14 @@ class Restated:
             The explanation with `attributions` `[N, S]` = `[R | 0]` and without those of layers.
 
         Raises:
-            InvalidInputError: The units are not tokens (trace first, then `aggregate`), or `steps=` left a token unexplained
-                that comes before an explained one.
+            InvalidInputError: The units are not tokens (trace first, then `aggregate`), `steps=` left a token unexplained
+                that comes before an explained one, or scores that count were not kept.
 
         Examples:
             >>> explanation.trace().attributions.sum(-1).round(decimals=3)
             tensor([1., 1., 1., 1.])
         """
-        return _replaced(self, attributions=traced(self), layer_attributions=None)
+        return _replaced(self, attributions=traced(self), layer_attributions=None, rest=None, layer_rest=None)
 
 
 def _replaced(explanation: _Explanation, **fields: Any) -> _Explanation:

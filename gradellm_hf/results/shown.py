@@ -87,6 +87,8 @@ class Shown:
     def to_dict(self: Any, top: int = 6) -> dict[str, Any]:
         """The explanation as JSON values: texts, the character offsets of all units in `text`, scores to six digits.
 
+        If only the strongest scores were kept, the `rest` of a step is the sum of the others, which are 0 here; else None.
+
         Args:
             top: How many of the strongest sources of each step are named.
 

@@ -51,8 +51,9 @@ class Part:
         probability: Product of the probabilities of its tokens, each given all before it. It falls with the length.
         sources: Strongest first. The shares of all sources add up to 1.
         ignored: What is no source, by kind, as shares of all scores of the part: `"special"`, `"template"`, `"sink"` and
-            `"own"` (see `Explanation.sources`), `"content"` (the rest of the prompt, if the sources are spans) and `"weak"`
-            (below a fifth of the part's largest score). What they do not hold is what the shares are shares of.
+            `"own"` (see `Explanation.sources`), `"content"` (the rest of the prompt, if the sources are spans), `"weak"`
+            (below a fifth of the part's largest score) and `"rest"` (not kept by `Explanation.compact`, and not known to be one
+            of the others). What they do not hold is what the shares are shares of.
     """
 
     name: str | None

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..errors import InvalidInputError
 from ..text.readable import Readable, explained_rows
-from ..text.shares import counted_scores, shares
+from ..text.shares import counted_scores, least_counted, shares
 
 
 def traced(explanation: Readable) -> Tensor:
@@ -15,7 +15,8 @@ def traced(explanation: Readable) -> Tensor:
     powers, and is had by one triangular solve, in float64.
 
     Raises:
-        InvalidInputError: The units are not tokens, or one that is not explained comes before an explained one.
+        InvalidInputError: The units are not tokens, one that is not explained comes before an explained one, or scores that
+            count were not kept.
     """
     if explanation.level != "token":
         raise InvalidInputError(f"The units are {explanation.level}s. Trace the explanation of tokens, then `aggregate`.")
@@ -27,7 +28,12 @@ def traced(explanation: Readable) -> Tensor:
         )
     border = explanation.prompt_length
     is_sink = torch.arange(len(explanation.tokens)) == 0  # it holds most of many rows, and says nothing
-    rows = shares(counted_scores(explanation.attributions.double(), ~is_sink))
+    scores, rest = explanation.attributions.double(), explanation.rest
+    if rest is not None and rest.may_count(~is_sink, least_counted(scores, ~is_sink)).any():
+        raise InvalidInputError(
+            'Scores that count in the trace were not kept. Trace the whole explanation, or one that is kept with keep="top".'
+        )
+    rows = shares(counted_scores(scores, ~is_sink))
     from_prompt, from_generated = rows[:, :border], rows[:, border:]
     identity = torch.eye(len(rows), dtype=rows.dtype)
     rested = torch.linalg.solve_triangular(identity - from_generated.tril(-1), from_prompt, upper=False, unitriangular=True)

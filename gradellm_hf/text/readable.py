@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .rest import Rest
 from .segments import Segment
 
 Level = Literal["token", "word", "sentence", "paragraph", "message"]
@@ -62,6 +63,10 @@ class Readable(Tokenised, Protocol):
     def foil(self) -> str | None: ...
     @property
     def explained(self) -> list[bool] | None: ...
+    @property
+    def rest(self) -> Rest | None: ...
+    @property
+    def layer_rest(self) -> Rest | None: ...
     @property
     def prompt(self) -> str: ...
     @property

@@ -26,6 +26,8 @@ IGNORED_IN_SUMS: tuple[Kind, ...] = ("sink",)
 THRESHOLD = 0.2
 _CONTENT = "content"
 _WEAK = "weak"
+#: What is said of scores that were not kept, where nothing more is known of them.
+REST = "rest"
 
 
 def kinds(explanation: Readable) -> list[str]:
@@ -100,23 +102,39 @@ def shares(scores: Tensor) -> Tensor:
     return scores / total.masked_fill(total == 0, 1)
 
 
-def left_out(explanation: Readable, scores: Tensor, candidates: Tensor, counted: Tensor) -> dict[str, float]:
-    """What has no part in the shares, by kind, as shares of all scores of some rows.
+def least_counted(scores: Tensor, candidates: Tensor, *, together: bool = False) -> Tensor:
+    """From which size on a score of each row counts, `[N]`; arguments as for `counted_scores`."""
+    largest = scores.abs().masked_fill(~candidates, 0).amax(-1) if scores.numel() else scores.new_zeros(len(scores))
+    return THRESHOLD * (largest.max().expand_as(largest) if together and len(largest) else largest)
+
+
+def left_out(
+    explanation: Readable, scores: Tensor, candidates: Tensor, counted: Tensor, rows: Tensor | None = None
+) -> dict[str, float]:
+    """What has no part in the shares, by kind, as shares of all scores of some rows, also of those that were not kept.
 
     Args:
         scores: These rows, `[M, S]`.
         candidates: `[S]` bool.
         counted: What `counted_scores` made of them, `[M, S]`.
+        rows: Which rows of the explanation they are, if they are one part of the answer. None: all, and each is a part.
 
     Returns:
         Above 0 only. `"content"`: the rest of the prompt, if the sources are spans. `"weak"`: what is small beside the largest.
+        `"rest"`: what was not kept, as far as it is not known to be one of the others.
     """
-    size = scores.abs().sum(0)
+    size, of_unit = scores.abs().sum(0), kinds(explanation)
     found: dict[str, float] = {}
-    for kind, score, is_candidate in zip(kinds(explanation), size.tolist(), candidates.tolist()):
+    for kind, score, is_candidate in zip(of_unit, size.tolist(), candidates.tolist()):
         if not is_candidate:
             found[kind] = found.get(kind, 0) + score
     found[_WEAK] = (size[candidates].sum() - counted.abs().sum()).item()
     total = size.sum().item()
+    if explanation.rest is not None:
+        rest = explanation.rest if rows is None else explanation.rest.of_rows(rows)
+        least = least_counted(scores, candidates, together=rows is not None)
+        for kind, sums in rest.by_kind(of_unit, candidates, least, _WEAK, REST):
+            found[kind] = found.get(kind, 0) + sums.sum().item()
+        total += rest.sums.sum().item()
     smallest = total * torch.finfo(size.dtype).eps * len(size)
     return {kind: score / total for kind, score in found.items() if score > smallest}

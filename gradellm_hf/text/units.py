@@ -12,6 +12,7 @@ from ..checks.arguments import is_index, is_list
 from ..errors import InvalidInputError
 from .owners import owners, segments_of, stretches
 from .readable import Readable, Tokenised, explained_rows
+from .rest import Rest
 from .splitting import BEGINS
 
 Span = tuple[int, int] | str
@@ -75,6 +76,10 @@ def merged(explanation: Readable, units: list[Unit]) -> dict[str, Any]:
     probabilities, rows = explanation.token_probabilities, torch.tensor(explained_rows(explanation), dtype=torch.long)
     explained = torch.zeros(num_steps, dtype=torch.bool).index_fill_(0, step_of[rows], True)
     probability = probabilities.new_zeros(num_steps).masked_fill_(explained, 1)
+
+    def rest_of(rest: Rest | None) -> Rest | None:
+        return None if rest is None else rest.merged(border, (prompt_length, num_steps), step_of)
+
     return {
         "tokens": ["".join(explanation.tokens[start:end]) for start, end in units],
         "special": [all(explanation.special[start:end]) for start, end in units],
@@ -82,6 +87,8 @@ def merged(explanation: Readable, units: list[Unit]) -> dict[str, Any]:
         "prompt_length": prompt_length,
         "attributions": add_up(explanation.attributions),
         "layer_attributions": None if by_layer is None else add_up(by_layer),
+        "rest": rest_of(explanation.rest),
+        "layer_rest": rest_of(explanation.layer_rest),
         "token_probabilities": probability.scatter_reduce_(0, step_of[rows], probabilities[rows], "prod"),
         "target_scores": None if targets is None else targets.new_zeros(num_steps).index_add_(0, step_of, targets),
         "explained": None if explanation.explained is None else explained.tolist(),

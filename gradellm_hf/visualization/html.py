@@ -150,6 +150,8 @@ def _facts(explanation: Readable) -> str:
         facts.insert(0, explanation.model_name)
     if explanation.layers:
         facts.append(f"{len(explanation.layers)} layer{'s' if len(explanation.layers) > 1 else ''}")
+    if explanation.rest is not None:
+        facts.append("only the strongest scores were kept")
     return " \u00b7 ".join(facts)
 
 

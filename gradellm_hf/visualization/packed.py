@@ -32,7 +32,13 @@ _ROWS = 256  # that are quantised together: a long text has many times its size 
 
 
 def packed(
-    scores: Tensor, classes: Sequence[int], candidates: Iterable[Tensor], precision: Precision, *, own: bool
+    scores: Tensor,
+    classes: Sequence[int],
+    candidates: Iterable[Tensor],
+    precision: Precision,
+    *,
+    own: bool,
+    rest: Tensor | None = None,
 ) -> dict[str, Any]:
     """Scores `[N, S]` for `web/scores.js`.
 
@@ -42,6 +48,7 @@ def packed(
         candidates: Sets of units, `[S]` bool each, of which the scores that count are kept exactly.
         precision: Of what is kept.
         own: Whether a generated unit has a score for itself.
+        rest: What was not kept, by classes: sums of absolute scores `[N, C]`. The last class is of no unit.
 
     Returns:
         `levels`, and `scores`: base64 of deflated bytes. First the largest score of each row and class `[N, C]` and the sums of
@@ -55,6 +62,9 @@ def packed(
         for start in range(0, num_steps, _ROWS)
     ]
     largest, total, quantised = (torch.cat(parts) for parts in zip(*blocks)) if blocks else [scores.new_zeros(0)] * 3
+    if rest is not None:
+        largest, total = (torch.nn.functional.pad(x, (0, rest.shape[-1] - x.shape[-1])) for x in (largest, total))
+        total = total + rest
     raw = b"".join(
         x.numpy().tobytes() for x in (largest, total, _bits(quantised != 0), quantised[quantised != 0].to(torch.int8))
     )

@@ -5,13 +5,15 @@ from itertools import accumulate, groupby
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ..errors import InvalidInputError
 from ..text.owners import segments_of, stretches, written_range
 from ..text.readable import Level, Readable, explained_rows
-from ..text.shares import IGNORED, THRESHOLD, Kind, checked_ignore, kinds
+from ..text.rest import Rest
+from ..text.shares import IGNORED, REST, THRESHOLD, Kind, checked_ignore, kinds
 from ..text.units import Spans, span_ranges, unit_names, unit_ranges
-from .packed import COARSE, FINE, packed
+from .packed import COARSE, FINE, Precision, packed
 
 _LEVELS: tuple[Level, ...] = ("token", "word", "sentence")
 _LABELS = {"span": "Documents"}  # of levels that are not just called by their plural
@@ -48,23 +50,33 @@ def page_data(
     found = _kinds(explanation, [unit for unit, _ in named])
     names = list(dict.fromkeys(found))
     classes = [names.index(kind) for kind in found]
+    kept_only = explanation.rest is not None or explanation.layer_rest is not None
+    columns = {kind: number for number, kind in enumerate([*names, *([REST] if kept_only else [])])}
     everywhere = torch.tensor([kind not in ignored for kind in found], dtype=torch.bool)
     inside = torch.tensor([kind != _OUTSIDE for kind in found], dtype=torch.bool)
     candidates = [everywhere, *([everywhere & inside] if named else [])]
     own = explanation.token_ids is None
     layers = explanation.layer_attributions if with_layers else None
-    by_layer = []
+    by_layer, layer_rest = [], explanation.layer_rest
+
+    def heatmap(scores: Tensor, rest: Rest | None, precision: Precision) -> dict[str, Any]:
+        added = scores.new_zeros(len(scores), len(columns)) if kept_only else None
+        for kind, sums in () if added is None or rest is None else rest.certain(found, scores, THRESHOLD, REST):
+            added[:, columns[kind]] += sums
+        return packed(scores, classes, candidates, precision, own=own, rest=added)
+
     if layers is not None:
         indices = range(len(layers)) if explanation.layers is None else explanation.layers
         for index, scores in zip(indices, layers):
-            by_layer.append({"name": str(index), **packed(scores, classes, candidates, COARSE, own=own)})
+            left = None if layer_rest is None else layer_rest.of(len(by_layer))
+            by_layer.append({"name": str(index), **heatmap(scores, left, COARSE)})
     signed = bool((explanation.attributions < 0).any())
     return {
         "heading": heading,
         "facts": facts,
         "tokens": explanation.tokens,
         "promptLength": border,
-        "kinds": names,
+        "kinds": list(columns),
         "classes": classes,
         "marks": _marks(explanation),
         "unexplained": sorted(set(range(border, len(explanation.tokens))) - {border + n for n in explained_rows(explanation)}),
@@ -81,7 +93,7 @@ def page_data(
         "signed": signed,
         "foil": explanation.foil if signed else None,
         "target": explanation.tokens[border] if border < len(explanation.tokens) else "",
-        "summed": packed(explanation.attributions, classes, candidates, FINE, own=own),
+        "summed": heatmap(explanation.attributions, explanation.rest, FINE),
         "layers": by_layer,
         "removals": list(_measured(explanation, removals)),
     }

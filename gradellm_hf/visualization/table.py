@@ -33,9 +33,11 @@ def _columns(sequence: int, explanation: Readable) -> dict[str, Any]:
     seen = earlier_positions(explanation.prompt_length, *explanation.attributions.shape, own=explanation.token_ids is None)
     if explanation.explained is not None:
         seen &= torch.tensor(explanation.explained, dtype=torch.bool)[:, None]
+    if explanation.rest is not None:
+        seen &= explanation.attributions != 0
     steps, positions = (x.numpy() for x in seen.nonzero(as_tuple=True))
     tokens, prompt_length = numpy.array(explanation.tokens, dtype=object), explanation.prompt_length
-    targets, names = explanation.target_scores, explanation.unit_names
+    targets, names, rest = explanation.target_scores, explanation.unit_names, explanation.rest
     share = shares(counted_scores(explanation.attributions, ~ignored_positions(explanation)))
     return {
         "sequence": numpy.full(len(steps), sequence),
@@ -49,6 +51,7 @@ def _columns(sequence: int, explanation: Readable) -> dict[str, Any]:
         **({} if names is None else {"name": numpy.array(names, dtype=object)[positions]}),
         "score": explanation.attributions.numpy()[steps, positions],
         "share": share.numpy()[steps, positions],
+        **({} if rest is None else {"rest": rest.total.numpy()[steps]}),
         "kind": numpy.array(kinds(explanation), dtype=object)[positions],
         "in_prompt": positions < prompt_length,
         "special": numpy.array(explanation.special, dtype=bool)[positions],

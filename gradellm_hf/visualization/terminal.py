@@ -21,6 +21,7 @@ _KINDS = {
     "own": "own text",
     "content": "other text",
     "weak": "weak scores",
+    "rest": "not kept",
 }
 _COMBINING = ("Mn", "Me")  # categories of marks that are drawn over the character before them
 

@@ -53,6 +53,22 @@ def test_sources_by_level_and_by_spans(folder, explainer, capsys, tmp_path):
     assert json.loads(printed(capsys, "show", str(saved), "--sources", "--json"))["by"] == "sentence"
 
 
+def test_small_files_are_written_by_explain_and_show(folder, explainer, capsys, tmp_path):
+    explanation = explainer.explain(PROMPT, max_new_tokens=3, do_sample=False)
+    saved, smaller = tmp_path / "e.safetensors", tmp_path / "smaller.safetensors"
+    call = ["explain", folder, "--prompt", PROMPT, *SHORT, "--sources"]
+    assert printed(capsys, *call, "--save", str(saved), "--keep", "top") == explanation.sources().render()
+    assert Explanation.load(saved).attributions.equal(explanation.compact().attributions)
+    assert printed(capsys, "show", str(saved), "--sources") == explanation.sources().render()
+    printed(capsys, "show", str(saved), "--save", str(smaller), "--keep", "1", "--scores", "float16")
+    assert Explanation.load(smaller).rest.sums.equal(explanation.compact().compact(1).rest.sums)
+    save, is_neither = ["--save", str(smaller)], "is neither top nor a number of at least 1"
+    for wrong, message in ((["top"], "give a file with --save"), (["0", *save], is_neither), (["most", *save], is_neither)):
+        with pytest.raises(SystemExit):
+            main(["show", str(saved), "--keep", *wrong])
+        assert message in capsys.readouterr().err
+
+
 def test_the_picture_of_sources_has_them_beside_the_words_of_the_answer(folder, explainer, capsys, tmp_path):
     explanation = explainer.explain(PROMPT, max_new_tokens=3, do_sample=False)
     picture, expected = tmp_path / "sources.svg", tmp_path / "expected.svg"

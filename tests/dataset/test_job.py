@@ -22,6 +22,7 @@ from gradellm_hf.jobs.manifest import described, fingerprint, tokenizer_fingerpr
 from gradellm_hf.jobs.processes import only_writer
 from gradellm_hf.model import GradELLM
 from gradellm_hf.results.explanation import Explanation
+from gradellm_hf.text.rest import Rest
 from tests.support.dataset_job import VOCABULARY, contents, texts, tiny_llama, write_job
 from tests.support.tiny_tokenizers import byte_level_bpe
 
@@ -48,6 +49,8 @@ def chatting(tokenizer):
 def assert_same_explanation(actual: Explanation, expected: Explanation, tolerance: float = 0) -> None:
     for field in dataclasses.fields(Explanation):
         found, wanted = getattr(actual, field.name), getattr(expected, field.name)
+        if isinstance(wanted, Rest):
+            found, wanted = found.sums, wanted.sums
         if isinstance(wanted, torch.Tensor):
             torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item())
         else:
@@ -105,6 +108,30 @@ def test_float16_takes_half_the_space_and_keeps_three_digits(llama, tokenizer, t
     for left, right in zip(rounded, exact, strict=True):
         assert_same_explanation(left, right, 1e-3)
         assert not torch.equal(left.attributions, right.attributions)
+
+
+def test_the_strongest_scores_are_stored_with_the_sums_of_the_others_and_the_job_goes_on_with_them(llama, tokenizer, tmp_path):
+    config = GradELLMConfig(output_layer_attributions=True)
+    options = {"tokenizer": tokenizer, "explain_config": config, "batch_size": 2, "max_new_tokens": 6, "keep": 2}
+    found = explain_dataset(llama, ["Rome is old", "", "The capital of Italy"], tmp_path / "out", **options)
+    assert list(found.errors) == [1]
+    for prompt, explanation in zip(("Rome is old", "The capital of Italy"), (found[0], found[2]), strict=True):
+        expected = GradELLM(llama, tokenizer, config).explain(prompt, max_new_tokens=6).compact(2)
+        assert_same_explanation(explanation, expected, 1e-4)
+    before = contents(tmp_path / "out")
+    explain_dataset(llama, ["Rome is old", "", "The capital of Italy"], tmp_path / "out", **options)
+    assert contents(tmp_path / "out") == before
+    with pytest.raises(InvalidInputError, match="keep: there 2, here 3"):
+        explain_dataset(llama, ["Rome is old", "", "The capital of Italy"], tmp_path / "out", **{**options, "keep": 3})
+
+
+def test_what_was_reduced_stays_as_it_is_when_a_shard_is_written_again(llama, tokenizer, tmp_path):
+    explanation = GradELLM(llama, tokenizer).explain("The capital of Italy is", max_new_tokens=6)
+    for dtype in (torch.float32, torch.float16):
+        write_shard(tmp_path / "a", [Result(0, None, [explanation])], dtype, "top")
+        write_shard(tmp_path / "b", [Shard(tmp_path / "a").result(0)], dtype, "top")
+        (first,), (again,) = (Shard(tmp_path / name).explanations(0) for name in "ab")
+        assert_same_explanation(again, first)
 
 
 def test_several_sequences_a_prompt_come_as_a_list(llama, tokenizer, tmp_path):
@@ -244,6 +271,7 @@ def test_arguments_with_which_nothing_works_are_an_error_of_the_job(llama, token
         ({"batch_size": 0}, "batch_size"),
         ({"shard_size": 0}, "shard_size"),
         ({"seed": "x"}, "seed"),
+        ({"keep": 0}, '`keep` must be "top"'),
         ({"score_dtype": "int8"}, "`score_dtype` must be 'float32' or 'float16', got 'int8'"),
         ({"explain_config": GradELLMConfig(layers=9)}, "5 attention layers"),
     ],
@@ -282,6 +310,8 @@ def finished(llama, tokenizer, tmp_path_factory) -> Path:
         ({"batch_size": 3}, "batch_size"),
         ({"seed": 1}, "seed"),
         ({"score_dtype": "float16"}, "dtype: there 'float32', here 'float16'"),
+        ({"keep": "top"}, "keep: there None, here 'top'"),
+        ({"steps": slice(-1, None)}, "generate_kwargs.steps"),
         ({"model": {"seed": 1}}, "model.weights"),
         ({"model": {"rms_norm_eps": 1e-3}}, "model.config"),
     ],
@@ -320,13 +350,14 @@ def test_arguments_that_are_objects_count_by_their_settings(llama, tokenizer, tm
     [
         ({"b", "a", 1}, {1, "a", "b"}, {1, "a", "c"}),
         (torch.tensor([1, 2]), [1, 2], torch.tensor([1, 3])),
+        (slice(-2, None), slice(-2, None, None), slice(-1, None)),
         (
             GenerationConfig(eos_token_id=[1, 2], transformers_version="5.0"),
             GenerationConfig(eos_token_id=[1, 2], transformers_version="5.1"),
             GenerationConfig(eos_token_id=[1, 3], transformers_version="5.0"),
         ),
     ],
-    ids=["set", "tensor", "generation config"],
+    ids=["set", "tensor", "slice", "generation config"],
 )
 def test_arguments_that_json_does_not_know_count_by_what_they_hold(value, same, another):
     for wrap in (lambda x: x, lambda x: {"a": [x], 1: x}):
@@ -418,6 +449,17 @@ def test_the_command_explains_a_file_and_says_so(tmp_path, capsys):
     assert found.ids == ["text 0", "text 1", "text 2"]
     assert main(["dataset", *arguments, "--seed", "5"]) == 2
     assert "seed: there 0, here 5" in capsys.readouterr().err
+
+
+def test_the_command_explains_some_steps_and_stores_the_strongest_scores(tmp_path, capsys):
+    arguments = [*write_job(tmp_path, 2), "--output", str(tmp_path / "out"), "--keep", "top", "--scores", "float16"]
+    assert main(["dataset", *arguments, "--steps=-3:"]) == 0
+    for explanation in load_dataset_explanations(tmp_path / "out"):
+        assert explanation.explained == [False] * 5 + [True] * 3
+        assert (explanation.rest.total[:5] == 0).all()
+        assert (explanation.rest.total[5:] > 0).all()
+    assert main(["dataset", *arguments, "--steps=-2:"]) == 2
+    assert "generate_kwargs.steps: there 'slice(-3, None, None)', here 'slice(-2, None, None)'" in capsys.readouterr().err
 
 
 def test_progress_is_shown_in_a_terminal_only(llama, tokenizer, tmp_path, monkeypatch):

@@ -248,9 +248,9 @@ def test_safetensors_of_another_kind_are_refused(tmp_path, metadata):
 
 
 def test_a_newer_format_is_refused_with_advice(tmp_path):
-    metadata = {"format": '"gradellm_hf"', "format_version": "3"}
+    metadata = {"format": '"gradellm_hf"', "format_version": "4"}
     save_file({"sequences": torch.zeros(1, 3)}, tmp_path / "new.safetensors", metadata)
-    with pytest.raises(InvalidInputError, match=r"format version 3; this release .* up to 2\. Upgrade gradellm-hf"):
+    with pytest.raises(InvalidInputError, match=r"format version 4; this release .* up to 3\. Upgrade gradellm-hf"):
         ExplainGenerateOutput.load(tmp_path / "new.safetensors")
 
 

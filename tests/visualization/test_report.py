@@ -129,10 +129,34 @@ def test_rounding_makes_no_score_count_and_keeps_none_from_it():
 def test_the_sums_of_what_is_not_counted_are_exact():
     explained = explanation_of("abcdefg", 4, special=[True, *[False] * 6])
     data = Page(report(explained)).data
-    raw = zlib.decompress(base64.b64decode(data["summed"]["scores"]))
-    size = 3 * len(data["kinds"])
-    totals = torch.tensor(struct.unpack_from(f"<{size}f", raw, 4 * size)).view(3, -1)
-    torch.testing.assert_close(totals.sum(1), explained.attributions.sum(1))
+    torch.testing.assert_close(_totals(data, data["summed"]).sum(1), explained.attributions.sum(1))
+
+
+@pytest.mark.parametrize("keep", ["top", 1])
+def test_what_was_not_kept_is_in_the_sums_of_its_kind_or_said_to_be_not_kept(keep):
+    whole = explanation_of("abcdefghijkl", 8, special=[True, *[False] * 11], num_layers=2)
+    compact = whole.compact(keep)
+    spans = {"bcd": (1, 4)}
+    for options in ({}, {"spans": spans}):
+        data, exact = (Page(report(each, **options)).data for each in (compact, whole))
+        assert data["kinds"] == [*exact["kinds"], "rest"]
+        for stored, expected in zip([data["summed"], *data["layers"]], [exact["summed"], *exact["layers"]], strict=True):
+            found, wanted = _totals(data, stored), _totals(exact, expected)
+            torch.testing.assert_close(found.sum(1), wanted.sum(1))
+            if keep == "top" and not options:
+                torch.testing.assert_close(found[:, :-1], wanted)
+            else:
+                assert (found[:, -1] > 0).any()
+        shown = as_shown(data).sources("token", of="answer")[0]
+        if keep == "top" and not options:
+            assert [s.start for s in shown.sources] == [s.start for s in whole.sources("token", of="answer")[0].sources]
+    assert "only the strongest scores were kept" in data["facts"]
+
+
+def _totals(data, stored):
+    raw = zlib.decompress(base64.b64decode(stored["scores"]))
+    num_steps, num_kinds = len(data["tokens"]) - data["promptLength"], len(data["kinds"])
+    return torch.tensor(struct.unpack_from(f"<{num_steps * num_kinds}f", raw, 4 * num_steps * num_kinds)).view(num_steps, -1)
 
 
 def test_no_text_of_an_explanation_is_markup():

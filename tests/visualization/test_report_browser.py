@@ -223,6 +223,23 @@ def test_tokens_that_are_not_explained_say_so_and_claim_nothing(open_page, expla
     assert unit(page, border + 1).get_attribute("class").split() == ["unexplained"]
 
 
+def test_the_strongest_scores_have_the_shares_of_all_and_what_is_not_kept_is_stated(open_page, explained):
+    def left_out(page):
+        return page.locator(".left-out").inner_text()
+
+    whole, top, one = (open_page(report(each)) for each in (explained, explained.compact(), explained.compact(1)))
+    for level in ("token", "sentence"):
+        for page in (whole, top, one):
+            page.get_by_text(f"{level.capitalize()}s", exact=True).click()
+        assert lists(top, explained.sources(level, of="answer")[0].sources)
+        assert listed_shares(top) == listed_shares(whole)
+        assert left_out(top) == left_out(whole)
+        (part,) = explained.compact(1).sources(level, of="answer")
+        assert lists(one, part.sources)
+        assert "not kept" in left_out(one)
+    assert "only the strongest scores were kept" in one.locator(".facts").inner_text()
+
+
 def test_the_probability_of_a_word_is_that_of_its_tokens_on_average(page):
     page.get_by_text("Words", exact=True).click()
     page.locator(".answer .tokens span", has_text="figs").hover()

@@ -1,7 +1,7 @@
 // The list beside the text: what the selection rests on, strongest first, and what was measured.
 
 const RANKED = 8, RANKED_LONG = 5, SHORT = 24;  // a long unit takes two lines of the list; a short one is shown with what is around it
-const KINDS = { special: "special tokens", template: "template", sink: "first position", own: "own text", outside: "other text", weak: "weak scores" };
+const KINDS = { special: "special tokens", template: "template", sink: "first position", own: "own text", outside: "other text", weak: "weak scores", rest: "not kept" };
 
 class Panel {
   constructor(root, explained, text) {

@@ -36,7 +36,7 @@ class Explained {
 
   // The classes of tokens that may be sources.
   candidates({ only }, ignored) {
-    return this.kinds.map(kind => kind === "outside" ? !only : !ignored.has(kind));
+    return this.kinds.map(kind => kind === "outside" ? !only : kind !== "rest" && !ignored.has(kind));
   }
 
   // The heatmap of all layers together, or of one.

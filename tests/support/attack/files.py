@@ -97,6 +97,9 @@ def _kinds(world: World) -> dict[str, Kind]:
     e.save(paths["explanation.safetensors"])
     known = dataclasses.replace(world.out, sequences=world.out.sequences.clamp(max=len(world.tokenizer) - 1))  # all have a text
     known.save(paths["output.safetensors"], world.tokenizer)
+    small = {name: folder / f"small {name}" for name in ("explanation.safetensors", "output.safetensors")}
+    e.save(small["explanation.safetensors"], keep="top")
+    known.save(small["output.safetensors"], world.tokenizer, keep=2)
     save_inseq(e, paths["inseq.json"])
     paths["configuration.json"].write_text(_CONFIG.to_json())
     prompts = [{"id": "a", "prompt": "Rome is"}, {"id": "b", "prompt": ""}, {"id": "c", "prompt": "Rome was old"}]
@@ -112,6 +115,8 @@ def _kinds(world: World) -> dict[str, Kind]:
     return {
         "explanation": Kind(paths["explanation.safetensors"], _read_explanation, _same_tensors_again, ".safetensors"),
         "output": Kind(paths["output.safetensors"], _read_output, _same_tensors_again, ".safetensors"),
+        "small explanation": Kind(small["explanation.safetensors"], _read_explanation, _same_tensors_again, ".safetensors"),
+        "small output": Kind(small["output.safetensors"], _read_output, _same_tensors_again, ".safetensors"),
         "shard": Kind(shard, _read_dataset, None, ".safetensors", job),
         "dataset manifest": Kind(job / "manifest.json", _read_dataset, None, ".json", job),
         "evaluation manifest": Kind(evaluation / "manifest.json", _read_evaluation, None, ".json", evaluation),
