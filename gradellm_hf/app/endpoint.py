@@ -26,8 +26,8 @@ class Endpoint:
             max_new_tokens: The length of the answer at most.
 
         Returns:
-            `answer`, `model`, and `sources`: for each sentence of the answer its `text`, its place and `sources` with their shares:
-            the documents and the question or, without documents, the sentences of the question.
+            `answer`, `model`, and `sources`: for each sentence of the answer its `text`, its place and `sources` with their
+            shares. These are the documents and the question or, without documents, the sentences of the question.
         """
         with as_messages():
             found = documents_of(documents)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from ..errors import InvalidInputError
+from ..errors import GradELLMError, InvalidInputError
 from ..generation import explain_sequences
 from ..model import GradELLM
 from ..results.chats import encoded_prompts
@@ -128,9 +128,7 @@ class Answering:
     `stop` ends the answer, and what there is of it is explained. `abandon` ends both; nobody waits for them any more.
     """
 
-    def __init__(
-        self, explainer: GradELLM, tokenizer: Any, chat: Chat, kwargs: Mapping[str, Any], when_done: Any
-    ):
+    def __init__(self, explainer: GradELLM, tokenizer: Any, chat: Chat, kwargs: Mapping[str, Any], when_done: Any):
         self._explained: Future[Explanation] = Future()
         self._stopped, self._abandoned = threading.Event(), threading.Event()
         self._streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -167,8 +165,11 @@ class Answering:
         self._abandoned.set()
 
 
-class _Abandoned(Exception):
+class _AbandonedError(GradELLMError):
     """Ends a generation that nobody waits for."""
+
+    def __init__(self) -> None:
+        super().__init__("The chat was closed while its answer was being written.")
 
 
 class _Ends(StoppingCriteria):
@@ -177,5 +178,5 @@ class _Ends(StoppingCriteria):
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> Any:
         if self._answering._abandoned.is_set():
-            raise _Abandoned
+            raise _AbandonedError
         return torch.full((len(input_ids),), self._answering._stopped.is_set(), device=input_ids.device)

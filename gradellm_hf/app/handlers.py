@@ -29,10 +29,6 @@ class Handlers:
 
     # ---- Documents
 
-    def open(self, request: gr.Request) -> Any:
-        """The documents that every session begins with."""
-        return _choices(self._session(request))
-
     def add_text(self, request: gr.Request, title: str, text: str, chosen: list[str]) -> tuple[Any, str, str]:
         with as_messages():
             session = self._session(request)
@@ -56,7 +52,7 @@ class Handlers:
 
     # ---- Asking
 
-    def ask(self, request: gr.Request, question: str, titles: list[str], *settings: Any) -> tuple[Any, Any]:
+    def begin(self, request: gr.Request, question: str, titles: list[str], *settings: Any) -> tuple[Any, Any]:
         """Takes the question in at once; `write` follows."""
         with as_messages():
             session = self._session(request)
@@ -158,7 +154,9 @@ class Handlers:
             folder = self._own_folder(request)
             folder.mkdir(parents=True, exist_ok=True)
             page, scores, values = (folder / f"explanation.{kind}" for kind in ("html", "safetensors", "json"))
-            explanation.to_html(page, title=turn.question, spans=places_in(turn, explanation), opening=_opening(turn, explanation))
+            explanation.to_html(
+                page, title=turn.question, spans=places_in(turn, explanation), opening=_opening(turn, explanation)
+            )
             explanation.save(scores)
             values.write_text(explanation.to_json(), encoding="utf-8")
             return [str(page), str(scores), str(values)]

@@ -15,8 +15,11 @@ from .settings import MOST_NEW_TOKENS
 
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "monospace")
-#: A report fills the page on a phone; Gradio's own wrappers would cut off what sticks to the window.
-_STYLE = "#report, #contrast { overflow: visible; padding: 0 }"
+#: Reports stand on the page, without a frame; what sticks to the window there must not be cut off.
+_STYLE = """
+#report, #contrast { overflow: visible; padding: 0 }
+gradellm-report { --page: var(--body-background-fill) }
+"""
 
 
 def launch(
@@ -87,7 +90,7 @@ def launch(
         mcp_server=False,
         enable_monitoring=False,
         max_file_size="16mb",
-        theme=gr.themes.Default(font=_FONTS, font_mono=_MONO),
+        theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO),
         css=_STYLE,
         head=f"<script>{report_script()}</script>",
     )

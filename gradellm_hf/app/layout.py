@@ -34,36 +34,48 @@ def layout(
             with gr.Column(scale=2, min_width=320):
                 gr.Markdown(f"### {engine.name}", container=False)
                 chat = gr.Chatbot(
-                    height="52vh", label="Chat", show_label=False, buttons=["copy"], allow_tags=False, elem_id="chat",
+                    height="52vh",
+                    label="Chat",
+                    show_label=False,
+                    buttons=["copy"],
+                    allow_tags=False,
+                    elem_id="chat",
                     placeholder="A click on an answer shows what it rests on.",
                 )
                 question = gr.Textbox(
-                    placeholder="Ask a question", show_label=False, label="Question", submit_btn=True, stop_btn=False,
-                    max_lines=8, elem_id="question", autofocus=True,
+                    placeholder="Ask a question",
+                    show_label=False,
+                    label="Question",
+                    submit_btn=True,
+                    stop_btn=False,
+                    max_lines=8,
+                    elem_id="question",
+                    autofocus=True,
                 )
-                titles = _documents(handlers)
+                titles = _documents(handlers, [document.title for document in documents])
                 settings = _settings(engine, system)
             with gr.Column(scale=3, min_width=320), gr.Tabs():
                 shown = _answer(handlers)
         answers: dict[str, Any] = {"concurrency_id": "answers", "concurrency_limit": answers_at_once}
         explanations: dict[str, Any] = {"concurrency_id": "explanations", "concurrency_limit": _EXPLAINED_AT_ONCE}
-        asked = question.submit(handlers.ask, [question, titles, *settings], [question, chat], queue=False, **_PRIVATE)
+        asked = question.submit(handlers.begin, [question, titles, *settings], [question, chat], queue=False, **_PRIVATE)
         written = asked.success(handlers.write, None, chat, **answers, **_PRIVATE)
         written.then(handlers.written, None, question, queue=False, show_progress="hidden", **_PRIVATE)
         written.then(handlers.explain, None, shown, **explanations, **_PRIVATE)
         question.stop(handlers.stop, None, None, queue=False, **_PRIVATE)
         chat.select(handlers.show, None, shown, **explanations, **_PRIVATE)
         chat.clear(handlers.clear, None, [chat, *shown], queue=False, **_PRIVATE)
-        app.load(handlers.open, None, titles, queue=False, show_progress="hidden", **_PRIVATE)
         app.unload(handlers.close)
         gr.api(Endpoint(engine, head_weights).ask, api_name="ask", **answers)
     return app
 
 
-def _documents(handlers: Handlers) -> Any:
+def _documents(handlers: Handlers, given: list[str]) -> Any:
     """The pane of the documents; returns what holds the titles of those that are given to the model."""
     with gr.Accordion("Documents", open=True, elem_id="documents"):
-        titles = gr.CheckboxGroup(show_label=False, label="Documents that the model is given", elem_id="titles")
+        titles = gr.CheckboxGroup(
+            given, value=given, show_label=False, label="Documents that the model is given", elem_id="titles"
+        )
         with gr.Row():
             more = gr.UploadButton("Add text files", file_count="multiple", file_types=["text"], size="sm")
             remove = gr.Button("Remove those without a mark", size="sm")
@@ -78,7 +90,7 @@ def _documents(handlers: Handlers) -> Any:
 
 
 def _settings(engine: Engine, system: str) -> list[Any]:
-    """The pane of the settings; returns its components in the order of `Handlers.ask`."""
+    """The pane of the settings; returns its components in the order of `Handlers.begin`."""
     usual = Settings()
     most = engine.most_new_tokens
     with gr.Accordion("Settings", open=False, elem_id="settings"):
@@ -101,7 +113,9 @@ def _answer(handlers: Handlers) -> list[Any]:
         title = gr.Dropdown([], label="Answer the question without this document", elem_id="left-out")
         leave_out = gr.Button("Answer without it", elem_id="leave-out")
         answer = gr.Textbox(label="What the model writes without it", interactive=False, lines=3, elem_id="other-answer")
-        gr.Markdown("What the answer above loses without the document is measured, too: under *What it rests on*, below the list.")
+        gr.Markdown(
+            "What the answer above loses without the document is measured, too: under *What it rests on*, below the list."
+        )
     with gr.Tab("Why not \u2026?"):
         with gr.Row():
             word = gr.Dropdown([], label="Instead of", elem_id="written-word")

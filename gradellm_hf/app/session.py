@@ -242,9 +242,7 @@ def places_in(turn: Turn, explanation: Explanation) -> Places | None:
     return places_of(explanation, turn.documents) if turn.documents else None
 
 
-def _chat(
-    before: Sequence[tuple[str, str]], question: str, documents: Sequence[Document], system: str
-) -> list[dict[str, str]]:
+def _chat(before: Sequence[tuple[str, str]], question: str, documents: Sequence[Document], system: str) -> list[dict[str, str]]:
     questions = [*(asked for asked, _ in before), question]
     questions[0] = with_documents(questions[0], documents)
     chat = [{"role": "system", "content": system.strip()}] if system.strip() else []

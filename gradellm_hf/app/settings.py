@@ -52,6 +52,4 @@ class Settings:
         Raises:
             InvalidInputError: The head weights are not usable.
         """
-        return GradELLMConfig(
-            layers=self.last_layers or "all", head_weights=self.head_weights, positive_only=positive_only
-        )
+        return GradELLMConfig(layers=self.last_layers or "all", head_weights=self.head_weights, positive_only=positive_only)

@@ -17,14 +17,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EXAMPLES
     add_model_arguments(parser)
     group = parser.add_argument_group("chat")
-    group.add_argument("--documents", type=Path, metavar="FILE", help="a JSON object {title: text}: every chat begins with these")
+    group.add_argument(
+        "--documents", type=Path, metavar="FILE", help="a JSON object {title: text}: every chat begins with these"
+    )
     group.add_argument("--system", metavar="TEXT", default="", help="a system message to begin with")
     group.add_argument(
         "--max-new-tokens", type=at_least(1), default=512, metavar="N", help="the longest answer to choose (default: 512)"
     )
     add_head_weights_argument(parser.add_argument_group("explanation"))
     group = parser.add_argument_group("server")
-    group.add_argument("--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine)")
+    group.add_argument(
+        "--host", metavar="ADDRESS", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine)"
+    )
     group.add_argument("--port", type=at_least(1), metavar="N", help="its port (default: the first free one from 7860 on)")
     group.add_argument("--share", action="store_true", help="have Gradio make a public link, for 72 hours")
     group.add_argument("--open", action="store_true", help="open the page in a browser")

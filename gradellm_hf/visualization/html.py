@@ -50,8 +50,8 @@ def report(
         ignore: What is no source when the page opens; see `Explanation.sources`.
         removals: What `GradELLM.removal_test` returned: losses that were measured stand beside the shares.
         compare: A second explanation, to stand beside the first: of another model or prompt, or with a foil.
-        opening: The units that the page opens with: `"token"`, `"word"`, `"sentence"`, `"message"`, or `"span"` for the documents.
-            None: words, and sentences of a long text.
+        opening: The units that the page opens with: `"token"`, `"word"`, `"sentence"`, `"message"`, or `"span"`, which are the
+            documents. None: words, and sentences of a long text.
         fragment: Leave out the page around it. The HTML is then an element with a script, for an app. It brings its own style,
             changes nothing else, and several may be on one page.
 
