@@ -1,6 +1,5 @@
 """Starting the app."""
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "monospace")
 #: Reports stand on the page, without a frame; what sticks to the window there must not be cut off.
 _STYLE = """
 #report, #contrast { overflow: visible; padding: 0 }
+#chat .message { white-space: pre-wrap }
 gradellm-report { --page: var(--body-background-fill) }
 """
 
@@ -62,11 +62,16 @@ def launch(
         MissingDependencyError: Gradio is not installed.
         InvalidInputError: There is no tokenizer, or an argument is not usable.
         OSError: The port is taken.
+
+    Examples:
+        >>> app = launch(GradELLM(model, tokenizer), documents={"tickets": "A ticket costs twelve euros."}, wait=False)
+        >>> app.local_url
+        'http://127.0.0.1:...'
+        >>> app.close(verbose=False)
     """
     limits = {"answers_at_once": answers_at_once, "most_waiting": most_waiting, "most_new_tokens": most_new_tokens}
     for name, value in limits.items():
         whole_number(name, value, 1)
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     app = layout(
         Engine(explainer, most_new_tokens),
         documents=documents_of(documents),

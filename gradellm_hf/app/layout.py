@@ -38,7 +38,7 @@ def layout(
                     label="Chat",
                     show_label=False,
                     buttons=["copy"],
-                    allow_tags=False,
+                    render_markdown=False,  # an image in it could be fetched from anywhere
                     elem_id="chat",
                     placeholder="A click on an answer shows what it rests on.",
                 )

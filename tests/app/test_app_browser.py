@@ -82,10 +82,6 @@ def ask(page: Any, question: str) -> None:
     page.keyboard.press("Enter")
 
 
-def answers(page: Any) -> list[str]:
-    return page.locator("#chat .bot .message-content, #chat .message.bot").all_inner_texts()
-
-
 def report(page: Any, question: str, name: str = "report") -> Any:
     """The report of a question, when it is there."""
     found = page.locator(f"#{name} gradellm-report[data-ready]").filter(has=page.locator("h1", has_text=question))
@@ -164,6 +160,7 @@ def test_the_stop_button_ends_an_answer_and_what_there_is_is_explained(visit: An
         page.locator("#question .stop-button").click()
         page.wait_for_timeout(500)
     found = report(page, "Tell a long story.")
+    assert HOSTILE in page.locator("#chat").inner_text()
     facts = found.locator(".facts").inner_text()
     assert "3 generated" in facts or "4 generated" in facts
     ask(page, "Good day!")
