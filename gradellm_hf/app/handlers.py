@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -171,8 +172,9 @@ def _choices(session: Session, chosen: Sequence[str] | None = None) -> Any:
 
 
 def _messages(session: Session) -> list[dict[str, str]]:
+    """The chat as plain text: markup in an answer could have the browser fetch something from anywhere."""
     return [
-        {"role": role, "content": text}
+        {"role": role, "content": escape(text, quote=False)}
         for turn in session.turns
         for role, text in (("user", turn.question), ("assistant", turn.answer))
         if text

@@ -37,8 +37,8 @@ def layout(
                     height="52vh",
                     label="Chat",
                     show_label=False,
-                    buttons=["copy"],
-                    render_markdown=False,  # an image in it could be fetched from anywhere
+                    buttons=[],
+                    render_markdown=False,  # and escaped: see `Handlers`
                     elem_id="chat",
                     placeholder="A click on an answer shows what it rests on.",
                 )

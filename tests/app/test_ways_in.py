@@ -35,7 +35,7 @@ def test_the_command_serves_the_model_until_ctrl_c(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gradellm_hf", "app", str(tmp_path), "--port", str(port), "--documents", str(documents)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        deadline, page = time.monotonic() + 120, ""
+        deadline, page = time.monotonic() + 300, ""
         while not page and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.5)
             try:
