@@ -16,9 +16,10 @@ DRAWING = ROOT / "docs" / "images" / "house.svg"
 FLOORS: list[dict[str, str]] = [
     {"cli": "the command line, one file per command"},
     {
-        "dataset": "many prompts, a job that goes on",
-        "evaluation": "methods, measured by metrics",
-        "calibration": "learns the weights of heads",
+        "app": "a chat in the browser",
+        "dataset": "many prompts in one job",
+        "evaluation": "methods, measured",
+        "calibration": "learns weights of heads",
     },
     {
         "model": "GradELLM: text in, Explanation out",
@@ -59,7 +60,18 @@ FLOORS: list[dict[str, str]] = [
 WAYS_IN = ["gradellm_hf", "__main__", "dataset.__main__", "evaluate"]
 
 _COLOURS = {
-    "calling": ("cli", "dataset", "evaluation", "calibration", "model", "pipeline", "generation", "streaming", "verification"),
+    "calling": (
+        "cli",
+        "app",
+        "dataset",
+        "evaluation",
+        "calibration",
+        "model",
+        "pipeline",
+        "generation",
+        "streaming",
+        "verification",
+    ),
     "computing": ("methods", "metrics", "engines", "sequences", "architecture", "model_patches"),
     "showing": ("interchange", "results", "visualization", "text"),
 }

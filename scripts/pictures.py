@@ -1,11 +1,14 @@
-"""Pictures of an answer in docs/images/: `python -m scripts.pictures` explains the example of docs/rag.md.
+"""Pictures of an answer in docs/images/: `python -m scripts.pictures` explains the example of docs/rag.md, also in the app.
 
-It needs Chromium, and playwright.
+It needs Chromium, playwright, and Gradio.
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from gradellm_hf import Explanation, GradELLM
 from gradellm_hf.demo_model import load_smollm2
@@ -18,13 +21,13 @@ DOCUMENTS = {
     "cafe": "The cafe on the second floor serves soup and fresh bread.",
 }
 QUESTION = "How much does a ticket cost?"
+SYSTEM = "Answer in one short sentence."
 
 
-def explained() -> tuple[Explanation, Removals]:
+def explained(explainer: GradELLM) -> tuple[Explanation, Removals]:
     """The answer to the question, and what it loses without the document that it rests on."""
-    explainer = GradELLM(*load_smollm2())
     chat = [
-        {"role": "system", "content": "Answer in one short sentence."},
+        {"role": "system", "content": SYSTEM},
         {"role": "user", "content": "\n\n".join(DOCUMENTS.values()) + "\n\nQuestion: " + QUESTION},
     ]
     explanation = explainer.explain(chat, max_new_tokens=24, do_sample=False)
@@ -33,12 +36,8 @@ def explained() -> tuple[Explanation, Removals]:
 
 def draw(explanation: Explanation, removals: Removals) -> None:
     """Writes sources.png, documents beside the words of the answer; and the report, report.png, and dark and by documents."""
-    from playwright.sync_api import sync_playwright
-
     explanation.sources(DOCUMENTS, of="word").plot(IMAGES / "sources.png")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
-    with TemporaryDirectory() as folder, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    with TemporaryDirectory() as folder, chromium() as browser:
         page_file = Path(folder) / "report.html"
         explanation.to_html(page_file, title=QUESTION, spans=DOCUMENTS, removals=removals)
         for scheme, level, name in (("light", "Words", "report"), ("dark", "Documents", "report_dark")):
@@ -48,9 +47,39 @@ def draw(explanation: Explanation, removals: Removals) -> None:
             page.get_by_text(level, exact=True).click()
             page.mouse.move(0, 0)
             page.screenshot(path=IMAGES / f"{name}.png")
+
+
+def draw_app(explainer: GradELLM) -> None:
+    """Writes app.png: the app, with a sentence of the second answer pointed at."""
+    from gradellm_hf.app import launch
+
+    app = launch(explainer, documents=DOCUMENTS, system=SYSTEM, wait=False)
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light")
+        page.set_default_timeout(120_000)
+        page.goto(str(app.local_url))
+        for question in ("What does the cafe serve?", QUESTION):
+            page.locator("#question textarea").fill(question)
+            page.keyboard.press("Enter")
+            page.locator("gradellm-report[data-ready] h1", has_text=question).wait_for()
+        page.locator("gradellm-report .answer .tokens span").first.hover()
+        page.screenshot(path=IMAGES / "app.png")
+    app.close()
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
         browser.close()
 
 
 if __name__ == "__main__":
-    draw(*explained())
-    print("Wrote sources.png, report.png and report_dark.png to docs/images/")
+    smollm2 = GradELLM(*load_smollm2())
+    draw(*explained(smollm2))
+    draw_app(smollm2)
+    print("Wrote sources.png, report.png, report_dark.png and app.png to docs/images/")

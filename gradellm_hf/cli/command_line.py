@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "measure how faithful explanations are, method by method",
     "calibrate": "learn how much each attention head of a model counts, once per model",
     "verify": "check that explanations are exact for a model",
+    "app": "chat with a model in the browser, and see what its answers rest on",
     "demo": "ask a small real model a question and explain its answer",
 }
 _JOBS = ("dataset", "evaluate")  # the same command, given again, continues these

@@ -31,7 +31,7 @@ class Shown:
 
         Args:
             path: The file to write.
-            **options: As for `report`: `title`, `spans`, `ignore`, `removals`, `compare`, `fragment`.
+            **options: As for `report`: `title`, `spans`, `ignore`, `removals`, `compare`, `opening`, `fragment`.
 
         Raises:
             InvalidInputError: An option is not usable.

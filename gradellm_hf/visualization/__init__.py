@@ -3,8 +3,8 @@
 May import `text`, `checks` and `errors` only: explanations are known by what `text.readable` says of them.
 """
 
-from .html import report, snippet
+from .html import report, report_data, report_script, snippet
 from .plot import plot_heatmap
 from .terminal import render
 
-__all__ = ["plot_heatmap", "render", "report", "snippet"]
+__all__ = ["plot_heatmap", "render", "report", "report_data", "report_script", "snippet"]

@@ -28,6 +28,7 @@ def report(
     ignore: Collection[Kind] = IGNORED,
     removals: Tested | None = None,
     compare: Readable | None = None,
+    opening: str | None = None,
     fragment: bool = False,
 ) -> str:
     """A self-contained, interactive page, ASCII only.
@@ -49,6 +50,8 @@ def report(
         ignore: What is no source when the page opens; see `Explanation.sources`.
         removals: What `GradELLM.removal_test` returned: losses that were measured stand beside the shares.
         compare: A second explanation, to stand beside the first: of another model or prompt, or with a foil.
+        opening: The units that the page opens with: `"token"`, `"word"`, `"sentence"`, `"message"`, or `"span"`, which are the
+            documents. None: words, and sentences of a long text.
         fragment: Leave out the page around it. The HTML is then an element with a script, for an app. It brings its own style,
             changes nothing else, and several may be on one page.
 
@@ -56,8 +59,8 @@ def report(
         HTML.
 
     Raises:
-        InvalidInputError: The title is no text, a span is not in the prompt, ambiguous, or overlaps another, or `ignore`,
-            `removals`, `compare` or `fragment` is something else.
+        InvalidInputError: The title is no text, a span is not in the prompt, ambiguous, or overlaps another, there are no such
+            units to open with, or `ignore`, `removals`, `compare` or `fragment` is something else.
 
     Examples:
         >>> page = report(explanation, title="Where is Rome?", spans={"place": " Italy"})
@@ -72,13 +75,52 @@ def report(
     shown = [(explanation, removals)] if compare is None else [(explanation, removals), (compare, None)]
     headings = [_DEFAULT_TITLE if title is None else title] if compare is None else _headings(explanation, compare)
     data = [
-        page_data(each, heading=heading, facts=_facts(each), spans=spans, ignore=ignore, removals=tested)
+        page_data(each, heading=heading, facts=_facts(each), spans=spans, ignore=ignore, removals=tested, opening=opening)
         for (each, tested), heading in zip(shown, headings)
     ]
-    elements = [_element(each) for each in data]
+    elements = [_element(_json(each)) for each in data]
     if true_or_false("fragment", fragment):
-        return "\n".join([*elements, f"<script>{_script()}</script>"])
+        return "\n".join([*elements, f"<script>{report_script()}</script>"])
     return _page(elements, _DEFAULT_TITLE if title is None else title, form="single" if compare is None else "pair")
+
+
+def report_data(explanation: Readable, *, title: str | None = None, **options: Any) -> str:
+    """What is in a `<gradellm-report>`, for an app that makes the elements itself: the JSON text of its inner script.
+
+    Args:
+        explanation: What to show.
+        title: Above it. None: there is no heading.
+        **options: `spans`, `ignore`, `removals` and `opening`, as for `report`.
+
+    Returns:
+        JSON, in ASCII and without any `<`.
+
+    Raises:
+        InvalidInputError: As `report`.
+
+    Examples:
+        >>> import json
+        >>> json.loads(report_data(explanation, title="Where is Rome?"))["heading"]
+        'Where is Rome?'
+    """
+    heading = string("title", title, none="no heading") or ""
+    return _json(page_data(explanation, heading=heading, facts=_facts(explanation), **options))
+
+
+def report_script() -> str:
+    """What makes a report of each `<gradellm-report>` of a page, those that are added later too.
+
+    Returns:
+        JavaScript without `</script>`. It may stand on a page more than once.
+
+    Examples:
+        >>> report_script().splitlines()[0]
+        '"use strict";'
+    """
+    parts = {"STYLE": _resource("component.css"), "MARKUP": _resource("component.html")}
+    constants = [f"const {name} = {json.dumps(text)};\n".replace("<", "\\u003c") for name, text in parts.items()]
+    body = "".join([*constants, *map(_resource, _SCRIPTS)])
+    return f'"use strict";\nif (!customElements.get("gradellm-report")) {{\n{body}}}\n'
 
 
 def snippet(explanation: Readable) -> str:
@@ -99,7 +141,7 @@ def snippet(explanation: Readable) -> str:
     """
     lines = sum(1 + len(line) // 80 for line in explanation.text.split("\n"))
     height = min(max(220 + 26 * lines, 420), 640)
-    page = _page([_element(page_data(explanation, with_layers=False))], _DEFAULT_TITLE, form="snippet")
+    page = _page([_element(_json(page_data(explanation, with_layers=False)))], _DEFAULT_TITLE, form="snippet")
     return (
         f'<iframe sandbox="allow-scripts" title="{_DEFAULT_TITLE}" width="100%" height="{height}" '
         f'style="border: 0; display: block" srcdoc="{escape(page)}"></iframe>'
@@ -107,7 +149,7 @@ def snippet(explanation: Readable) -> str:
 
 
 def _page(elements: list[str], title: str, form: str) -> str:
-    style, script = _resource("page.css"), _script()
+    style, script = _resource("page.css"), report_script()
     policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
     return Template(_resource("page.html")).substitute(
         form=form,
@@ -120,17 +162,12 @@ def _page(elements: list[str], title: str, form: str) -> str:
     )
 
 
-def _element(data: dict[str, Any]) -> str:
-    content = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+def _json(data: dict[str, Any]) -> str:
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _element(content: str) -> str:
     return f'<gradellm-report><script type="application/json">{content}</script></gradellm-report>'
-
-
-def _script() -> str:
-    """What makes a report of the elements of a page; it may stand there more than once."""
-    parts = {"STYLE": _resource("component.css"), "MARKUP": _resource("component.html")}
-    constants = [f"const {name} = {json.dumps(text)};\n".replace("<", "\\u003c") for name, text in parts.items()]
-    body = "".join([*constants, *map(_resource, _SCRIPTS)])
-    return f'"use strict";\nif (!customElements.get("gradellm-report")) {{\n{body}}}\n'
 
 
 def _headings(first: Readable, second: Readable) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..checks.arguments import choice
 from ..errors import InvalidInputError
 from ..text.owners import segments_of, stretches, written_range
 from ..text.readable import Level, Readable, explained_rows
@@ -37,6 +38,7 @@ def page_data(
     spans: Spans | None = None,
     ignore: Collection[Kind] = IGNORED,
     removals: Tested | None = None,
+    opening: str | None = None,
     with_layers: bool = True,
 ) -> dict[str, Any]:
     """The data of one element of the page; see `html.report` for the arguments.
@@ -85,7 +87,7 @@ def page_data(
         "probabilities": [float(f"{p:.4g}") for p in explanation.token_probabilities.tolist()],
         "level": explanation.level,
         "levels": levels,
-        "opening": _opening(explanation, [level["name"] for level in levels]),
+        "opening": _opening(explanation, [level["name"] for level in levels], opening),
         "written": written_range(explanation) or (border, len(explanation.tokens)),
         "ignore": sorted(ignored),
         "threshold": THRESHOLD,
@@ -128,7 +130,9 @@ def _single(explanation: Readable) -> list[tuple[int, int]]:
     return [(i, i + 1) for i in range(len(explanation.tokens))]
 
 
-def _opening(explanation: Readable, levels: list[str]) -> int:
+def _opening(explanation: Readable, levels: list[str], asked: str | None) -> int:
+    if asked is not None:
+        return levels.index(choice("opening", asked, tuple(levels)))
     wanted = "sentence" if len(explanation.tokens) > _LONG else "word"
     return levels.index(wanted) if wanted in levels else 0
 

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.slow
 
 PARTS = (
     "gradellm_hf",
+    "gradellm_hf.app",
     "gradellm_hf.dataset",
     "gradellm_hf.evaluation",
     "gradellm_hf.interchange",

@@ -1,7 +1,6 @@
 """The report in Chromium, as a person uses it."""
 
 import dataclasses
-import shutil
 from itertools import accumulate
 
 import pytest
@@ -9,23 +8,16 @@ import torch
 
 from gradellm_hf.text.segments import Segment
 from gradellm_hf.visualization import report, snippet
+from tests.support.chromium import IN_CHROMIUM, chromium
 from tests.support.explained import FRUIT, HOSTILE, explanation_of, fruit, fruit_without, long_explanation
 
-_CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(_CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on this machine"),
-]
+pytestmark = IN_CHROMIUM
 
 
 @pytest.fixture(scope="module")
 def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-        chromium = playwright.chromium.launch(executable_path=_CHROMIUM, args=arguments)
-        yield chromium
-        chromium.close()
+    with chromium() as opened:
+        yield opened
 
 
 @pytest.fixture
