@@ -10,7 +10,7 @@ AROUND = ("tests", "benchmarks", "scripts", "examples", "custom_generate")
 #: Imported without being declared: whoever gets there has them.
 BROUGHT = {
     "bitsandbytes": "by a model with its layers",
-    "gradio_client": "by gradio",
+    "gradio-client": "by gradio",
     "deepspeed": "by whoever wants its test to run",
     "tomli": "by pytest, in Python 3.10",
 }
