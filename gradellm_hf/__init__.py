@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from .architecture.adapters import ArchitectureAdapter, register_adapter
     from .calibration import calibrate
     from .configuration import GradELLMConfig, HeadWeights
-    from .dataset import explain_dataset
+    from .dataset import ExplainBatch, explain_dataset
     from .dataset.explanations import load_dataset_explanations
     from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError, UnsupportedVersionError
     from .generation import explain_generate, explain_sequences
@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArchitectureAdapter",
+    "ExplainBatch",
     "ExplainGenerateOutput",
     "ExplainedStep",
     "ExplainedTextGenerationPipeline",
@@ -52,7 +53,7 @@ _MODULES = {
     ".architecture.adapters": ("ArchitectureAdapter", "register_adapter"),
     ".calibration": ("calibrate",),
     ".configuration": ("GradELLMConfig", "HeadWeights"),
-    ".dataset": ("explain_dataset", "load_dataset_explanations"),
+    ".dataset": ("ExplainBatch", "explain_dataset", "load_dataset_explanations"),
     ".errors": (
         "GradELLMError",
         "GradELLMWarning",

@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=at_least(1), default=8, metavar="N", help="prompts explained together (default: %(default)s)"
     )
     group.add_argument(
+        "--batch-tokens", type=at_least(1), metavar="N", help="at most so many prompt tokens together, padding included"
+    )
+    group.add_argument(
         "--shard-size", type=at_least(1), metavar="N", help="prompts per file (default: a 64th of them, at most 32 batches)"
     )
     add_size_arguments(group)
@@ -82,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
         options.output,
         column=options.column,
         batch_size=options.batch_size,
+        batch_tokens=options.batch_tokens,
         shard_size=options.shard_size,
         seed=options.seed,
         keep=options.keep,

@@ -1,6 +1,7 @@
-"""Many prompts explained into a folder, in one process or several. May import everything below it."""
+"""Many prompts explained: into a folder, or in the rows of an engine. May import everything below it."""
 
+from .explain_batch import ExplainBatch
 from .explanations import DatasetExplanations, load_dataset_explanations
 from .job import explain_dataset
 
-__all__ = ["DatasetExplanations", "explain_dataset", "load_dataset_explanations"]
+__all__ = ["DatasetExplanations", "ExplainBatch", "explain_dataset", "load_dataset_explanations"]

@@ -1,19 +1,15 @@
-"""The prompts of a job in the order of their lengths, and the explanation of a range of them, of which some may fail."""
+"""The prompts of a job in the order of their lengths, cut into batches."""
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..engines.memory import is_device_lost, is_out_of_memory, release_memory
-from ..errors import InvalidInputError, UnsupportedArchitectureError
+from ..checks.arguments import whole_number
+from ..errors import InvalidInputError
 from ..jobs.manifest import fingerprint
-from ..jobs.prompts import PromptReader
-from ..jobs.run import seeded
-from ..model import GradELLM
-from ..results.explanation import Explanation
+from ..jobs.prompts import Prompt, PromptReader
 from ..text.encoding import TEMPLATE_OPTIONS, encode_prompt, text_tokenizer
-from .shards import Result
 
 
 class SortedPrompts:
@@ -23,11 +19,11 @@ class SortedPrompts:
         fingerprint: A hash over all prompts, in the order of the input.
 
     Args:
-        explainer: The model with its tokenizer and configuration.
+        tokenizer: The model's, or its processor.
         prompts: The prompts.
-        batch_size: Number of prompts that are explained together.
-        seed: Of sampling. A batch is sampled from this seed and its places.
-        generate_kwargs: For `GradELLM.explain`.
+        batch_size: At most so many prompts are explained together.
+        batch_tokens: At most so many tokens, padding included, unless a single prompt has more. None: any number.
+        generate_kwargs: For `GradELLM.explain`; what is for the template of chats is read.
 
     Raises:
         InvalidInputError: Not a single prompt can be read.
@@ -35,18 +31,17 @@ class SortedPrompts:
 
     def __init__(
         self,
-        explainer: GradELLM,
+        tokenizer: Any,
         prompts: PromptReader,
         batch_size: int,
-        seed: int,
-        generate_kwargs: dict[str, Any],
+        batch_tokens: int | None,
+        generate_kwargs: Mapping[str, Any],
     ):
-        self._explainer, self._prompts, self._batch_size, self._seed = explainer, prompts, batch_size, seed
-        self._generate_kwargs = generate_kwargs
-        self._has_explained = False
-        tokenizer = text_tokenizer(explainer.tokenizer)
+        self._prompts, self._batch_size, self._batch_tokens = prompts, batch_size, batch_tokens
+        self._first_error: Exception | None = None
+        tokenizer = text_tokenizer(tokenizer)
         template = {name: generate_kwargs[name] for name in TEMPLATE_OPTIONS if generate_kwargs.get(name) is not None}
-        digest, first_error, lengths = hashlib.sha256(), None, array("Q")
+        digest, lengths = hashlib.sha256(), array("Q")
         for index in range(len(prompts)):
             record: Any = None
             token_ids: list[int] = []
@@ -54,11 +49,9 @@ class SortedPrompts:
                 record = prompts[index]
                 token_ids = encode_prompt(tokenizer, record.content, template)[2]
             except Exception as error:  # recorded when its turn comes
-                first_error = first_error or error
+                self._first_error = self._first_error or error
             lengths.append(len(token_ids))
             digest.update(fingerprint([record, token_ids]).encode())
-        if not any(lengths):
-            raise InvalidInputError(f"No prompt can be read; what is wrong with the first one: {first_error}") from first_error
         self.fingerprint = digest.hexdigest()[:32]
         self._lengths = lengths
         self._order = array("Q", sorted(range(len(prompts)), key=lambda index: -lengths[index]))
@@ -66,56 +59,43 @@ class SortedPrompts:
     def __len__(self) -> int:
         return len(self._order)
 
+    def check_readable(self) -> None:
+        """Raises InvalidInputError if not a single prompt can be read."""
+        if not any(self._lengths):
+            raise InvalidInputError(
+                f"No prompt can be read; what is wrong with the first one: {self._first_error}"
+            ) from self._first_error
+
     def index(self, place: int) -> int:
         """The position in the input of the prompt at a place."""
         return self._order[place]
 
-    def explain(self, places: range, progress: Any) -> Iterator[Result]:
-        """What becomes of the prompts at these places, batch by batch."""
-        for start in range(places.start, places.stop, self._batch_size):
-            batch = range(start, min(start + self._batch_size, places.stop))
-            yield from self._explain_or_split(batch)
-            progress.update(len(batch))
+    def prompt(self, place: int) -> Prompt:
+        """The prompt at a place. Raises InvalidInputError if there is none in its record."""
+        return self._prompts[self._order[place]]
 
-    def _explain_or_split(self, batch: range) -> list[Result]:
-        """One batch. If it does not fit into memory, its halves are explained; if it fails otherwise, each prompt alone."""
-        try:
-            return self._explain_batch(batch)
-        except Exception as error:
-            if isinstance(error, UnsupportedArchitectureError) or is_device_lost(error):
-                raise  # no other prompt will work
-            if len(batch) == 1:
-                self._check_others(batch.start, error)
-                index = self._order[batch.start]
-                return [Result(index, self._prompts.id(index), [], f"{type(error).__name__}: {error}")]
-            size = -(-len(batch) // 2) if is_out_of_memory(error) else 1
-        release_memory()  # only here: the error, and the tensors that its traceback refers to, are gone now
-        parts = [batch[i : i + size] for i in range(0, len(batch), size)]
-        return [result for part in parts for result in self._explain_or_split(part)]
+    def id(self, place: int) -> Any:
+        """The `id` of the record at a place, also if it holds no prompt."""
+        return self._prompts.id(self._order[place])
 
-    def _explain_batch(self, batch: range) -> list[Result]:
-        indices = [self._order[place] for place in batch]
-        prompts = [self._prompts[index] for index in indices]
-        with seeded(f"{self._seed}-{batch.start}-{batch.stop}", self._explainer.model):
-            explanations: list[Explanation] = self._explainer.explain(
-                [prompt.content for prompt in prompts], **self._generate_kwargs
-            )
-        self._has_explained = True
-        each = len(explanations) // len(batch)
-        return [
-            Result(index, prompt.id, explanations[i * each : (i + 1) * each])
-            for i, (index, prompt) in enumerate(zip(indices, prompts))
-        ]
+    def batches(self, places: range) -> Iterator[range]:
+        """These places, cut into batches. The first prompt of each is its longest."""
+        start = places.start
+        while start < places.stop:
+            size = self._batch_size
+            if self._batch_tokens is not None:
+                size = max(1, min(size, self._batch_tokens // max(1, self._lengths[self._order[start]])))
+            stop = min(start + size, places.stop)
+            yield range(start, stop)
+            start = stop
 
-    def _check_others(self, place: int, error: Exception) -> None:
-        """Raises InvalidInputError if the first prompt that fails is not to blame: the shortest of the others fails too."""
-        if self._has_explained:
-            return
-        others = (other for other in reversed(range(len(self))) if other != place and self._lengths[self._order[other]])
-        other = next(others, None)
-        if other is None:
-            return
-        try:
-            self._explain_batch(range(other, other + 1))
-        except Exception as other_error:
-            raise InvalidInputError(f"No prompt can be explained with these arguments: {other_error}") from error
+
+def checked_sizes(batch_size: Any, batch_tokens: Any) -> tuple[int, int | None]:
+    """`batch_size` and `batch_tokens` as numbers.
+
+    Raises:
+        InvalidInputError: One is no number of at least 1.
+    """
+    if batch_tokens is not None:
+        batch_tokens = whole_number("batch_tokens", batch_tokens, 1, none="any number")
+    return whole_number("batch_size", batch_size, 1), batch_tokens

@@ -2,8 +2,9 @@
 
 The prompts are sorted by their number of tokens and cut into batches; several batches make a shard. All of this follows from
 the input alone. So a shard holds the same whichever process computes it, and when. Each process computes its share of the
-missing shards and writes each to a file of its own, which appears as a whole or not at all. If a job is stopped, even killed,
-each process loses at most the shard that it was working on. The job continues there when it is started again.
+missing shards and writes each to a file of its own, which appears as a whole or not at all. Another thread writes, while the
+next shard is computed. If a job is stopped, even killed, each process loses at most the shard that it was working on and the
+one that it was writing. The job continues there when it is started again.
 """
 
 import os
@@ -17,6 +18,7 @@ from ..checks.arguments import choice, whole_number
 from ..checks.renamed import renamed
 from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
+from ..jobs.beside import Beside
 from ..jobs.manifest import describe_job
 from ..jobs.prompts import PromptReader
 from ..jobs.run import job_folder, shared_out
@@ -24,9 +26,10 @@ from ..model import GradELLM
 from ..results.kept import Keep, checked_keep
 from ..results.stored import DTYPES
 from ..text.encoding import text_tokenizer
-from .batches import SortedPrompts
+from .attempts import Attempts
+from .batches import SortedPrompts, checked_sizes
 from .explanations import FORMAT, DatasetExplanations, load_dataset_explanations
-from .shards import SHARDS, Result, Shard, shard_path, write_shard
+from .shards import SHARDS, NewShard, Result, Shard, shard_path
 
 # Chosen by hand. A job of any size has about 64 shards, so that several processes have like shares, and a stopped one loses
 # little; but a shard has at most 32 batches, whose explanations are in memory until it is written.
@@ -43,6 +46,7 @@ def explain_dataset(
     explain_config: GradELLMConfig | None = None,
     column: str | None = None,
     batch_size: int = 8,
+    batch_tokens: int | None = None,
     shard_size: int | None = None,
     seed: int = 0,
     keep: Keep | None = None,
@@ -68,6 +72,8 @@ def explain_dataset(
         explain_config: What to explain and how.
         column: The field of a record with the prompt.
         batch_size: Number of prompts that are explained together, of similar length.
+        batch_tokens: At most so many prompt tokens together, padding included: long prompts get smaller batches. A single
+            prompt may have more. None: any number.
         shard_size: Prompts per file, rounded up to whole batches. None: a 64th of the prompts, 32 batches at most.
         seed: Of sampling. A batch is sampled from this seed and its place in the job.
         keep: `"top"` or a number: only the strongest scores are stored, as `Explanation.compact` has them, and the others as
@@ -94,12 +100,14 @@ def explain_dataset(
         model = GradELLM(model)
     tokenizer = model.tokenizer if tokenizer is None else tokenizer
     inner, config = without_wrapper(model, explain_config)
-    _check_arguments(tokenizer, batch_size, shard_size, seed, score_dtype)
+    _check_arguments(tokenizer, shard_size, seed, score_dtype)
     keep = checked_keep(keep)
-    batch_size, seed = int(batch_size), int(seed)
+    batch_size, batch_tokens = checked_sizes(batch_size, batch_tokens)
+    seed = int(seed)
     explainer = GradELLM(inner, tokenizer, config)
     explained_layers(look_at(inner), config)
-    ordered = SortedPrompts(explainer, PromptReader(prompts, column), batch_size, seed, generate_kwargs)
+    ordered = SortedPrompts(tokenizer, PromptReader(prompts, column), batch_size, batch_tokens, generate_kwargs)
+    ordered.check_readable()
     if shard_size is None:
         shard_size = min(-(-len(ordered) // _MOST_SHARDS), _BATCHES_PER_SHARD * batch_size)
     shard_size = -(-int(shard_size) // batch_size) * batch_size
@@ -110,21 +118,24 @@ def explain_dataset(
         "seed": seed,
         "dtype": score_dtype,  # as folders of the first release have it
         **({} if keep is None else {"keep": keep}),  # which they do not have
+        **({} if batch_tokens is None else {"batch_tokens": batch_tokens}),  # the same
     }
     job = describe_job(FORMAT, inner, tokenizer, generate_kwargs, ordered.fingerprint, len(ordered), **options)
-    _write_missing_shards(ordered, job, Path(output_dir))
+    _write_missing_shards(ordered, Attempts(explainer, generate_kwargs), job, Path(output_dir))
     return load_dataset_explanations(output_dir)
 
 
-def _write_missing_shards(prompts: SortedPrompts, job: dict[str, Any], folder: Path) -> None:
+def _write_missing_shards(prompts: SortedPrompts, attempts: Attempts, job: dict[str, Any], folder: Path) -> None:
     size = job["shard_size"]
     shards = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
     with job_folder(folder, job, SHARDS) as state:
         to_do = {number: count for number, places in enumerate(shards) if (count := _to_do(prompts, places, folder, number))}
-        with shared_out(to_do, state, "Explaining") as (share, progress):
+        with shared_out(to_do, state, "Explaining") as (share, progress), Beside() as beside:
             for number in share:
-                path = shard_path(folder, number)
-                write_shard(path, _results(prompts, shards[number], path, progress), DTYPES[job["dtype"]], job.get("keep"))
+                path, shard = shard_path(folder, number), NewShard(DTYPES[job["dtype"]], job.get("keep"))
+                for result in _results(prompts, attempts, str(job["seed"]), shards[number], path, progress):
+                    beside.do(shard.add, result)
+                beside.do(shard.write, path)
 
 
 def _to_do(prompts: SortedPrompts, places: range, folder: Path, number: int) -> int:
@@ -138,24 +149,22 @@ def _to_do(prompts: SortedPrompts, places: range, folder: Path, number: int) -> 
     return sum(shard.is_worth_another_try(index) for index in expected)
 
 
-def _results(prompts: SortedPrompts, places: range, path: Path, progress: Any) -> Iterator[Result]:
+def _results(
+    prompts: SortedPrompts, attempts: Attempts, seed: str, places: range, path: Path, progress: Any
+) -> Iterator[Result]:
     """The results of these prompts: those in the file, if there is one; failures that may pass are tried again."""
-    if not path.exists():
-        yield from prompts.explain(places, progress)
-        return
-    shard = Shard(path)
-    for place in places:
-        index = prompts.index(place)
-        if shard.is_worth_another_try(index):
-            yield from prompts.explain(range(place, place + 1), progress)
+    shard = Shard(path) if path.exists() else None
+    for batch in prompts.batches(places) if shard is None else (range(place, place + 1) for place in places):
+        if shard is not None and not shard.is_worth_another_try(prompts.index(batch.start)):
+            yield shard.result(prompts.index(batch.start))
         else:
-            yield shard.result(index)
+            yield from attempts.explain(prompts, batch, seed)
+            progress.update(len(batch))
 
 
-def _check_arguments(tokenizer: Any, batch_size: Any, shard_size: Any, seed: Any, score_dtype: Any) -> None:
+def _check_arguments(tokenizer: Any, shard_size: Any, seed: Any, score_dtype: Any) -> None:
     text_tokenizer(tokenizer)
     choice("score_dtype", score_dtype, list(DTYPES))
     whole_number("seed", seed)
-    whole_number("batch_size", batch_size, 1)
     if shard_size is not None:
         whole_number("shard_size", shard_size, 1, none="chosen from the number of prompts")

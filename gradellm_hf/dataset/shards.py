@@ -1,6 +1,5 @@
 """The files of a dataset of explanations: shards of several prompts each, and how they are written."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -87,8 +86,8 @@ def shard_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob(SHARDS))
 
 
-def write_shard(path: Path, results: Iterable[Result], dtype: torch.dtype, keep: Keep | None = None) -> None:
-    """Writes the results of some prompts to one safetensors file.
+class NewShard:
+    """The results of some prompts, on their way to one safetensors file.
 
     Of each heatmap `[N, S]` only the scores of positions before the step are there, one step after the other:
     `N * P + N * (N - 1) / 2` of them; or the strongest, and the sums of the others. Texts are UTF-8 bytes.
@@ -97,24 +96,33 @@ def write_shard(path: Path, results: Iterable[Result], dtype: torch.dtype, keep:
         dtype: Of the scores.
         keep: Which of them are kept; see `Explanation.compact`. What was reduced before stays as it is.
     """
-    tensors: dict[str, Tensor] = {}
-    records: list[dict[str, Any]] = []
-    common: dict[str, Any] = {}
-    for result in results:
+
+    def __init__(self, dtype: torch.dtype, keep: Keep | None = None):
+        self._dtype, self._keep = dtype, keep
+        self._tensors: dict[str, Tensor] = {}
+        self._records: list[dict[str, Any]] = []
+        self._common: dict[str, Any] = {}
+
+    def add(self, result: Result) -> None:
+        """Adds what became of a prompt."""
         lengths = [explanation.prompt_length for explanation in result.explanations]
         segments = result.explanations[0].segments if result.explanations else None
         record = {"index": result.index, "id": result.id, "error": result.error, "prompt_lengths": lengths}
-        records.append({**record, "segments": segments})
+        self._records.append({**record, "segments": segments})
         for row, explanation in enumerate(result.explanations):
-            common = {name: getattr(explanation, name) for name in ("layers", "layer_names", "model_name")}
-            tensors |= {_prefix(result.index, row) + name: x for name, x in _packed(explanation, dtype, keep).items()}
-    version = 1 if keep is None and dtype == torch.float32 else FORMAT_VERSION
-    metadata = {"format": FORMAT, "format_version": version, "prompts": records, "common": common}
-    write_tensors(path, tensors, metadata)
+            self._common = {name: getattr(explanation, name) for name in ("layers", "layer_names", "model_name")}
+            packed = _packed(explanation, self._dtype, self._keep)
+            self._tensors |= {_prefix(result.index, row) + name: x for name, x in packed.items()}
+
+    def write(self, path: Path) -> None:
+        """Writes the file, as a whole or not at all."""
+        version = 1 if self._keep is None and self._dtype == torch.float32 else FORMAT_VERSION
+        metadata = {"format": FORMAT, "format_version": version, "prompts": self._records, "common": self._common}
+        write_tensors(path, self._tensors, metadata)
 
 
 class Shard:
-    """A file that `write_shard` wrote; tensors are read when they are asked for.
+    """A file that `NewShard` wrote; tensors are read when they are asked for.
 
     Attributes:
         prompts: By position in the input, what the file knows of a prompt: `id`, `error` and `prompt_lengths`.

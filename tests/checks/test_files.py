@@ -14,7 +14,7 @@ import torch
 
 from gradellm_hf.checks import files
 from gradellm_hf.checks.files import remove_partial_files, write_atomically
-from gradellm_hf.dataset.shards import Result, write_shard
+from gradellm_hf.dataset.shards import NewShard, Result
 from gradellm_hf.interchange import save_inseq, save_parquet
 from gradellm_hf.jobs.manifest import write_manifest
 from gradellm_hf.results.explanation import Explanation
@@ -32,13 +32,19 @@ WRITERS = {
     "ExplainGenerateOutput.save": lambda e, path: output(e).save(path),
     "save_inseq": save_inseq,
     "save_parquet": save_parquet,
-    "write_shard": lambda e, path: write_shard(path, [Result(0, None, [e])], torch.float32),
+    "NewShard": lambda e, path: new_shard(e).write(path),
     "write_manifest": lambda e, path: write_manifest(path.parent, {"scores": e.attributions.tolist()}),
 }
 
 
 def explanation(seed: int = 0) -> Explanation:
     return made_up(TOKENS, 20, seed=seed)
+
+
+def new_shard(e: Explanation) -> NewShard:
+    shard = NewShard(torch.float32)
+    shard.add(Result(0, None, [e]))
+    return shard
 
 
 def output(e: Explanation) -> ExplainGenerateOutput:

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, LogitsPr
 from gradellm_hf import GradELLMConfig, InvalidInputError, explain_generate
 from gradellm_hf.cli import main
 from gradellm_hf.dataset import explain_dataset, load_dataset_explanations
-from gradellm_hf.dataset.shards import Result, Shard, write_shard
+from gradellm_hf.dataset.shards import NewShard, Result, Shard
 from gradellm_hf.jobs.manifest import described, fingerprint, tokenizer_fingerprint, weights_fingerprint
 from gradellm_hf.jobs.processes import only_writer
 from gradellm_hf.model import GradELLM
@@ -85,7 +85,9 @@ def test_text_that_is_no_unicode_is_stored_as_it_is(llama, tokenizer, tmp_path):
     explanation = GradELLM(llama, tokenizer).explain("Rome", max_new_tokens=2)
     first, *others = explanation.tokens
     half = dataclasses.replace(explanation, tokens=["\ud83d" + first, *others], text="\ud83d" + explanation.text)
-    write_shard(tmp_path / "shard", [Result(0, None, [half])], torch.float32)
+    new = NewShard(torch.float32)
+    new.add(Result(0, None, [half]))
+    new.write(tmp_path / "shard")
     (found,) = Shard(tmp_path / "shard").explanations(0, explain_config=explanation.explain_config)
     assert_same_explanation(found, half)
 
@@ -128,8 +130,10 @@ def test_the_strongest_scores_are_stored_with_the_sums_of_the_others_and_the_job
 def test_what_was_reduced_stays_as_it_is_when_a_shard_is_written_again(llama, tokenizer, tmp_path):
     explanation = GradELLM(llama, tokenizer).explain("The capital of Italy is", max_new_tokens=6)
     for dtype in (torch.float32, torch.float16):
-        write_shard(tmp_path / "a", [Result(0, None, [explanation])], dtype, "top")
-        write_shard(tmp_path / "b", [Shard(tmp_path / "a").result(0)], dtype, "top")
+        for name, result in (("a", lambda: Result(0, None, [explanation])), ("b", lambda: Shard(tmp_path / "a").result(0))):
+            shard = NewShard(dtype, "top")
+            shard.add(result())
+            shard.write(tmp_path / name)
         (first,), (again,) = (Shard(tmp_path / name).explanations(0) for name in "ab")
         assert_same_explanation(again, first)
 

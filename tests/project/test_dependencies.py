@@ -26,6 +26,7 @@ NOT_IMPORTED = {
     "ipykernel": "runs the notebook",
     "mypy": "checks types",
     "ruff": "checks style",
+    "ray": "calls `ExplainBatch`",
     "optimum-quanto": "Transformers quantises with it",
 }
 
