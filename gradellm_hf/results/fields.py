@@ -5,9 +5,10 @@ from typing import Any
 import torch
 
 from ..checks.arguments import numbers, whole_number
-from ..checks.schema import check, check_tensors, field_types
+from ..checks.schema import Natural, TensorKind, check, check_tensors, field_types
 from ..configuration import checked_config
 from ..errors import InvalidInputError
+from ..images.patches import Pixels
 from .files import TENSORS
 
 
@@ -53,4 +54,22 @@ def checked_fields(explanation: Any) -> dict[str, Any]:
             raise InvalidInputError(
                 f"`segments` hold {segment}, which is no stretch of a text of {len(explanation.text)} characters."
             )
+    for number, image in enumerate(explanation.images or []):
+        _check_image(number, image, border)
     return {"prompt_length": border, **tensors}
+
+
+def _check_image(number: int, image: Any, border: int) -> None:
+    check(image.positions, list[Natural], f"`images[{number}].positions`")
+    check(image.size, tuple[Pixels, Pixels], f"`images[{number}].size`")
+    positions, (height, width) = image.positions, image.size
+    if not positions or sorted(set(positions)) != positions or positions[-1] >= border:
+        raise InvalidInputError(
+            f"`images[{number}].positions` must be positions of the prompt, from 0 to {border - 1}, in order and at least one."
+        )
+    if image.boxes is None:
+        return
+    check_tensors({"boxes": image.boxes}, {"boxes": TensorKind("TE", (torch.float32,))}, {"T": len(positions), "E": 4})
+    left, top, right, bottom = image.boxes.unbind(-1)
+    if bool(((left < 0) | (top < 0) | (left > right) | (top > bottom) | (right > width) | (bottom > height)).any()):
+        raise InvalidInputError(f"`images[{number}].boxes` must lie in a picture of {height} x {width} pixels.")

@@ -9,12 +9,13 @@ import torch
 from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import TensorKind, check, check_tensors, known_fields
 from ..configuration import stored_config
+from .image_files import IMAGE_TENSORS, StoredImage, packed_images, unpacked_images
 from .rows import among_zeros, places, without_zeros
 
 FORMAT = "gradellm_hf.explanation"
 #: 2 since checksums are written, which releases that read version 1 do not expect; 3 if only some steps are explained: then
-#: heatmaps have rows for these only.
-FORMAT_VERSION = 3
+#: heatmaps have rows for these only; 4 if there are images, which earlier releases would take for special tokens.
+FORMAT_VERSION = 4
 _FLOAT = (torch.float32,)
 TENSORS = {
     "attributions": TensorKind("NS", _FLOAT),
@@ -26,8 +27,8 @@ _HEATMAPS = ("attributions", "layer_attributions")
 _WRITER = "Explanation.save"
 
 
-def write_explanation(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
-    """Writes the fields of an explanation, atomically."""
+def write_explanation(path: str | os.PathLike[str], values: Mapping[str, Any], *, pictures: bool = False) -> None:
+    """Writes the fields of an explanation, atomically. `pictures`: those of its images too."""
     tensors = {name: value for name, value in values.items() if name in TENSORS and value is not None}
     explained = values["explained"]
     if explained is not None:
@@ -36,7 +37,11 @@ def write_explanation(path: str | os.PathLike[str], values: Mapping[str, Any]) -
     metadata = {name: value for name, value in values.items() if name not in TENSORS}
     config = values["explain_config"]
     metadata["explain_config"] = None if config is None else config.to_dict()
-    version = FORMAT_VERSION - (explained is None)
+    version = 2 if explained is None else 3
+    if values["images"] is not None:
+        version = FORMAT_VERSION
+        metadata["images"], images = packed_images(values["images"], pictures)
+        tensors |= images
     write_tensors(path, tensors, {"format": FORMAT, "format_version": version, **metadata})
 
 
@@ -62,6 +67,8 @@ def read_explanation(path: str | os.PathLike[str], cls: type) -> Any:
             check_tensors(tensors, {**TENSORS, **alone}, sizes, {"M": "`explained`"})
             tensors |= {name: among_zeros(tensors[name], rows, len(explained)) for name in _HEATMAPS if name in tensors}
         fields = {**known_fields(file.metadata, cls), **tensors}
+        if fields.get("images") is not None:
+            fields["images"] = unpacked_images(fields["images"], file.tensors(IMAGE_TENSORS))
         return cls(**{**fields, "explain_config": stored_config(fields["explain_config"])})
 
 
@@ -69,6 +76,7 @@ class _Later(TypedDict, total=False):
     """What files of earlier releases do not have."""
 
     explained: list[bool] | None
+    images: list[StoredImage] | None
 
 
 class _Metadata(_Later):

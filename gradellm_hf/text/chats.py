@@ -1,10 +1,11 @@
-"""What a chat is: messages, each with a role and a content of text."""
+"""What a chat is: messages, each with a role and a content of text, and of images where these can be read."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..checks.arguments import is_list
 from ..errors import InvalidInputError
+from ..images.pictures import is_image_part
 
 Chat = Sequence[Mapping[str, Any]]
 _EXPECTED = 'a message is {"role": ..., "content": ...}, its content a text or a list of parts {"type": "text", "text": ...}'
@@ -16,8 +17,12 @@ def is_chat(value: Any) -> bool:
     return is_list(value) and len(value) > 0 and all(isinstance(message, Mapping) for message in value)
 
 
-def check_chat(chat: Any) -> None:
+def check_chat(chat: Any, *, images: bool = False) -> None:
     """Refuses a chat that holds anything but text. A chat template would silently leave it out, or write a placeholder for it.
+
+    Args:
+        chat: The chat.
+        images: Whether it may hold images, as parts `{"type": "image", ...}` or `{"type": "image_url", ...}`.
 
     Raises:
         InvalidInputError: It is no list of messages; a message has no role or content; or a part of a content is an image, a
@@ -26,10 +31,10 @@ def check_chat(chat: Any) -> None:
     if not is_chat(chat):
         raise InvalidInputError(f"A chat is a list of messages with at least one in it, and {_EXPECTED}; got {chat!r}.")
     for number, message in enumerate(chat):
-        _check_message(number, message)
+        _check_message(number, message, images)
 
 
-def _check_message(number: int, message: Mapping[str, Any]) -> None:
+def _check_message(number: int, message: Mapping[str, Any], images: bool) -> None:
     where = f"Message {number} of the chat"
     _check_media(where, message)
     role, content = message.get("role"), message.get("content")
@@ -39,6 +44,8 @@ def _check_message(number: int, message: Mapping[str, Any]) -> None:
         for part in content:
             if not isinstance(part, Mapping):
                 raise InvalidInputError(f"{where} has a part that is no dict: {_EXPECTED}; got {part!r}.")
+            if images and is_image_part(part):
+                continue
             _check_media(where, part)
             if part.get("type", "text") != "text" or not isinstance(part.get("text"), str):
                 raise InvalidInputError(f"{where} has a part that is not text: {_EXPECTED}; got {dict(part)!r}.")
@@ -57,6 +64,7 @@ def _check_media(where: str, part: Mapping[str, Any]) -> None:
     found = next((medium for name in names for medium in _MEDIA if medium in str(name)), None)
     if found is not None:
         raise InvalidInputError(
-            f"{where} holds {'an' if found[0] in 'aeiou' else 'a'} {found}, and only text can be explained from a chat. Take "
-            "it out; or give what the model's processor makes of the chat, as tensors, to `explain_generate`."
+            f"{where} holds {'an' if found[0] in 'aeiou' else 'a'} {found}. Images can be explained from the content of a chat, "
+            'as {"type": "image", "image": picture}, by `GradELLM.explain` with the model\'s processor in place of its tokenizer. '
+            "Take anything else out; or give what the processor makes of the chat, as tensors, to `explain_generate`."
         )

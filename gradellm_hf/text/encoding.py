@@ -1,6 +1,6 @@
 """From prompts, chats and targets to token ids."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -8,6 +8,8 @@ from transformers.utils import get_json_schema
 
 from ..checks.arguments import is_list
 from ..errors import InvalidInputError
+from ..images.pictures import without_pictures
+from ..images.prompt import PromptImages, read_prompt
 from .chats import Chat, check_chat
 from .token_text import is_unicode, token_texts
 
@@ -47,30 +49,78 @@ def encode_prompt(
         InvalidInputError: It is neither text nor a chat of text, it is empty, holds half a character, or there is no chat
             template.
     """
-    if isinstance(prompt, str):
-        if options:
-            raise InvalidInputError(f"{sorted(options)} are for a chat template, and the prompt is a text. Give a chat.")
-        text = str(prompt)
-    else:
-        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, **template_options(tokenizer, prompt, options)))
-    is_text = isinstance(prompt, str)
-    _check_unicode("The prompt", text)
+    text, is_text = rendered(tokenizer, prompt, options), isinstance(prompt, str)
     ids = tokenizer(text, add_special_tokens=is_text)["input_ids"]
     if not text or not ids:
         raise InvalidInputError("The prompt is empty: there is nothing that the model could rest on. Give at least one token.")
     return text, is_text, list(ids)
 
 
-def template_options(tokenizer: Any, chat: Chat, options: Mapping[str, Any]) -> dict[str, Any]:
+def encode_prompt_with_images(
+    processor: Any, prompt: str | Chat, pictures: Sequence[Any], options: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[str, bool, PromptImages]:
+    """As `encode_prompt`, with pictures in place of its images: what the processor makes of it, as `PromptImages`.
+
+    As processors do it themselves, a chat gets special tokens too, unless its template writes them.
+
+    Args:
+        processor: The model's.
+        prompt: A text with placeholders, or a chat with images.
+        pictures: PIL images, one for each.
+        options: For the chat template; see `template_options`.
+        given: More arguments for the processor.
+
+    Raises:
+        InvalidInputError: As `encode_prompt` and `read_prompt`.
+    """
+    text = rendered(template_writer(processor), prompt, options, images=True)
+    start = text_tokenizer(processor).bos_token
+    special_tokens = isinstance(prompt, str) or not (start and text.startswith(start))
+    return text, special_tokens, read_prompt(processor, text, pictures, special_tokens=special_tokens, given=given)
+
+
+def template_writer(processor: Any) -> Any:
+    """What has the chat template: a processor, or else its tokenizer."""
+    return processor if getattr(processor, "chat_template", None) else text_tokenizer(processor)
+
+
+def rendered(writer: Any, prompt: str | Chat, options: Mapping[str, Any], *, images: bool = False) -> str:
+    """The text of a prompt: a chat's by its template, with placeholders for images.
+
+    Args:
+        writer: What has the chat template.
+        prompt: A text or a chat.
+        options: For the chat template; see `template_options`.
+        images: Whether a chat may hold images.
+
+    Raises:
+        InvalidInputError: As `encode_prompt`.
+    """
+    if isinstance(prompt, str):
+        if options:
+            raise InvalidInputError(f"{sorted(options)} are for a chat template, and the prompt is a text. Give a chat.")
+        text = str(prompt)
+    else:
+        given = template_options(writer, prompt, options, images=images)
+        chat: Any = without_pictures(prompt) if images else prompt
+        text = str(writer.apply_chat_template(chat, tokenize=False, **given))
+    _check_unicode("The prompt", text)
+    return text
+
+
+def template_options(tokenizer: Any, chat: Chat, options: Mapping[str, Any], *, images: bool = False) -> dict[str, Any]:
     """All arguments of `apply_chat_template`. A chat that ends in an assistant's message is continued, as the pipeline does.
 
     Args:
+        tokenizer: What has the chat template.
+        chat: The chat.
         options: Those of `TEMPLATE_OPTIONS` that are given.
+        images: Whether the chat may hold images.
 
     Raises:
         InvalidInputError: It is no chat of text, there is no chat template, or there is no message to continue.
     """
-    check_chat(chat)
+    check_chat(chat, images=images)
     if not (options.get("chat_template") or getattr(tokenizer, "chat_template", None)):
         raise InvalidInputError(
             "The tokenizer has no chat template, so it cannot write a chat. Give the prompt as one text, or set "

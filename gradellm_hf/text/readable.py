@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..images.patches import ImagePatches
 from .segments import Segment
 
 Level = Literal["token", "word", "sentence", "paragraph", "message"]
@@ -31,6 +32,8 @@ class Tokenised(Protocol):
     def text(self) -> str: ...
     @property
     def segments(self) -> list[Segment] | None: ...
+    @property
+    def images(self) -> list[ImagePatches] | None: ...
 
 
 class Readable(Tokenised, Protocol):

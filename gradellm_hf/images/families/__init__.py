@@ -1,0 +1,1 @@
+"""How the processors of each family lay pictures out: one small file each, with a function that returns `View`s."""
