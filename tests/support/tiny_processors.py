@@ -154,6 +154,9 @@ def model_of(family: str, seed: int = 0) -> PreTrainedModel:
         warnings.simplefilter("ignore")
         config = AutoConfig.for_model(**_configuration(family), tie_word_embeddings=False)
         model = AutoModelForImageTextToText.from_config(config)
+    for parameter in model.parameters():
+        if parameter.ndim > 1 and not parameter.any():  # Gemma 3's projection of images
+            torch.nn.init.normal_(parameter, std=0.2)
     return model.eval()
 
 
