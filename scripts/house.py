@@ -41,7 +41,8 @@ FLOORS: list[dict[str, str]] = [
         "results": "Explanation, output, their files",
     },
     {
-        "architecture": "the model at hand: ModelFacts, layers, cache, devices",
+        "architecture": "ModelFacts, layers, cache, devices",
+        "images": "tokens of an image on its pixels",
         "visualization": "web page, figure, table, terminal",
     },
     {
@@ -61,7 +62,7 @@ WAYS_IN = ["gradellm_hf", "__main__", "dataset.__main__", "evaluate"]
 _COLOURS = {
     "calling": ("cli", "dataset", "evaluation", "calibration", "model", "pipeline", "generation", "streaming", "verification"),
     "computing": ("methods", "metrics", "engines", "sequences", "architecture", "model_patches"),
-    "showing": ("interchange", "results", "visualization", "text"),
+    "showing": ("interchange", "results", "visualization", "images", "text"),
 }
 _LEGEND = {"calling": "what users call", "computing": "computing", "showing": "results and text", "shared": "shared by all"}
 

@@ -1,8 +1,8 @@
 """Pictures in a prompt: where on them each token of an image lies, and how a processor reads them.
 
-May import `checks` and `errors` only.
+May import `text`, `checks` and `errors` only.
 """
 
-from .patches import ImagePatches
+from ..text.image_patches import ImagePatches
 
 __all__ = ["ImagePatches"]

@@ -47,9 +47,7 @@ def framed(read: ReadPicture) -> Region:
     if read.settings.get("do_center_crop"):
         crop = read.settings.size("crop_size")
         top, left = (height - crop["height"]) // 2, (width - crop["width"]) // 2
-        region = region.part(
-            left / width, top / height, (left + crop["width"]) / width, (top + crop["height"]) / height
-        )
+        region = region.part(left / width, top / height, (left + crop["width"]) / width, (top + crop["height"]) / height)
     return region
 
 

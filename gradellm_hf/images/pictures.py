@@ -3,32 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..checks.arguments import is_list
 from ..checks.optional import needed_for
 from ..errors import InvalidInputError
+from ..text.chats import image_parts
 
 _PLACES = ("image", "url", "path", "base64")  # in which a part of a chat may hold its picture
-
-
-def is_image_part(part: Any) -> bool:
-    """Whether it is a part `{"type": "image", ...}` or `{"type": "image_url", ...}` of the content of a message."""
-    return isinstance(part, Mapping) and part.get("type") in ("image", "image_url")
-
-
-def image_parts(chat: Any) -> list[Mapping[str, Any]]:
-    """The images of a chat, in order."""
-    contents = [message.get("content") for message in chat if isinstance(message, Mapping)]
-    return [part for content in contents if is_list(content) for part in content if is_image_part(part)]
-
-
-def without_pictures(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The chat as templates want it: each image is `{"type": "image"}`."""
-    return [
-        {**message, "content": [{"type": "image"} if is_image_part(part) else part for part in message["content"]]}
-        if is_list(message.get("content"))
-        else dict(message)
-        for message in chat
-    ]
 
 
 def pictures_of(prompt: Any, given: Sequence[Any]) -> list[Any]:

@@ -21,9 +21,7 @@ class Region(NamedTuple):
     def part(self, left: float, top: float, right: float, bottom: float) -> "Region":
         """A part of the region; 0 and 1 are its own borders."""
         width, height = self.right - self.left, self.bottom - self.top
-        return Region(
-            self.left + left * width, self.top + top * height, self.left + right * width, self.top + bottom * height
-        )
+        return Region(self.left + left * width, self.top + top * height, self.left + right * width, self.top + bottom * height)
 
 
 class View(NamedTuple):

@@ -24,8 +24,8 @@ def removal_test(model: Any, explanation: Explanation, sources: Sources, k: int,
         )
     if explanation.images:
         raise InvalidInputError(
-            "The prompt has images, and the test would read it without them. It is for prompts of text; what the model needs of "
-            "a picture shows in what it says to one with a part painted over."
+            "The prompt has images, and the test would read it without them. It is for prompts of text; what the model needs "
+            "of a picture shows in what it says to one with a part painted over."
         )
     tokens = torch.tensor([explanation.token_ids])
     text = PerturbedText(model, tokens, explanation.prompt_length, batch_size=batch_size)

@@ -108,7 +108,8 @@ def pictures_beside(images: Any, prompts: Sequence[str | Chat], is_single: bool)
     each = [images] if is_single else images
     if not is_list(each) or len(each) != len(prompts):
         raise InvalidInputError(
-            f"`images` must hold the pictures of each of the {len(prompts)} prompts: a list of as many pictures or lists of them."
+            f"`images` must hold the pictures of each of the {len(prompts)} prompts: a list of as many pictures, or lists of "
+            "them."
         )
     return [list(own) if is_list(own) else [] if own is None else [own] for own in each]
 

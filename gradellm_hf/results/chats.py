@@ -12,17 +12,10 @@ from torch import Tensor
 from ..checks.arguments import is_list
 from ..checks.schema import short
 from ..errors import InvalidInputError
-from ..images.pictures import image_parts, pictures_of, without_pictures
-from ..images.prompt import PromptImages
-from ..text.chats import Chat, is_chat
-from ..text.encoding import (
-    TEMPLATE_OPTIONS,
-    encode_prompt,
-    encode_prompt_with_images,
-    template_options,
-    template_writer,
-    text_tokenizer,
-)
+from ..images.pictures import pictures_of
+from ..images.prompt import PromptImages, read_prompt
+from ..text.chats import Chat, image_parts, is_chat, without_pictures
+from ..text.encoding import TEMPLATE_OPTIONS, encode_prompt, template_options, template_writer, text_tokenizer
 from ..text.segments import Segment, chat_segments, placed, placed_around
 from .explanation import Explanation
 from .image_heatmaps import without_special
@@ -73,7 +66,7 @@ def encoded_prompts(
         given: More arguments for the processor, for prompts with images.
 
     Raises:
-        InvalidInputError: As `encode_prompt` and `encode_prompt_with_images`, or there are images and no processor.
+        InvalidInputError: As `encode_prompt` and `read_prompt`, or there are images and no processor.
     """
     template = {name: value for name, value in options.items() if value is not None}
     beside = [()] * len(prompts) if pictures is None else pictures
@@ -86,15 +79,15 @@ def _encoded(
     reads_images = hasattr(tokenizer, "image_processor")
     if pictures and not reads_images:
         raise InvalidInputError(
-            "Pictures are read by the model's processor, and there is a tokenizer. Give what AutoProcessor.from_pretrained loads "
-            "in its place."
+            "Pictures are read by the model's processor, and there is a tokenizer. Give what AutoProcessor.from_pretrained "
+            "loads in its place."
         )
     if not pictures and not (reads_images and is_chat(prompt) and image_parts(prompt)):
         return EncodedPrompt(prompt, options, encode_prompt(text_tokenizer(tokenizer), prompt, options))
     loaded = pictures_of(prompt, pictures)
-    text, is_special, images = encode_prompt_with_images(tokenizer, prompt, loaded, options, given)
+    text, special_tokens, images = read_prompt(tokenizer, prompt, loaded, options, given)
     ids = images.inputs["input_ids"][0].tolist()
-    return EncodedPrompt(prompt, options, (text, is_special, ids), images=images)
+    return EncodedPrompt(prompt, options, (text, special_tokens, ids), images=images)
 
 
 def of_chats(

@@ -5,7 +5,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from ..checks.arguments import whole_number
-from ..images.patches import ImagePatches
+from ..text.image_patches import ImagePatches
 from ..text.readable import Readable, explained_rows
 from ..text.shares import counted_scores, ignored_positions, kinds, shares
 from .sources import Source

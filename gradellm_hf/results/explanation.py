@@ -12,7 +12,7 @@ from ..checks.arguments import true_or_false
 from ..checks.schema import Natural, TokenId
 from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
-from ..images.patches import ImagePatches
+from ..text.image_patches import ImagePatches
 from ..text.segments import Segment
 from .fields import checked_fields
 from .files import read_explanation, write_explanation

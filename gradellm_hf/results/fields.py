@@ -8,7 +8,7 @@ from ..checks.arguments import numbers, whole_number
 from ..checks.schema import Natural, TensorKind, check, check_tensors, field_types
 from ..configuration import checked_config
 from ..errors import InvalidInputError
-from ..images.patches import Pixels
+from ..text.image_patches import Pixels
 from .files import TENSORS
 
 

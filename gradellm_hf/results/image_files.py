@@ -11,7 +11,7 @@ from torch import Tensor
 from ..checks.optional import needed_for
 from ..checks.schema import Natural, TensorKind, check_tensors
 from ..errors import InvalidInputError
-from ..images.patches import ImagePatches, Pixels
+from ..text.image_patches import ImagePatches, Pixels
 
 #: All images one after the other: `T` tokens, boxes of `K` of them, `B` bytes of pictures.
 IMAGE_TENSORS = {

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..checks.arguments import is_index, is_list, whole_number
 from ..errors import InvalidInputError
-from ..images.patches import ImagePatches
+from ..text.image_patches import ImagePatches
 from ..text.owners import owners
 from ..text.readable import Readable, explained_rows
 
@@ -66,7 +66,9 @@ def _characters(explanation: Readable, part: Any) -> tuple[int, int]:
         found = [match.start() for match in regex.finditer(regex.escape(part), explanation.text, pos=start)] if part else []
         if len(found) == 1:
             return found[0], found[0] + len(part)
-        raise InvalidInputError(f"{part!r} is {len(found)} times in the answer. Give a text that is there once, or (start, end).")
+        raise InvalidInputError(
+            f"{part!r} is {len(found)} times in the answer. Give a text that is there once, or (start, end)."
+        )
     span = (part.start, part.end) if hasattr(part, "start") and hasattr(part, "end") else part
     if is_list(span) and len(span) == 2 and all(map(is_index, span)) and start <= span[0] < span[1] <= length:
         return int(span[0]), int(span[1])

@@ -31,8 +31,9 @@ class Restated:
         - `"message"`: a message, tool, document or image of a chat, if they are known. In the generated text: thinking (between
           `<think>` and `</think>`), a tool call, or the answer.
 
-        An image is one unit at every level but `"token"`. Messages, and these parts of the generated text, are never cut across: a unit is in one of them, or in the template.
-        A special token is a unit of its own. A token that holds the end of a unit and the beginning of the next joins them.
+        An image is one unit at every level but `"token"`. Messages, and these parts of the generated text, are never cut
+        across: a unit is in one of them, or in the template. A special token is a unit of its own. A token that holds the end
+        of a unit and the beginning of the next joins them.
 
         Args:
             level: The units of the prompt.

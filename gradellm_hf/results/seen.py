@@ -31,8 +31,8 @@ class Seen:
             `[H, W]`, float32: of the size of the picture as it was given.
 
         Raises:
-            InvalidInputError: There is no such image or part; or it is not known where the tokens lie: the units are not tokens,
-                or the processor is of a family whose layout is not known.
+            InvalidInputError: There is no such image or part; or it is not known where the tokens lie: the units are not
+                tokens, or the processor is of a family whose layout is not known.
 
         Examples:
             >>> import dataclasses, torch

@@ -5,7 +5,6 @@ from typing import Any
 
 from ..checks.arguments import is_list
 from ..errors import InvalidInputError
-from ..images.pictures import is_image_part
 
 Chat = Sequence[Mapping[str, Any]]
 _EXPECTED = 'a message is {"role": ..., "content": ...}, its content a text or a list of parts {"type": "text", "text": ...}'
@@ -32,6 +31,27 @@ def check_chat(chat: Any, *, images: bool = False) -> None:
         raise InvalidInputError(f"A chat is a list of messages with at least one in it, and {_EXPECTED}; got {chat!r}.")
     for number, message in enumerate(chat):
         _check_message(number, message, images)
+
+
+def is_image_part(part: Any) -> bool:
+    """Whether it is a part `{"type": "image", ...}` or `{"type": "image_url", ...}` of the content of a message."""
+    return isinstance(part, Mapping) and part.get("type") in ("image", "image_url")
+
+
+def image_parts(chat: Any) -> list[Mapping[str, Any]]:
+    """The images of a chat, in order."""
+    contents = [message.get("content") for message in chat if isinstance(message, Mapping)]
+    return [part for content in contents if is_list(content) for part in content if is_image_part(part)]
+
+
+def without_pictures(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The chat as templates want it: each image is `{"type": "image"}`."""
+    return [
+        {**message, "content": [{"type": "image"} if is_image_part(part) else part for part in message["content"]]}
+        if is_list(message.get("content"))
+        else dict(message)
+        for message in chat
+    ]
 
 
 def _check_message(number: int, message: Mapping[str, Any], images: bool) -> None:
@@ -64,7 +84,8 @@ def _check_media(where: str, part: Mapping[str, Any]) -> None:
     found = next((medium for name in names for medium in _MEDIA if medium in str(name)), None)
     if found is not None:
         raise InvalidInputError(
-            f"{where} holds {'an' if found[0] in 'aeiou' else 'a'} {found}. Images can be explained from the content of a chat, "
-            'as {"type": "image", "image": picture}, by `GradELLM.explain` with the model\'s processor in place of its tokenizer. '
-            "Take anything else out; or give what the processor makes of the chat, as tensors, to `explain_generate`."
+            f"{where} holds {'an' if found[0] in 'aeiou' else 'a'} {found}, which is not read here. Images are read from the "
+            'content of messages, as {"type": "image", "image": picture}, by `GradELLM.explain` with the model\'s processor in '
+            "place of its tokenizer. Take anything else out; or give what the processor makes of the chat, as tensors, to "
+            "`explain_generate`."
         )

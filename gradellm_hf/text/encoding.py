@@ -1,6 +1,6 @@
 """From prompts, chats and targets to token ids."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -8,9 +8,7 @@ from transformers.utils import get_json_schema
 
 from ..checks.arguments import is_list
 from ..errors import InvalidInputError
-from ..images.pictures import without_pictures
-from ..images.prompt import PromptImages, read_prompt
-from .chats import Chat, check_chat
+from .chats import Chat, check_chat, without_pictures
 from .token_text import is_unicode, token_texts
 
 #: What may be said to a chat template, in `explain`, `explain_dataset` and on the command line.
@@ -54,29 +52,6 @@ def encode_prompt(
     if not text or not ids:
         raise InvalidInputError("The prompt is empty: there is nothing that the model could rest on. Give at least one token.")
     return text, is_text, list(ids)
-
-
-def encode_prompt_with_images(
-    processor: Any, prompt: str | Chat, pictures: Sequence[Any], options: Mapping[str, Any], given: Mapping[str, Any]
-) -> tuple[str, bool, PromptImages]:
-    """As `encode_prompt`, with pictures in place of its images: what the processor makes of it, as `PromptImages`.
-
-    As processors do it themselves, a chat gets special tokens too, unless its template writes them.
-
-    Args:
-        processor: The model's.
-        prompt: A text with placeholders, or a chat with images.
-        pictures: PIL images, one for each.
-        options: For the chat template; see `template_options`.
-        given: More arguments for the processor.
-
-    Raises:
-        InvalidInputError: As `encode_prompt` and `read_prompt`.
-    """
-    text = rendered(template_writer(processor), prompt, options, images=True)
-    start = text_tokenizer(processor).bos_token
-    special_tokens = isinstance(prompt, str) or not (start and text.startswith(start))
-    return text, special_tokens, read_prompt(processor, text, pictures, special_tokens=special_tokens, given=given)
 
 
 def template_writer(processor: Any) -> Any:

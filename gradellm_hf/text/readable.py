@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..images.patches import ImagePatches
+from .image_patches import ImagePatches
 from .segments import Segment
 
 Level = Literal["token", "word", "sentence", "paragraph", "message"]

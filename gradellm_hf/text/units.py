@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checks.arguments import is_index, is_list
 from ..errors import InvalidInputError
-from ..images.patches import ImagePatches
+from .image_patches import ImagePatches
 from .owners import image_parts, owners, segments_of, stretches
 from .readable import Readable, Tokenised, explained_rows
 from .splitting import BEGINS

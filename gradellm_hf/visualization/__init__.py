@@ -1,6 +1,6 @@
 """Pictures of explanations: a web page, a figure, a table, and lines for a terminal.
 
-May import `text`, `images`, `checks` and `errors` only: explanations are known by what `text.readable` says of them.
+May import `text`, `checks` and `errors` only: explanations are known by what `text.readable` says of them.
 """
 
 from .html import report, snippet

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LONGEST = 6.0  # inches
-_FAINTEST, _STRONGEST = 0.0, 0.85  # how much of the picture a pixel's colour covers
+_STRONGEST = 0.85  # how much of the picture the colour of the largest score covers
 
 
 def plot_picture(
@@ -53,8 +53,8 @@ def plot_picture(
     height, width = heatmap.shape
     if picture is not None and (picture.height, picture.width) != (height, width):
         raise InvalidInputError(
-            f"The picture has {picture.height} x {picture.width} pixels and the heatmap {height} x {width}. Give the picture as "
-            "the prompt had it."
+            f"The picture has {picture.height} x {picture.width} pixels and the heatmap {height} x {width}. Give the picture "
+            "as the prompt had it."
         )
     with needed_for("Plots need", "matplotlib"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -69,7 +69,7 @@ def plot_picture(
     extent = (0, width, height, 0)
     if picture is not None:
         axes.imshow(picture.convert("L"), cmap="gray", vmin=-64, vmax=255, extent=extent)
-    strength = _FAINTEST + (_STRONGEST - _FAINTEST) * (heatmap.abs() / highest)
+    strength = _STRONGEST * heatmap.abs() / highest
     drawn = axes.imshow(
         heatmap.numpy() / highest,
         alpha=None if picture is None else strength.numpy(),

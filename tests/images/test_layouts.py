@@ -78,7 +78,7 @@ def middle(box: Tensor) -> tuple[int, int, int, int]:
 
 
 def assert_pixels_are_where_they_are_said_to_be(
-    family: str, size: tuple[int, int], given: dict[str, Any] | None = None, most: int = 5
+    family: str, size: tuple[int, int], given: dict[str, Any] | None = None, most: int = 3
 ) -> ImagePatches:
     """Paints the middle of one box after the other; the second of two pictures."""
     before, (first, image) = seen(family, [painted(OTHER), painted(size)], given)

@@ -36,7 +36,7 @@ _VISION = {
     "patch_size": PATCH,
 }
 _ROWS = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-#: By family, the special tokens that its processor wants, by the names by which it asks for them; the first is read as an image.
+#: By family, the special tokens that its processor wants, by the names by which it asks for them; the first stands for images.
 _TOKENS: dict[str, dict[str, str]] = {
     "llava": {"image_token": "<image>"},
     "llava_next": {"image_token": "<image>"},
@@ -205,13 +205,25 @@ def _configuration(family: str) -> dict[str, Any]:
     if family == "mistral3":
         text = {"model_type": "mistral", **_TEXT, "sliding_window": None}
         vision = {"model_type": "pixtral", **_VISION, "image_size": 32}
-        return {"model_type": family, "text_config": text, "vision_config": vision, "image_token_index": token, "vision_feature_layer": -1}
+        return {
+            "model_type": family,
+            "text_config": text,
+            "vision_config": vision,
+            "image_token_index": token,
+            "vision_feature_layer": -1,
+        }
     if family in ("idefics3", "smolvlm"):
         vision = {**_VISION, "image_size": 16}
         return {"model_type": family, "text_config": llama, "vision_config": vision, "image_token_id": token, "scale_factor": 2}
     text = {"model_type": "qwen2", **_TEXT}
     vision = {**_VISION, "image_size": [16, 16], "patch_size": [PATCH, PATCH]}
-    return {"model_type": family, "text_config": text, "vision_config": vision, "image_token_id": token, "vision_feature_layer": -1}
+    return {
+        "model_type": family,
+        "text_config": text,
+        "vision_config": vision,
+        "image_token_id": token,
+        "vision_feature_layer": -1,
+    }
 
 
 def _image_processor(name: str, **options: Any) -> Any:

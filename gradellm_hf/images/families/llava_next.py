@@ -1,4 +1,4 @@
-"""LLaVA-NeXT: the whole picture as a square, then tiles in its own shape, without their padding, with a token after each row."""
+"""LLaVA-NeXT: the whole picture as a square, then tiles in its own shape without padding; a token ends each row."""
 
 import math
 
@@ -27,4 +27,3 @@ def layout(read: ReadPicture) -> list[View]:
         beside = (columns - int(round(width * (rows / height), 7))) // 2
     region = canvas.part(beside / columns, above / rows, 1 - beside / columns, 1 - above / rows)
     return [*views, View(region, rows - 2 * above, columns - 2 * beside, breaks=1)]
-

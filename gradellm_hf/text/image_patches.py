@@ -9,7 +9,6 @@ from torch import Tensor
 from ..checks.schema import Natural
 from ..errors import InvalidInputError
 
-
 Pixels = Annotated[int, range(1, 2**16)]
 
 
@@ -20,9 +19,9 @@ class ImagePatches:
     Attributes:
         positions: `T` positions in the prompt, in order: indices of `Explanation.tokens`.
         size: Height and width of the picture as it was given, in pixels.
-        boxes: `[T, 4]`, float32: left, top, right and bottom of each token's part, in pixels of the picture. Resizing, cropping,
-            padding and tiling are undone. Parts may overlap: tiles lie above a small version of the whole picture. A token that
-            stands for no part (the end of a row, padding) has zeros. None if it is not known where they are.
+        boxes: `[T, 4]`, float32: left, top, right and bottom of each token's part, in pixels of the picture. Resizing,
+            cropping, padding and tiling are undone. Parts may overlap: tiles lie above a small version of the whole picture.
+            A token that stands for no part (the end of a row, padding) has zeros. None if it is not known where they are.
         picture: The picture, as a PIL image; None if it is not kept.
 
     Examples:
