@@ -37,7 +37,7 @@ def write_explanation(path: str | os.PathLike[str], values: Mapping[str, Any], *
     metadata = {name: value for name, value in values.items() if name not in TENSORS}
     config = values["explain_config"]
     metadata["explain_config"] = None if config is None else config.to_dict()
-    version = 2 if explained is None else 3
+    version = FORMAT_VERSION - (2 if explained is None else 1)
     if values["images"] is not None:
         version = FORMAT_VERSION
         metadata["images"], images = packed_images(values["images"], pictures)

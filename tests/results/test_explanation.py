@@ -277,10 +277,10 @@ def test_foreign_files_are_told_apart(output, tmp_path):
 
 
 def test_a_file_of_a_later_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradellm_hf.results.files.FORMAT_VERSION", 5)
+    monkeypatch.setattr("gradellm_hf.results.files.FORMAT_VERSION", 7)
     made_up(list("abc"), 2).save(tmp_path / "a")
     monkeypatch.undo()
-    with pytest.raises(InvalidInputError, match=r"has format version 4; .* up to 3"):
+    with pytest.raises(InvalidInputError, match=r"has format version 5; .* up to 4"):
         Explanation.load(tmp_path / "a")
 
 
