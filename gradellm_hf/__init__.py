@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .errors import GradELLMError, GradELLMWarning, InvalidInputError, UnsupportedArchitectureError, UnsupportedVersionError
     from .generation import explain_generate, explain_sequences
     from .model import GradELLM
-    from .pipeline import ExplainedTextGenerationPipeline, register_pipeline
+    from .pipeline import ExplainedImageTextToTextPipeline, ExplainedTextGenerationPipeline, register_pipeline
     from .results.explanation import Explanation
     from .results.output import ExplainGenerateOutput
     from .results.sources import Sources
@@ -25,6 +25,7 @@ __all__ = [
     "ArchitectureAdapter",
     "ExplainBatch",
     "ExplainGenerateOutput",
+    "ExplainedImageTextToTextPipeline",
     "ExplainedStep",
     "ExplainedTextGenerationPipeline",
     "Explanation",
@@ -66,7 +67,7 @@ _MODULES = {
     ".model": ("GradELLM",),
     ".results.output": ("ExplainGenerateOutput",),
     ".results.sources": ("Sources",),
-    ".pipeline": ("ExplainedTextGenerationPipeline", "register_pipeline"),
+    ".pipeline": ("ExplainedImageTextToTextPipeline", "ExplainedTextGenerationPipeline", "register_pipeline"),
     ".streaming": ("ExplainedStep", "explain_stream"),
     ".verification": ("verify",),
 }

@@ -42,7 +42,8 @@ FLOORS: list[dict[str, str]] = [
         "results": "Explanation, output, their files",
     },
     {
-        "architecture": "the model at hand: ModelFacts, layers, cache, devices",
+        "architecture": "ModelFacts, layers, cache, devices",
+        "images": "tokens of an image on its pixels",
         "visualization": "web page, figure, table, terminal",
     },
     {
@@ -73,7 +74,7 @@ _COLOURS = {
         "verification",
     ),
     "computing": ("methods", "metrics", "engines", "sequences", "architecture", "model_patches"),
-    "showing": ("interchange", "results", "visualization", "text"),
+    "showing": ("interchange", "results", "visualization", "images", "text"),
 }
 _LEGEND = {"calling": "what users call", "computing": "computing", "showing": "results and text", "shared": "shared by all"}
 

@@ -22,6 +22,11 @@ def removal_test(model: Any, explanation: Explanation, sources: Sources, k: int,
         raise InvalidInputError(
             f"The model reads tokens, and the units are {explanation.level}s. Give what `explain` returned."
         )
+    if explanation.images:
+        raise InvalidInputError(
+            "The prompt has images, and the test would read it without them. It is for prompts of text; what the model needs "
+            "of a picture shows in what it says to one with a part painted over."
+        )
     tokens = torch.tensor([explanation.token_ids])
     text = PerturbedText(model, tokens, explanation.prompt_length, batch_size=batch_size)
     border, device = explanation.prompt_length, text.token_ids.device

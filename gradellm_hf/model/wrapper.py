@@ -1,7 +1,7 @@
 """`GradELLM`: a model and its tokenizer, from text to explanations."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from ..text.encoding import TEMPLATE_OPTIONS
 from ..text.readable import Level
 from ..text.units import Spans
 from .loading import checked_model_config, load_model, load_tokenizer
-from .reading import Reading, prompts_of
+from .reading import Reading, in_batches, pictures_beside, prompts_of
 from .targets import explain_contrasts, explain_targets, targets_of
 
 
@@ -34,7 +34,7 @@ class GradELLM(ModelWrapper):
     Args:
         model: A decoder-only Transformers model in evaluation mode. It may be wrapped by PEFT, dispatched by accelerate, or
             compiled.
-        tokenizer: Its tokenizer, or processor. Only `explain` needs it.
+        tokenizer: Its tokenizer; or its processor, which also reads images. Only `explain` needs it.
         explain_config: What to explain and how, unless a call says otherwise.
 
     Attributes:
@@ -136,6 +136,7 @@ class GradELLM(ModelWrapper):
         text: str | Chat | Sequence[str | Chat],
         target: str | Sequence[str] | None = None,
         *,
+        images: Any = None,
         foil: str | Sequence[str] | None = None,
         steps: Steps | None = None,
         explain_config: GradELLMConfig | None = None,
@@ -144,6 +145,7 @@ class GradELLM(ModelWrapper):
         chat_template: str | None = None,
         continue_final_message: bool | None = None,
         enable_thinking: bool | None = None,
+        processor_kwargs: Mapping[str, Any] | None = None,
         **generate_kwargs: Any,
     ) -> Any:
         """Explains what the model writes, or why it would write a given text.
@@ -151,10 +153,14 @@ class GradELLM(ModelWrapper):
         Args:
             text: A prompt; a chat; or a list of prompts or chats. A chat is a list of messages
                 `{"role": ..., "content": ...}` and goes through the tokenizer's chat template. A content is a text or a list
-                of parts `{"type": "text", "text": ...}`. Images, videos and sounds are refused.
+                of parts `{"type": "text", "text": ...}` and, if the `tokenizer` of this object is the model's processor,
+                `{"type": "image", "image": picture}`. A picture is a PIL image, an array, a path or a URL. Videos and sounds
+                are refused.
             target: The text to explain in place of what the model would write (teacher forcing), one per prompt. It follows
                 the prompt directly: begin it with a space if one belongs between them. All of it is explained, also what
                 comes after an end-of-sequence token in it. None: the model writes.
+            images: Pictures for the placeholders of a text, or for the parts `{"type": "image"}` of a chat that hold none: one,
+                or a list of them; for a list of prompts a list with those of each.
             foil: A text that could stand in the place of the target, or of what the model writes, one per prompt: why the one
                 and not the other? The first token is explained at which the two differ, by the difference of their logits;
                 what they have in common before it becomes part of the prompt. Unless `explain_config` says otherwise, scores
@@ -167,14 +173,16 @@ class GradELLM(ModelWrapper):
             chat_template: To use instead of the tokenizer's.
             enable_thinking: For the chat template.
             continue_final_message: Whether the model goes on with the last message. None: if it is an assistant's.
+            processor_kwargs: For the processor, if there are images: `{"do_pan_and_scan": True}`, `{"size": ...}`, ...
             **generate_kwargs: For `model.generate`: `max_new_tokens`, `do_sample`, ... Not together with `target`.
 
         Returns:
-            An `Explanation`. A list of them for a list of prompts, or if `num_return_sequences` asks for several.
+            An `Explanation`. A list of them for a list of prompts, or if `num_return_sequences` asks for several. Prompts with
+            images are explained one after the other; see `Explanation.image_heatmap`.
 
         Raises:
-            InvalidInputError: There is no tokenizer, no text, or no chat template; a chat holds something else than text; the
-                tokenizer is not the model's; or an argument is not usable.
+            InvalidInputError: There is no tokenizer, no text, or no chat template; a chat holds something else than text and
+                images that the processor reads; the tokenizer is not the model's; or an argument is not usable.
             UnsupportedArchitectureError: The model cannot be explained exactly.
 
         Examples:
@@ -186,7 +194,8 @@ class GradELLM(ModelWrapper):
         prompts, is_single = prompts_of(text)
         given = (tools, documents, chat_template, continue_final_message, enable_thinking)
         reading = self._reading
-        asked = reading.encoded(prompts, dict(zip(TEMPLATE_OPTIONS, given)))
+        beside = pictures_beside(images, prompts, is_single)
+        asked = reading.encoded(prompts, dict(zip(TEMPLATE_OPTIONS, given)), beside, processor_kwargs)
         if target is not None and generate_kwargs:
             raise InvalidInputError(
                 f"With `target` nothing is generated, so {sorted(generate_kwargs)} mean nothing. Leave them out."
@@ -198,14 +207,17 @@ class GradELLM(ModelWrapper):
         elif target is not None:
             rows = explain_targets(self, reading, asked, targets_of(reading, asked, target), explain_config, steps)
         else:
-            out = self.generate(**reading.batch(asked), explain_config=explain_config, steps=steps, **generate_kwargs)
-            rows = reading.explanations(out, asked)
+            rows = []
+            for together in in_batches(asked):
+                out = self.generate(**reading.batch(together), explain_config=explain_config, steps=steps, **generate_kwargs)
+                rows += reading.explanations(out, together)
         return rows[0] if is_single and len(rows) == 1 else rows
 
     def stream(
         self,
         text: str | Chat,
         *,
+        images: Any = None,
         explain_config: GradELLMConfig | None = None,
         every: int = 1,
         tools: Sequence[Any] | None = None,
@@ -219,6 +231,7 @@ class GradELLM(ModelWrapper):
 
         Args:
             text: A prompt, or a chat.
+            images: As for `explain`.
             explain_config: As for `explain`.
             every: How many tokens are explained together, as for `explain_stream`: with more than one, tokens wait for nothing,
                 and their heatmaps are filled in later.
@@ -246,7 +259,8 @@ class GradELLM(ModelWrapper):
             raise InvalidInputError(f"Give a text or a chat to stream the answer of, got {text!r}.")
         given = (tools, documents, chat_template, continue_final_message, enable_thinking)
         reading = self._reading
-        batch = reading.batch(reading.encoded([text], dict(zip(TEMPLATE_OPTIONS, given))))
+        asked = reading.encoded([text], dict(zip(TEMPLATE_OPTIONS, given)), pictures_beside(images, [text], True))
+        batch = reading.batch(asked)
         kwargs = reading.generate_kwargs(generate_kwargs)
         return explain_stream(self, **batch, explain_config=explain_config, every=every, **kwargs)
 

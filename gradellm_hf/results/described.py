@@ -5,6 +5,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from ..checks.arguments import whole_number
+from ..text.image_patches import ImagePatches
 from ..text.readable import Readable, explained_rows
 from ..text.shares import counted_scores, ignored_positions, kinds, shares
 from .sources import Source
@@ -60,8 +61,20 @@ def described(explanation: Readable, top: int) -> dict[str, Any]:
         "special": explanation.special,
         "kinds": kinds(explanation),
         "segments": explanation.segments,
+        "images": None if explanation.images is None else [_image(image, bounds) for image in explanation.images],
         "layers": explanation.layers,
         "steps": steps,
+    }
+
+
+def _image(image: ImagePatches, bounds: list[int]) -> dict[str, Any]:
+    return {
+        "height": image.size[0],
+        "width": image.size[1],
+        "start": bounds[image.extent.start],
+        "end": bounds[image.extent.stop],
+        "positions": image.positions,
+        "boxes": None if image.boxes is None else [[round(edge, 2) for edge in box] for box in image.boxes.tolist()],
     }
 
 

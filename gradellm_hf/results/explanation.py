@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from ..checks.arguments import true_or_false
 from ..checks.schema import Natural, TokenId
 from ..configuration import GradELLMConfig
 from ..errors import InvalidInputError
+from ..text.image_patches import ImagePatches
 from ..text.rest import Rest
 from ..text.segments import Segment
 from .fields import checked_fields
@@ -17,13 +19,14 @@ from .files import read_explanation, write_explanation
 from .kept import Keep
 from .ranked import Ranked
 from .restated import Restated
+from .seen import Seen
 from .shown import Shown
 
 UnitLevel = Literal["token", "word", "sentence", "paragraph", "message", "span"]
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation(Ranked, Restated, Shown):
+class Explanation(Ranked, Restated, Seen, Shown):
     """A text with a heatmap for every generated piece of it.
 
     `S` units: tokens, or what `aggregate` made of them. The first `P` of them are the prompt, the other `N = S - P` are
@@ -50,6 +53,8 @@ class Explanation(Ranked, Restated, Shown):
         segments: The messages, tools and documents of a chat, by their characters in `text`; the rest of the prompt is the
             template's. None if they are not known: the prompt was a text, or its template changes with what it is given.
         foil: The text of the token that the generated one is compared with; None if there is none, or several.
+        images: The images of the prompt, in order: which tokens stand for them, and for which part of the picture; see
+            `gradellm_hf.images.ImagePatches`. None if there are none, or they are not known.
         explained: `N` bools: whether a generated unit has a heatmap. None: all of them. With `steps=` only some have; the
             scores and probabilities of the others are 0, which says nothing about them.
         rest: How much is left out of `attributions`, if only the strongest scores were kept (see `compact`); else None.
@@ -85,6 +90,7 @@ class Explanation(Ranked, Restated, Shown):
     segments: list[Segment] | None = None
     foil: str | None = None
     explained: list[bool] | None = None
+    images: list[ImagePatches] | None = None
     rest: Rest | None = None
     layer_rest: Rest | None = None
 
@@ -117,13 +123,14 @@ class Explanation(Ranked, Restated, Shown):
 
     @property
     def prompt(self) -> str:
-        """The given text, without special tokens and template. The messages of a chat are apart by an empty line."""
+        """The given text, without images, special tokens and template. The messages of a chat are apart by an empty line."""
         if self.segments is None:
             return self._plain(range(self.prompt_length))
         return "\n\n".join(self.text[segment["start"] : segment["end"]] for segment in self.segments)
 
     def _plain(self, positions: range) -> str:
-        return "".join(self.tokens[i] for i in positions if not self.special[i]).strip()
+        images = {i for image in self.images or [] for i in image.extent}
+        return "".join(self.tokens[i] for i in positions if not self.special[i] and i not in images).strip()
 
     def __repr__(self) -> str:
         generated = "".join(self.tokens[self.prompt_length :])
@@ -132,16 +139,25 @@ class Explanation(Ranked, Restated, Shown):
             f"model={self.model_name!r}, generated={generated if len(generated) < 80 else generated[:77] + '...'!r})"
         )
 
-    def save(self, path: str | os.PathLike[str], *, keep: Keep | None = None, score_dtype: str = "float32") -> None:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        keep: Keep | None = None,
+        score_dtype: str = "float32",
+        pictures: bool = False,
+    ) -> None:
         """Writes one `.safetensors` file, atomically. It is read without the model, its tokenizer or pickle.
 
         Args:
             path: File to write.
             keep: `"top"` or a number: only the strongest scores, as `compact` has them. None: all that there are.
             score_dtype: `"float32"`; or `"float16"`: half the size, right to half a thousandth.
+            pictures: Whether the pictures of a prompt with images are stored too, losslessly. False: only their sizes, and
+                which part of them each token stands for.
 
         Raises:
-            InvalidInputError: `keep` or `score_dtype` is something else.
+            InvalidInputError: An argument is something else.
             OSError: The file cannot be written.
 
         Examples:
@@ -152,7 +168,7 @@ class Explanation(Ranked, Restated, Shown):
             >>> Explanation.load("small.safetensors").sources(of="answer")[0].text == explanation.sources(of="answer")[0].text
             True
         """
-        write_explanation(path, self, keep, score_dtype)
+        write_explanation(path, self, keep, score_dtype, pictures=true_or_false("pictures", pictures))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Explanation":

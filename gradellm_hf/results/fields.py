@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ..checks.arguments import numbers, whole_number
-from ..checks.schema import TensorKind, check, check_tensors, field_types
+from ..checks.schema import Natural, TensorKind, check, check_tensors, field_types
 from ..configuration import checked_config
 from ..errors import InvalidInputError
+from ..text.image_patches import Pixels
 from ..text.rest import Rest
 from .files import TENSORS
 from .kept import REST_OF
@@ -59,6 +60,8 @@ def checked_fields(explanation: Any) -> dict[str, Any]:
             raise InvalidInputError(
                 f"`segments` hold {segment}, which is no stretch of a text of {len(explanation.text)} characters."
             )
+    for number, image in enumerate(explanation.images or []):
+        _check_image(number, image, border)
     return {"prompt_length": border, **tensors}
 
 
@@ -85,3 +88,19 @@ def check_rest(name: str, rest: Rest, heatmap: Tensor | None, prompt_length: int
             raise InvalidInputError("a class of `classes` has units of the prompt and of the generated text.")
     except InvalidInputError as error:
         raise InvalidInputError(f"`{name}`: {error}") from error
+
+
+def _check_image(number: int, image: Any, border: int) -> None:
+    check(image.positions, list[Natural], f"`images[{number}].positions`")
+    check(image.size, tuple[Pixels, Pixels], f"`images[{number}].size`")
+    positions, (height, width) = image.positions, image.size
+    if not positions or sorted(set(positions)) != positions or positions[-1] >= border:
+        raise InvalidInputError(
+            f"`images[{number}].positions` must be positions of the prompt, from 0 to {border - 1}, in order and at least one."
+        )
+    if image.boxes is None:
+        return
+    check_tensors({"boxes": image.boxes}, {"boxes": TensorKind("TE", (torch.float32,))}, {"T": len(positions), "E": 4})
+    left, top, right, bottom = image.boxes.unbind(-1)
+    if bool(((left < 0) | (top < 0) | (left > right) | (top > bottom) | (right > width) | (bottom > height)).any()):
+        raise InvalidInputError(f"`images[{number}].boxes` must lie in a picture of {height} x {width} pixels.")

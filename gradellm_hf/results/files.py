@@ -13,13 +13,15 @@ from ..checks.files import TensorFile, reading, write_tensors
 from ..checks.schema import Natural, TensorKind, check, check_tensors, known_fields
 from ..configuration import stored_config
 from ..errors import InvalidInputError
+from .image_files import IMAGE_TENSORS, StoredImage, packed_images, unpacked_images
 from .kept import REST_OF, Keep, checked_keep, classes_of, heatmaps_of, reduced_by
 from .rows import among_zeros, places, without_zeros
 from .stored import DTYPES, Seen, names, read, stored, stored_kept
 
 FORMAT = "gradellm_hf.explanation"
 #: 2 since checksums are written, which releases that read version 1 do not expect; 3 if only some steps are explained: then
-#: heatmaps have rows for these only; 4 if the file was asked to be small: then they are as `stored` has them.
+#: heatmaps have rows for these only; 4 if there are images, or if the file was asked to be small: then heatmaps are as `stored`
+#: has them.
 FORMAT_VERSION = 4
 _FLOAT = (torch.float32,)
 TENSORS = {
@@ -34,7 +36,9 @@ _HEATMAPS = ("attributions", "layer_attributions")
 _WRITER = "Explanation.save"
 
 
-def write_explanation(path: str | os.PathLike[str], explanation: Any, keep: Any, score_dtype: Any) -> None:
+def write_explanation(
+    path: str | os.PathLike[str], explanation: Any, keep: Any, score_dtype: Any, *, pictures: bool = False
+) -> None:
     """Writes an explanation, atomically; see `Explanation.save`.
 
     Raises:
@@ -46,6 +50,7 @@ def write_explanation(path: str | os.PathLike[str], explanation: Any, keep: Any,
     metadata = {name: value for name, value in values.items() if name not in (*TENSORS, *REST_OF.values())}
     config, explained = values["explain_config"], values["explained"]
     metadata["explain_config"] = None if config is None else config.to_dict()
+    version = 2
     if keep is not None or dtype != torch.float32 or explanation.rest is not None:
         version = FORMAT_VERSION
         others = {name: value for name, value in tensors.items() if name not in _HEATMAPS}
@@ -54,8 +59,10 @@ def write_explanation(path: str | os.PathLike[str], explanation: Any, keep: Any,
     elif explained is not None:
         version, rows = 3, places(explained)
         tensors |= {name: without_zeros(tensors[name], rows) for name in _HEATMAPS if name in tensors}
-    else:
-        version = 2
+    if values["images"] is not None:
+        version = FORMAT_VERSION
+        metadata["images"], images = packed_images(values["images"], pictures)
+        tensors |= images
     write_tensors(path, tensors, {"format": FORMAT, "format_version": version, **metadata})
 
 
@@ -112,6 +119,8 @@ def read_explanation(path: str | os.PathLike[str], cls: type) -> Any:
             check_tensors(tensors, {**TENSORS, **alone}, sizes, {"M": "`explained`"})
             tensors |= {name: among_zeros(tensors[name], rows, len(explained)) for name in _HEATMAPS if name in tensors}
         fields = {**known_fields(file.metadata, cls), **tensors}
+        if fields.get("images") is not None:
+            fields["images"] = unpacked_images(fields["images"], file.tensors(IMAGE_TENSORS))
         return cls(**{**fields, "explain_config": stored_config(fields["explain_config"])})
 
 
@@ -144,6 +153,7 @@ class _Later(TypedDict, total=False):
 
     explained: list[bool] | None
     heatmaps: _Heatmaps
+    images: list[StoredImage] | None
 
 
 class _Metadata(_Later):

@@ -17,7 +17,7 @@ from ..errors import InvalidInputError
 from ..text.chats import Chat
 from ..text.rest import Rest
 from ..text.token_text import special_tokens, token_texts
-from .chats import of_chats
+from .chats import image_positions, of_chats
 from .explanation import Explanation
 from .kept import Keep
 from .output_files import read_output, write_output
@@ -118,7 +118,8 @@ class ExplainGenerateOutput(ModelOutput):
             tokenizer: The tokenizer, or processor, that the prompts were made with. None: the tokens that a loaded file
                 holds, as they are written in the vocabulary.
             chats: The chats that the prompts were made of by the tokenizer's chat template, one for each: the explanations
-                then know their messages, as those of `GradELLM.explain` do. A prompt that is none is a text.
+                then know their messages, as those of `GradELLM.explain` do. A prompt that is none is a text. Chats with images
+                need the processor, and the pictures in their parts: the explanations then know the images, too.
             **template: What the template was given: `tools`, `documents`, `chat_template`, `continue_final_message`,
                 `enable_thinking`; see `GradELLM.explain`.
 
@@ -134,7 +135,9 @@ class ExplainGenerateOutput(ModelOutput):
             [Explanation(4 generated tokens from 5, ...)]
         """
         rows = [self.explanation(row, tokenizer) for row in range(len(self.attributions))]
-        return rows if chats is None else of_chats(rows, tokenizer, chats, template)
+        if chats is None:
+            return rows
+        return of_chats(rows, tokenizer, chats, template, [image_positions(self, row) for row in range(len(rows))])
 
     def explanation(self, row: int, tokenizer: Any = None) -> Explanation:
         """A row as a readable sequence, without padding and without steps after its end.

@@ -13,7 +13,7 @@ from ..errors import InvalidInputError
 from ..text.owners import segments_of, stretches, written_range
 from ..text.readable import Level, Readable, explained_rows
 from ..text.shares import Kind, checked_ignore, counted_scores, ignored_positions, left_out, shares
-from ..text.units import Spans, Unit, span_ranges, unit_names, unit_ranges
+from ..text.units import Spans, Unit, image_names, span_ranges, unit_names, unit_ranges
 from .sources import Part, Source, Sources
 
 Of = Literal["answer", "segment", "paragraph", "sentence", "word", "token"]
@@ -29,8 +29,11 @@ def find_sources(explanation: Readable, by: Level | Spans, of: Of, k: int | None
     ignored = ignored_positions(explanation, ignore)
     candidates = _covered([unit for unit, _ in units], len(ignored)) & ~ignored
     known = [explanation.prompt_length + row for row in explained_rows(explanation)]
+    in_image = {i for image in explanation.images or [] for i in image.extent}
 
     def text_of(start: int, end: int) -> tuple[str, int, int]:
+        if start in in_image:
+            return "", offsets[start], offsets[end]
         text = explanation.text[offsets[start] : offsets[end]]
         first = offsets[start] + len(text) - len(text.lstrip())
         return text.strip(), first, max(first, offsets[end] - len(text) + len(text.rstrip()))
@@ -63,7 +66,7 @@ def _candidates(explanation: Readable, by: Any, ignore: Collection[Kind]) -> _Na
                 "template changes with what the messages say. Give their texts as spans, {name: text}."
             )
         units = unit_ranges(explanation, by)
-        names = unit_names(explanation, units) if by == "message" else [None] * len(units)
+        names = unit_names(explanation, units) if by == "message" else image_names(explanation, units)
         found = list(zip(units, names))
     else:
         own = unit_ranges(explanation, "message")

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 from ..checks.arguments import choice
 from ..text.readable import Level, Readable
 from ..text.shares import IGNORED_IN_SUMS, Kind, ignored_positions
-from ..text.units import Spans, Unit, merged, span_ranges, unit_names, unit_ranges
+from ..text.units import Spans, Unit, image_names, merged, span_ranges, unit_names, unit_ranges
 from .kept import Keep, compacted
 from .trace import traced
 
@@ -29,11 +29,12 @@ class Restated:
           and Hindi, and at line breaks. Not at the points of common abbreviations (`Dr. Smith`), of initials and of the numbers
           of a list, nor before a small letter.
         - `"paragraph"`: ends at an empty line.
-        - `"message"`: a message, tool or document of a chat, if they are known. In the generated text: thinking (between
+        - `"message"`: a message, tool, document or image of a chat, if they are known. In the generated text: thinking (between
           `<think>` and `</think>`), a tool call, or the answer.
 
-        Messages, and these parts of the generated text, are never cut across: a unit is in one of them, or in the template.
-        A special token is a unit of its own. A token that holds the end of a unit and the beginning of the next joins them.
+        An image is one unit at every level but `"token"`. Messages, and these parts of the generated text, are never cut
+        across: a unit is in one of them, or in the template. A special token is a unit of its own. A token that holds the end
+        of a unit and the beginning of the next joins them.
 
         Args:
             level: The units of the prompt.
@@ -86,8 +87,7 @@ class Restated:
         if isinstance(by, str):
             level: Any = by
             units = unit_ranges(self, by, within)
-            if by == "message":
-                names = unit_names(self, units)
+            names = unit_names(self, units) if by == "message" else image_names(self, units) if self.images else None
         else:
             level = "span"
             units, names = span_ranges(self, by)

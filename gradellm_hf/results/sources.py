@@ -27,9 +27,9 @@ class Source:
     """A part of the prompt on which a part of the answer rests.
 
     Attributes:
-        name: Of a span, message, tool or document; None for other units.
-        text: Its text, without white space around it.
-        start, end: Its characters in `Explanation.text`: `text[start:end]`.
+        name: Of a span, message, tool, document or image; None for other units.
+        text: Its text, without white space around it; that of an image is empty.
+        start, end: Its characters in `Explanation.text`: `text[start:end]`. Of an image: those of its placeholders.
         share: Its score over the sum of the scores of all candidate sources.
     """
 
@@ -218,7 +218,8 @@ def _lines(part: Part, top: int) -> Iterator[str]:
     width = max((len(source.name or "") + 2 for source in part.sources[:top] if source.name), default=0)
     for source in part.sources[:top]:
         name = visible(source.name) if source.name else ""
-        yield f"  {percent(source.share):>5}  {name:{width}}[{source.start}:{source.end}]  {visible(shortened(source.text))}"
+        text = visible(shortened(source.text)) if source.text or not name else ""  # an image has a name only
+        yield f"  {percent(source.share):>5}  {name:{width}}[{source.start}:{source.end}]  {text}".rstrip()
     if (further := len(part.sources) - top) > 0:
         yield f"         and {further} more"
     if part.ignored:

@@ -8,7 +8,7 @@ from transformers.utils import get_json_schema
 
 from ..checks.arguments import is_list
 from ..errors import InvalidInputError
-from .chats import Chat, check_chat
+from .chats import Chat, check_chat, without_pictures
 from .token_text import is_unicode, token_texts
 
 #: What may be said to a chat template, in `explain`, `explain_dataset` and on the command line.
@@ -47,30 +47,55 @@ def encode_prompt(
         InvalidInputError: It is neither text nor a chat of text, it is empty, holds half a character, or there is no chat
             template.
     """
-    if isinstance(prompt, str):
-        if options:
-            raise InvalidInputError(f"{sorted(options)} are for a chat template, and the prompt is a text. Give a chat.")
-        text = str(prompt)
-    else:
-        text = str(tokenizer.apply_chat_template(prompt, tokenize=False, **template_options(tokenizer, prompt, options)))
-    is_text = isinstance(prompt, str)
-    _check_unicode("The prompt", text)
+    text, is_text = rendered(tokenizer, prompt, options), isinstance(prompt, str)
     ids = tokenizer(text, add_special_tokens=is_text)["input_ids"]
     if not text or not ids:
         raise InvalidInputError("The prompt is empty: there is nothing that the model could rest on. Give at least one token.")
     return text, is_text, list(ids)
 
 
-def template_options(tokenizer: Any, chat: Chat, options: Mapping[str, Any]) -> dict[str, Any]:
+def template_writer(processor: Any) -> Any:
+    """What has the chat template: a processor, or else its tokenizer."""
+    return processor if getattr(processor, "chat_template", None) else text_tokenizer(processor)
+
+
+def rendered(writer: Any, prompt: str | Chat, options: Mapping[str, Any], *, images: bool = False) -> str:
+    """The text of a prompt: a chat's by its template, with placeholders for images.
+
+    Args:
+        writer: What has the chat template.
+        prompt: A text or a chat.
+        options: For the chat template; see `template_options`.
+        images: Whether a chat may hold images.
+
+    Raises:
+        InvalidInputError: As `encode_prompt`.
+    """
+    if isinstance(prompt, str):
+        if options:
+            raise InvalidInputError(f"{sorted(options)} are for a chat template, and the prompt is a text. Give a chat.")
+        text = str(prompt)
+    else:
+        given = template_options(writer, prompt, options, images=images)
+        chat: Any = without_pictures(prompt) if images else prompt
+        text = str(writer.apply_chat_template(chat, tokenize=False, **given))
+    _check_unicode("The prompt", text)
+    return text
+
+
+def template_options(tokenizer: Any, chat: Chat, options: Mapping[str, Any], *, images: bool = False) -> dict[str, Any]:
     """All arguments of `apply_chat_template`. A chat that ends in an assistant's message is continued, as the pipeline does.
 
     Args:
+        tokenizer: What has the chat template.
+        chat: The chat.
         options: Those of `TEMPLATE_OPTIONS` that are given.
+        images: Whether the chat may hold images.
 
     Raises:
         InvalidInputError: It is no chat of text, there is no chat template, or there is no message to continue.
     """
-    check_chat(chat)
+    check_chat(chat, images=images)
     if not (options.get("chat_template") or getattr(tokenizer, "chat_template", None)):
         raise InvalidInputError(
             "The tokenizer has no chat template, so it cannot write a chat. Give the prompt as one text, or set "

@@ -8,9 +8,23 @@ from .segments import Segment, written_segments
 
 
 def segments_of(explanation: Tokenised) -> list[Segment]:
-    """The segments of the whole text: those of the prompt, as far as they are known, and those of the answer."""
+    """The segments of the whole text: those of the prompt, as far as they are known, its images, and those of the answer."""
     start = sum(map(len, explanation.tokens[: explanation.prompt_length]))
-    return [*(explanation.segments or []), *written_segments(explanation.text, start)]
+    return [*(explanation.segments or []), *_image_segments(explanation), *written_segments(explanation.text, start)]
+
+
+def image_parts(explanation: Tokenised) -> range:
+    """The numbers of the images in `segments_of`."""
+    first = len(explanation.segments or [])
+    return range(first, first + len(explanation.images or []))
+
+
+def _image_segments(explanation: Tokenised) -> list[Segment]:
+    bounds = list(accumulate(map(len, explanation.tokens), initial=0))
+    return [
+        Segment(name=f"image {number}", role="image", start=bounds[image.extent[0]], end=bounds[image.extent[-1] + 1])
+        for number, image in enumerate(explanation.images or [], start=1)
+    ]
 
 
 def owners(explanation: Tokenised, spans: Iterable[tuple[int, int]]) -> list[int | None]:
@@ -38,10 +52,13 @@ def stretches(explanation: Tokenised) -> list[int | None]:
     """The part of the text that each unit belongs to, by its number in `segments_of`.
 
     None: in none of them, such as the template and the white space around an answer. A special token is a part of its own: it
-    has a negative number.
+    has a negative number. Those inside an image, such as the ends of its rows, belong to the image.
     """
     owner = owners(explanation, [(segment["start"], segment["end"]) for segment in segments_of(explanation)])
-    return [-1 - i if special else part for i, (special, part) in enumerate(zip(explanation.special, owner))]
+    found = [-1 - i if special else part for i, (special, part) in enumerate(zip(explanation.special, owner))]
+    for number, image in zip(image_parts(explanation), explanation.images or []):
+        found[image.extent.start : image.extent.stop] = [number] * len(image.extent)
+    return found
 
 
 def written_range(explanation: Tokenised) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from .image_patches import ImagePatches
 from .rest import Rest
 from .segments import Segment
 
@@ -32,6 +33,8 @@ class Tokenised(Protocol):
     def text(self) -> str: ...
     @property
     def segments(self) -> list[Segment] | None: ...
+    @property
+    def images(self) -> list[ImagePatches] | None: ...
 
 
 class Readable(Tokenised, Protocol):

@@ -1,7 +1,8 @@
 """What the parts of a text are: a chat's messages, tools and documents; thinking, calls and answer in what is written."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple, TypedDict
 
 import regex
@@ -20,6 +21,9 @@ class Segment(TypedDict):
     role: str
     start: Natural
     end: Natural
+
+
+Unit = tuple[int, int]
 
 
 class _Mark(NamedTuple):
@@ -44,15 +48,20 @@ _FOLLOWS = {
 _WRITTEN = regex.compile("|".join(map(regex.escape, _FOLLOWS)))
 
 
-def chat_segments(tokenizer: Any, chat: Chat, rendered: str, options: Mapping[str, Any]) -> list[Segment] | None:
+def chat_segments(
+    tokenizer: Any, chat: Chat, rendered: str, options: Mapping[str, Any], placeholder: str | None = None
+) -> list[Segment] | None:
     """Where the messages, tools and documents of a chat are in the text that the template made of it.
 
     The template is rendered a second time with a mark in the place of each text. What stands between the marks is the
     template's, and stands between the texts too.
 
     Args:
+        tokenizer: What has the chat template.
+        chat: The chat.
         rendered: What `apply_chat_template` returned for the chat.
         options: Its other arguments.
+        placeholder: What stands for an image, if there are any: the texts before and behind one are two segments.
 
     Returns:
         In the order of the text. None if it cannot be told: the template looks into the texts and changes with them.
@@ -74,7 +83,7 @@ def chat_segments(tokenizer: Any, chat: Chat, rendered: str, options: Mapping[st
     except Exception:  # the template looked into a text, and did not find what it wants
         return None
     pieces = _MARKED.split(frame)
-    return _joined(marks, _walk(rendered, pieces[::2], list(map(int, pieces[1::2])), marks), rendered)
+    return _joined(marks, _walk(rendered, pieces[::2], list(map(int, pieces[1::2])), marks), rendered, placeholder)
 
 
 def placed(segments: Sequence[Segment], rendered: str, decoded: str) -> list[Segment] | None:
@@ -95,6 +104,57 @@ def placed(segments: Sequence[Segment], rendered: str, decoded: str) -> list[Seg
         for segment in segments
         if before[segment["start"]] < before[segment["end"]]
     ]
+
+
+def placed_around(
+    segments: Sequence[Segment], rendered: str, decoded: str, places: Sequence[Unit], images: Sequence[Unit]
+) -> list[Segment] | None:
+    """The same segments in the text of the tokens, in which the processor has put longer ones in place of placeholders.
+
+    What lies between two placeholders is looked for between the two images, where
+    the processor may have written more before and behind each; that is as long everywhere, or else the place must be clear.
+
+    Args:
+        segments: In `rendered`, none with a placeholder inside.
+        rendered: The text that the template wrote.
+        decoded: The text of the tokens.
+        places: Where `rendered` has its placeholders, from character to character.
+        images: Where `decoded` has its images, one for each place.
+
+    Returns:
+        None if a text between two images cannot be found.
+    """
+    visible = [i for i, character in enumerate(decoded) if not character.isspace()]
+    text = "".join(decoded[i] for i in visible)
+    before = list(accumulate((not character.isspace() for character in rendered), initial=0))
+    pieces = list(zip([0, *(end for _, end in places)], [*(start for start, _ in places), len(rendered)]))
+    bounds = [bisect_left(visible, at) for image in images for at in image]
+    gaps = list(zip([0, *bounds[1::2]], [*bounds[::2], len(text)]))
+    sought = ["".join(rendered[start:end].split()) for start, end in pieces]
+    first, last = text.find(sought[0], 0, gaps[0][1]), text.rfind(sought[-1], gaps[-1][0])
+    if len(pieces) != len(gaps) or min(first, last) < 0:
+        return None
+    head, tail = gaps[0][1] - first - len(sought[0]), last - gaps[-1][0]
+    starts = [first, *(_between(text, piece, gap, head, tail) for piece, gap in zip(sought[1:-1], gaps[1:-1])), last]
+    found = []
+    for segment in segments:
+        piece = bisect_right([start for start, _ in pieces], segment["start"]) - 1
+        shift, inner = starts[piece], [before[segment[edge]] - before[pieces[piece][0]] for edge in ("start", "end")]
+        if shift is None:
+            return None
+        if inner[0] < inner[1]:
+            start, end = visible[shift + inner[0]], visible[shift + inner[1] - 1] + 1
+            found.append(Segment(name=segment["name"], role=segment["role"], start=start, end=end))
+    return found
+
+
+def _between(text: str, piece: str, gap: Unit, head: int, tail: int) -> int | None:
+    """Where a piece of text begins between two images; None if that is not clear."""
+    start, end = gap
+    if text[start + tail : end - head] == piece:
+        return start + tail
+    found = text.find(piece, start, end)
+    return found if piece and found >= 0 and text.find(piece, found + 1, end) < 0 else None
 
 
 def written_segments(text: str, start: int) -> list[Segment]:
@@ -155,13 +215,19 @@ def _walk(text: str, frame: list[str], order: list[int], marks: list[_Mark]) -> 
     return found
 
 
-def _joined(marks: list[_Mark], found: list[tuple[int, int, int]] | None, text: str) -> list[Segment] | None:
-    """One segment for neighbouring texts of the same message, tool or document, without white space around it."""
+def _joined(
+    marks: list[_Mark], found: list[tuple[int, int, int]] | None, text: str, placeholder: str | None
+) -> list[Segment] | None:
+    """One segment for neighbouring texts of the same message, tool or document, without white space around it.
+
+    Texts with a placeholder between them are no neighbours.
+    """
     if found is None:
         return None
     segments = []
-    for owner, group in groupby(found, key=lambda place: marks[place[0]].owner):
-        places = list(group)
+    images = [0 if placeholder is None else text.count(placeholder, 0, start) for _, start, _ in found]
+    for (owner, _), group in groupby(zip(found, images), key=lambda place: (marks[place[0][0]].owner, place[1])):
+        places = [place for place, _ in group]
         for start, end in _visible(text, places[0][1], places[-1][2]):
             segments.append(Segment(name=owner[0], role=owner[1], start=start, end=end))
     return segments

@@ -1,6 +1,7 @@
 """From tokens to words, sentences, messages and named spans, by character offsets in the text."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, groupby, pairwise
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from ..checks.arguments import is_index, is_list
 from ..errors import InvalidInputError
-from .owners import owners, segments_of, stretches
+from .image_patches import ImagePatches
+from .owners import image_parts, owners, segments_of, stretches
 from .readable import Readable, Tokenised, explained_rows
 from .rest import Rest
 from .splitting import BEGINS
@@ -35,6 +37,17 @@ def unit_names(explanation: Readable, units: list[Unit]) -> list[str | None]:
     segments, owner = segments_of(explanation), stretches(explanation)
     first = [owner[start] for start, _ in units]
     return [None if i is None or i < 0 else segments[i]["name"] for i in first]
+
+
+def image_names(explanation: Readable, units: list[Unit]) -> list[str | None]:
+    """The name of the image that each unit is in; None for text."""
+    images = {i: name for image, name in zip(explanation.images or [], _names_of_images(explanation)) for i in image.extent}
+    return [images.get(start) for start, _ in units]
+
+
+def _names_of_images(explanation: Readable) -> list[str]:
+    segments = segments_of(explanation)
+    return [segments[number]["name"] for number in image_parts(explanation)]
 
 
 def span_ranges(explanation: Readable, spans: Spans) -> tuple[list[Unit], list[str | None]]:
@@ -92,7 +105,21 @@ def merged(explanation: Readable, units: list[Unit]) -> dict[str, Any]:
         "token_probabilities": probability.scatter_reduce_(0, step_of[rows], probabilities[rows], "prod"),
         "target_scores": None if targets is None else targets.new_zeros(num_steps).index_add_(0, step_of, targets),
         "explained": None if explanation.explained is None else explained.tolist(),
+        "images": _joined_images(explanation, unit_of),
     }
+
+
+def _joined_images(explanation: Readable, unit_of: Tensor) -> list[ImagePatches] | None:
+    """The images by their units: where single tokens were is not known any more, unless each is a unit."""
+    if explanation.images is None:
+        return None
+    found = []
+    for image in explanation.images:
+        positions = unit_of[image.positions].tolist()
+        joined = sorted(set(positions))
+        boxes = image.boxes if joined == positions else None
+        found.append(replace(image, positions=joined, boxes=boxes))
+    return found
 
 
 def _ranges(explanation: Tokenised, parts: list[int | None], positions: range, level: str) -> list[Unit]:
@@ -101,8 +128,12 @@ def _ranges(explanation: Tokenised, parts: list[int | None], positions: range, l
     if begins_of is None:
         raise InvalidInputError(f"The level of units must be one of {list(BEGINS)}, got {level!r}.")
     begins: list[int] = []
-    for _, group in groupby(positions, lambda k: parts[k]):
+    images = () if level == "token" else image_parts(explanation)
+    for part, group in groupby(positions, lambda k: parts[k]):
         first, *others = group
+        if part in images:
+            begins.append(first)
+            continue
         stretch = explanation.tokens[first : first + 1 + len(others)]
         offsets = accumulate(map(len, stretch), initial=0)
         text_begins = begins_of("".join(stretch))

@@ -3,23 +3,15 @@
 import copy
 from typing import Any
 
-from transformers import AutoModelForCausalLM, TextGenerationPipeline
-from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
-from transformers.pipelines import PIPELINE_REGISTRY
-from transformers.utils import ModelOutput
+from transformers import TextGenerationPipeline
 from transformers.utils.chat_template_utils import Chat
 
-from .architecture.facts import look_at
-from .configuration import GradELLMConfig
-from .generation import explain_generate
-from .results.chats import encoded_prompts, with_segments
-from .results.output import ExplainGenerateOutput
-from .sequences.generate_call import GenerateCall
-from .sequences.steps import Steps
-from .text.chats import check_chat
-from .text.encoding import TEMPLATE_OPTIONS
-
-TASK = "explained-text-generation"
+from ..configuration import GradELLMConfig
+from ..results.chats import encoded_prompts, with_segments
+from ..sequences.steps import Steps
+from ..text.chats import check_chat
+from ..text.encoding import TEMPLATE_OPTIONS
+from .explaining import ExplainingModel
 
 
 class ExplainedTextGenerationPipeline(TextGenerationPipeline):
@@ -71,7 +63,7 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
         **generate_kwargs: Any,
     ) -> dict[str, Any]:
         asked = model_inputs.pop("asked")
-        model = _ExplainingModel(self.model, explain_config, steps)
+        model = ExplainingModel(self.model, explain_config, steps)
         explaining: Any = copy.copy(self)  # this pipeline keeps its model: other threads may be using it
         explaining.model = model
         inherited: Any = super(ExplainedTextGenerationPipeline, explaining)
@@ -91,39 +83,3 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
             explanations = explanations[0]
         records = super().postprocess(model_outputs, *args, **kwargs)
         return [{**record, "explanation": explanation} for record, explanation in zip(records, explanations, strict=True)]
-
-
-class _ExplainingModel:
-    """A model whose `generate` returns what it always returned, and keeps the explained output."""
-
-    def __init__(self, model: Any, explain_config: GradELLMConfig | None, steps: Steps | None):
-        self._model, self._explain_config, self._steps = model, explain_config, steps
-        self.output: ExplainGenerateOutput
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def generate(self, **kwargs: Any) -> Any:
-        out = explain_generate(self._model, explain_config=self._explain_config, steps=self._steps, **kwargs)
-        self.output = out
-        if not GenerateCall(look_at(self._model), None, kwargs).returns_dict:
-            return out.sequences
-        names = GenerateBeamDecoderOnlyOutput.__dataclass_fields__  # a superset of what other strategies return
-        return ModelOutput({name: out[name] for name in names if out.get(name) is not None})
-
-
-def register_pipeline() -> None:
-    """Makes `transformers.pipeline("explained-text-generation", model=...)` known; calling it again changes nothing.
-
-    Examples:
-        >>> import transformers
-        >>> register_pipeline()
-        >>> generator = transformers.pipeline("explained-text-generation", model=model, tokenizer=tokenizer)
-        >>> isinstance(generator, ExplainedTextGenerationPipeline)
-        True
-    """
-    registered = PIPELINE_REGISTRY.supported_tasks.get(TASK)
-    if registered is None or registered["impl"] is not ExplainedTextGenerationPipeline:
-        PIPELINE_REGISTRY.register_pipeline(
-            TASK, pipeline_class=ExplainedTextGenerationPipeline, pt_model=AutoModelForCausalLM, type="text"
-        )
