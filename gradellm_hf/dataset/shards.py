@@ -203,9 +203,12 @@ def _unpacked(tensors: dict[str, Tensor], prompt_length: int, attributes: dict[s
     # Before anything of N x S is made: a few bytes may claim any N and S.
     check_tensors(tensors, _TENSORS, {"S": length, "N": num_steps})
     explained = None if "explained" not in tensors else tensors["explained"].tolist()
-    seen, heatmaps = seen_of(prompt_length, num_steps, explained), {}
-    for name, sizes in zip(_HEATMAPS, ({}, {"L": len(attributes.get("layers") or ())})):
+    seen = seen_of(prompt_length, num_steps, explained)
+    heatmaps: dict[str, Any] = {}
+    of_layers = {"L": len(attributes.get("layers") or ())}
+    for name in _HEATMAPS:
         if name in tensors or name == "attributions":
+            sizes = {} if name == "attributions" else of_layers
             heatmaps[name], heatmaps[REST_OF[name]] = read(name, tensors, seen, sizes)
     text = _text(tensors["text"])
     return Explanation(

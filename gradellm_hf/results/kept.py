@@ -41,8 +41,10 @@ def checked_keep(keep: Any) -> Keep | None:
     Raises:
         InvalidInputError: It is something else.
     """
-    if keep is None or (isinstance(keep, str) and keep == "top"):
-        return keep
+    if keep is None:
+        return None
+    if isinstance(keep, str) and keep == "top":
+        return "top"
     if is_index(keep) and keep >= 1:
         return int(keep)
     raise InvalidInputError(
@@ -60,7 +62,8 @@ def compacted(explanation: Readable, keep: Any) -> dict[str, Any]:
     keep = checked_keep(keep)
     if keep is None:
         raise InvalidInputError('`keep` must be "top" or a number of at least 1, got None.')
-    length, fields = len(explanation.tokens), {}
+    length = len(explanation.tokens)
+    fields: dict[str, Any] = {}
     for name, (scores, rest) in heatmaps_of(explanation).items():
         kept, left = reduced_by(scores, rest, classes_of(explanation), keep)
         fields |= {name: restored(kept, length), REST_OF[name]: left}
@@ -150,7 +153,8 @@ def restored(kept: Kept, length: int) -> Tensor:
 
 def _blocks(scores: Tensor) -> tuple[Tensor, ...]:
     """Rows `[N, S]` in parts; at least one, which may be empty."""
-    return scores.split(max(1, _BLOCK // max(1, scores.shape[-1])))
+    blocks: tuple[Tensor, ...] = scores.split(max(1, _BLOCK // max(1, scores.shape[-1])))
+    return blocks
 
 
 def _strongest(scores: Tensor, members: list[Tensor], keep: Keep) -> tuple[Kept, Tensor, Tensor]:

@@ -59,13 +59,14 @@ def page_data(
     candidates = [everywhere, *([everywhere & inside] if named else [])]
     own = explanation.token_ids is None
     layers = explanation.layer_attributions if with_layers else None
-    by_layer, layer_rest = [], explanation.layer_rest
+    by_layer: list[dict[str, Any]] = []
+    layer_rest = explanation.layer_rest
 
     def heatmap(scores: Tensor, rest: Rest | None, precision: Precision) -> dict[str, Any]:
-        added = scores.new_zeros(len(scores), len(columns)) if kept_only else None
-        for kind, sums in () if added is None or rest is None else rest.certain(found, scores, THRESHOLD, REST):
+        added = scores.new_zeros(len(scores), len(columns))
+        for kind, sums in () if rest is None else rest.certain(found, scores, THRESHOLD, REST):
             added[:, columns[kind]] += sums
-        return packed(scores, classes, candidates, precision, own=own, rest=added)
+        return packed(scores, classes, candidates, precision, own=own, rest=added if kept_only else None)
 
     if layers is not None:
         indices = range(len(layers)) if explanation.layers is None else explanation.layers
