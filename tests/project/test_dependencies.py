@@ -28,6 +28,7 @@ NOT_IMPORTED = {
     "ruff": "checks style",
     "ray": "calls `ExplainBatch`",
     "optimum-quanto": "Transformers quantises with it",
+    "num2words": "SmolVLM's processor calls it",
 }
 
 

@@ -13,7 +13,7 @@ else:
     import tomli as tomllib  # pytest brings it
 
 #: The name of the package that a module is in, if it has another one.
-PACKAGE_OF = {"sklearn": "scikit-learn", "yaml": "PyYAML"}
+PACKAGE_OF = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "PyYAML"}
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?:\[(?P<extras>[^]]*)\])?(?P<versions>[^;]*)")
 
 
