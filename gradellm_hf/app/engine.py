@@ -165,7 +165,7 @@ class Answering:
         self._abandoned.set()
 
 
-class _AbandonedError(GradELLMError):
+class AbandonedError(GradELLMError):
     """Ends a generation that nobody waits for."""
 
     def __init__(self) -> None:
@@ -178,5 +178,5 @@ class _Ends(StoppingCriteria):
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> Any:
         if self._answering._abandoned.is_set():
-            raise _AbandonedError
+            raise AbandonedError
         return torch.full((len(input_ids),), self._answering._stopped.is_set(), device=input_ids.device)

@@ -77,10 +77,7 @@ class Handlers:
         return gr.Textbox(submit_btn=True, stop_btn=False)
 
     def clear(self, request: gr.Request) -> tuple[Any, ...]:
-        session = self._session(request)
-        session.stop()
-        session.turns = []
-        session.shown = None
+        self._session(request).clear()
         return [], *_nothing()
 
     def close(self, request: gr.Request) -> None:

@@ -11,7 +11,7 @@ from ..errors import InvalidInputError
 from ..results.explanation import Explanation
 from ..results.removals import Removals
 from .documents import Document, Places, places_of, with_document_of, with_documents
-from .engine import Answering, Engine
+from .engine import AbandonedError, Answering, Engine
 from .settings import Settings
 
 #: Explanations of a session that are kept; others are computed again when they are asked for.
@@ -109,6 +109,8 @@ class Session:
         try:
             answering = engine.start(turn.chat, turn.settings)
             with self._lock:
+                if self._writing is not turn:  # the chat was cleared
+                    return
                 self._answering = answering
                 if turn.stopped:
                     answering.stop()
@@ -119,18 +121,22 @@ class Session:
                     last = time.monotonic()
             turn.answer = turn.answer.strip()
             finished = True
+        except AbandonedError:
+            return
         finally:
-            if answering is not None and not finished:
-                answering.abandon()
-            if answering is not None and finished:
-                self._waiting.append((turn, answering))
-            self._end(turn)
+            with self._lock:
+                if answering is not None and finished and turn.answer and self._writing is turn:
+                    self._waiting.append((turn, answering))
+                elif answering is not None:
+                    answering.abandon()
+                self._end(turn)
         yield
 
     def _end(self, turn: Turn) -> None:
         """The answer is as it will stay. A question without any leaves no trace."""
         with self._lock:
-            self._writing = self._answering = None
+            if self._writing is turn:
+                self._writing = self._answering = None
             if not turn.answer and turn in self.turns:
                 self.turns.remove(turn)
 
@@ -142,13 +148,13 @@ class Session:
             if self._answering is not None:
                 self._answering.stop()
 
-    def close(self) -> None:
-        """Nobody waits for anything any more."""
+    def clear(self) -> None:
+        """Begins a new chat, with the same documents. Nobody waits for the old one any more."""
         with self._lock:
             self.stop()
             if self._answering is not None:
                 self._answering.abandon()
-            self.turns, self.documents, self.shown = [], [], None
+            self.turns, self.shown, self._writing, self._answering = [], None, None, None
             self._waiting.clear()
             self._kept.clear()
 
@@ -227,14 +233,14 @@ class Sessions:
             found = self._sessions[name]
             old = [self._sessions.popitem(last=False)[1] for _ in range(len(self._sessions) - _SESSIONS)]
         for session in old:
-            session.close()
+            session.clear()
         return found
 
     def close(self, name: str) -> None:
         with self._lock:
             session = self._sessions.pop(name, None)
         if session is not None:
-            session.close()
+            session.clear()
 
 
 def places_in(turn: Turn, explanation: Explanation) -> Places | None:

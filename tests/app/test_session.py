@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from gradellm_hf import GradELLM, GradELLMError, InvalidInputError
+from gradellm_hf import GradELLM, InvalidInputError
 from gradellm_hf.app.documents import Document, documents_of, places_of, with_documents
 from gradellm_hf.app.engine import Engine
 from gradellm_hf.app.session import Session, Sessions
@@ -290,5 +290,21 @@ def test_sessions_are_apart_and_closed_when_there_are_very_many(engine: Engine) 
         sessions[str(number)]
     assert len(sessions) == 256
     assert sessions["first"] is not first
-    with pytest.raises(GradELLMError, match="closed"):
-        list(states)
+    assert list(states) == []
+    assert first.turns == []
+
+
+def test_a_new_chat_begins_at_once_and_nothing_of_the_old_one_comes_into_it(engine: Engine, gate: Gate) -> None:
+    session = Session(list(DOCUMENTS))
+    session.ask("Go on.", [], Settings(max_new_tokens=400))
+    with gate.closed_after(3), ThreadPoolExecutor(1) as pool:
+        states = pool.submit(written, session, engine)
+        assert gate.reached.wait(30)
+        session.clear()
+        assert asked(session, engine, "Anew?")[-1]
+        gate.open()
+        states.result(30)
+    assert [turn.question for turn in session.turns] == ["Anew?"]
+    assert session.explained() is session.turns[0]
+    assert session.explained() is None
+    assert session.documents == DOCUMENTS
