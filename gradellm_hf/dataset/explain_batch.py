@@ -102,7 +102,8 @@ class ExplainBatch:
         self._column, self._prefix = string("column", column, none="prompt, messages or chat"), string("prefix", prefix)
         self._batch_size, self._batch_tokens = checked_sizes(batch_size, batch_tokens)
         self._seed, self._keep = whole_number("seed", seed), whole_number("keep", keep, 1)
-        self._by: list[Level] = list(sources) if is_list(sources) else [sources]  # type: ignore[list-item]
+        levels: Any = sources
+        self._by: list[Level] = list(levels) if is_list(levels) else [levels]
         for level in self._by:
             choice("sources", level, get_args(Level))
         self._of: Of = choice("of", of, get_args(Of))

@@ -14,6 +14,7 @@ from ..jobs.prompts import Prompt
 from ..metrics.agreement import token_labels
 from ..model import GradELLM
 from ..text.encoding import encode_prompt, encode_target, text_tokenizer
+from ..text.image_patches import ImagePatches
 from ..text.segments import Segment
 from ..text.token_text import special_tokens, token_texts
 from ..text.units import unit_ranges
@@ -97,6 +98,7 @@ class _Prompt(NamedTuple):
     special: list[bool]
     text: str = ""  # nothing is written yet
     segments: list[Segment] | None = None
+    images: list[ImagePatches] | None = None
 
 
 def _sources(read: _Prompt, prompt: Prompt) -> Tensor:

@@ -21,7 +21,7 @@ class ReadPicture(NamedTuple):
     size: Size
     settings: Settings
     inputs: Mapping[str, Any]
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple's own `index` is not used
 
     @property
     def frame(self) -> Size:

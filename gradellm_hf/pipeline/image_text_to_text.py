@@ -45,7 +45,7 @@ class ExplainedImageTextToTextPipeline(ImageTextToTextPipeline):
         forward_params.update({name: value for name, value in given.items() if value is not None})
         return preprocess_params, forward_params, postprocess_params
 
-    def preprocess(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def preprocess(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # as the class above it
         given = {**kwargs, **(kwargs.get("processor_kwargs") or {})}
         if isinstance(inputs, Chat):  # refused before anything is read
             options = {name: given[name] for name in TEMPLATE_OPTIONS if given.get(name) is not None}
@@ -68,7 +68,7 @@ class ExplainedImageTextToTextPipeline(ImageTextToTextPipeline):
         model_inputs["asked"] = asked
         return model_inputs
 
-    def _forward(
+    def _forward(  # type: ignore[override]  # as the class above it
         self,
         model_inputs: Any,
         generate_kwargs: Any = None,

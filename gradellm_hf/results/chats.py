@@ -191,7 +191,7 @@ def with_segments(explanation: Explanation, tokenizer: Any, asked: EncodedPrompt
 def _segments_around(explanation: Explanation, asked: EncodedPrompt, decoded: str) -> list[Segment] | None:
     """The messages of a chat with images, in the text that its processor made longer."""
     images, (rendered, *_) = asked.images, asked.encoded
-    if images is None or explanation.images is None:
+    if images is None or explanation.images is None or isinstance(asked.prompt, str):
         return None
     writer, chat = template_writer(images.processor), without_pictures(asked.prompt)
     placeholder = getattr(images.processor, "image_token", None)

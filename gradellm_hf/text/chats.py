@@ -41,7 +41,7 @@ def is_image_part(part: Any) -> bool:
 def image_parts(chat: Any) -> list[Mapping[str, Any]]:
     """The images of a chat, in order."""
     contents = [message.get("content") for message in chat if isinstance(message, Mapping)]
-    return [part for content in contents if is_list(content) for part in content if is_image_part(part)]
+    return [part for content in contents if is_list(content) for part in content or () if is_image_part(part)]
 
 
 def without_pictures(chat: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from ..text.units import Spans
 from .page_data import Tested, page_data
 
 _DEFAULT_TITLE = "Grad-ELLM explanation"
-_SCRIPTS = ("scores.js", "text.js", "panel.js", "component.js", "events.js")
+_SCRIPTS = ("scores.js", "picture.js", "text.js", "panel.js", "component.js", "events.js")
 
 
 def report(
@@ -35,7 +35,9 @@ def report(
 
     It opens on what the whole answer rests on, with the answer and its strongest sources beside the prompt. Point at a part
     of the answer to see what that rests on; a click keeps it. A click on the prompt shows what it fed. Units, layers (if
-    recorded) and what counts as a source are chosen on the page. The text of the explanation is data on the page, never markup.
+    recorded) and what counts as a source are chosen on the page. Images of the prompt are shown, made small, with a colour over
+    what the selection rests on in them: scores of at least a fifth of the largest in all images. The text of the explanation is
+    data on the page, never markup.
     The page's content security policy lets nothing else run, and nothing load.
 
     The shares are those of `Explanation.sources`, to within one percentage point (signed ones, which cancel, three): scores
@@ -150,7 +152,10 @@ def snippet(explanation: Readable) -> str:
 
 def _page(elements: list[str], title: str, form: str) -> str:
     style, script = _resource("page.css"), report_script()
-    policy = f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
     return Template(_resource("page.html")).substitute(
         form=form,
         title=_text(title),

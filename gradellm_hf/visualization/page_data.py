@@ -15,11 +15,13 @@ from ..text.rest import Rest
 from ..text.shares import IGNORED, REST, THRESHOLD, Kind, checked_ignore, kinds
 from ..text.units import Spans, span_ranges, unit_names, unit_ranges
 from .packed import COARSE, FINE, Precision, packed
+from .page_images import image_data
 
 _LEVELS: tuple[Level, ...] = ("token", "word", "sentence")
 _LABELS = {"span": "Documents"}  # of levels that are not just called by their plural
 _LONG = 1500  # units of a text that opens by sentences
 _OUTSIDE = "outside"  # a kind of this page: content that is in none of the spans
+_IMAGE = "image"  # another one, so that images are shown exactly among themselves, whatever the text holds
 #: What templates write at the beginning of a message, beside special tokens.
 _ROLES = ("system", "developer", "user", "assistant", "model", "tool")
 
@@ -84,6 +86,7 @@ def page_data(
         "marks": _marks(explanation),
         "unexplained": sorted(set(range(border, len(explanation.tokens))) - {border + n for n in explained_rows(explanation)}),
         "segments": _segments(explanation),
+        "images": list(image_data(explanation)),
         "spans": [{"name": name, "first": first, "last": last} for (first, last), name in named],
         "probabilities": [float(f"{p:.4g}") for p in explanation.token_probabilities.tolist()],
         "level": explanation.level,
@@ -139,11 +142,12 @@ def _opening(explanation: Readable, levels: list[str], asked: str | None) -> int
 
 
 def _kinds(explanation: Readable, spans: list[tuple[int, int]]) -> list[str]:
-    found = kinds(explanation)
+    seen = {i for image in explanation.images or [] for i in image.positions}
+    found = [_IMAGE if kind == "content" and i in seen else kind for i, kind in enumerate(kinds(explanation))]
     if not spans:
         return found
     inside = {i for start, end in spans for i in range(start, end)}
-    return [_OUTSIDE if kind == "content" and i not in inside else kind for i, kind in enumerate(found)]
+    return [_OUTSIDE if kind in ("content", _IMAGE) and i not in inside else kind for i, kind in enumerate(found)]
 
 
 def _marks(explanation: Readable) -> list[int]:

@@ -82,7 +82,7 @@ def plot_picture(
     axes.set_axis_off()
     if title:
         axes.set_title(title, fontsize=10, parse_math=False)
-    bar = figure.colorbar(drawn, ax=axes, pad=0.02, shrink=0.7, aspect=18)
+    bar: Any = figure.colorbar(drawn, ax=axes, pad=0.02, shrink=0.7, aspect=18)
     bar.solids.set_alpha(1)
     bar.ax.set_title("of the\nlargest", fontsize=7)
     bar.ax.tick_params(labelsize=7)

@@ -129,8 +129,8 @@ def processor_of(family: str) -> Any:
         name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[family]
         return _without_videos(getattr(transformers, f"{name}Processor"))(images, **shared, video_processor=_NO_VIDEOS)
     if family == "gemma3":
-        images = _image_processor("Gemma3", size=square)
-        return transformers.Gemma3Processor(images, **shared, image_seq_length=4)
+        images = _image_processor("Gemma3", size={"height": 32, "width": 32})
+        return transformers.Gemma3Processor(images, **shared, image_seq_length=16)
     if family == "mistral3":
         images = _image_processor("Pixtral", size={"longest_edge": 32}, patch_size=PATCH)
         return _pixtral_processor()(images, **shared, patch_size=PATCH, spatial_merge_size=2)
@@ -147,17 +147,62 @@ def processor_of(family: str) -> Any:
 
 
 @cache
-def model_of(family: str, seed: int = 0) -> PreTrainedModel:
-    """A model with seeded random weights that reads what the processor of its family returns."""
-    torch.manual_seed(seed)
+def model_of(family: str) -> PreTrainedModel:
+    """As `fresh_model`; shared, so not to be changed."""
+    return fresh_model(family)
+
+
+def fresh_model(family: str, layers: int = 2, *, strong: bool = False) -> PreTrainedModel:
+    """A model with seeded random weights that reads what the processor of its family returns.
+
+    Args:
+        layers: Of the text decoder.
+        strong: Whether the weights of the vision tower keep the size of what they are given, so that colours differ much.
+    """
+    torch.manual_seed(0)
+    values = _configuration(family)
+    values["text_config"] |= {"num_hidden_layers": layers}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = AutoConfig.for_model(**_configuration(family), tie_word_embeddings=False)
-        model = AutoModelForImageTextToText.from_config(config)
-    for parameter in model.parameters():
-        if parameter.ndim > 1 and not parameter.any():  # Gemma 3's projection of images
-            torch.nn.init.normal_(parameter, std=0.2)
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**values, tie_word_embeddings=False))
+    of_text = set(map(id, [*model.get_decoder().parameters(), *model.lm_head.parameters()]))
+    for name, parameter in model.named_parameters():
+        is_weight = parameter.ndim > 1 and "position" not in name and "class" not in name and id(parameter) not in of_text
+        if is_weight and (strong or not parameter.any()):  # Gemma 3's projection of images begins with zeros
+            torch.nn.init.normal_(parameter, std=(parameter.numel() / parameter.shape[0]) ** -0.5)
     return model.eval()
+
+
+def decoder_inputs(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """What the text decoder gets for text and images, `[batch, P, D]`."""
+    found: list[torch.Tensor] = []
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda _, args, kwargs: found.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    try:
+        with torch.no_grad():
+            model(**inputs, use_cache=False)
+    finally:
+        hook.remove()
+    return found[0]
+
+
+@contextlib.contextmanager
+def without_mixing(model: Any) -> Iterator[None]:
+    """Vision layers whose attention adds nothing: a token then depends on its own pixels only."""
+    decoder = set(map(id, model.get_decoder().modules()))
+    attention = [x for x in model.modules() if type(x).__name__.endswith("Attention") and id(x) not in decoder]
+    assert attention
+    hooks = [x.register_forward_hook(lambda _, __, out: _zeros(out)) for x in attention]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _zeros(out: Any) -> Any:
+    return torch.zeros_like(out) if isinstance(out, torch.Tensor) else (torch.zeros_like(out[0]), *out[1:])
 
 
 def image_token_id(family: str) -> int:
@@ -199,9 +244,9 @@ def _configuration(family: str) -> dict[str, Any]:
         }
     if family == "gemma3":
         text = {**_TEXT, "query_pre_attn_scalar": 8, "sliding_window": 512}
-        vision = {**_VISION, "image_size": 16}
+        vision = {**_VISION, "image_size": 32}
         ids = {"image_token_index": token, "boi_token_index": token + 1, "eoi_token_index": token + 2}
-        return {"model_type": family, "text_config": text, "vision_config": vision, "mm_tokens_per_image": 4, **ids}
+        return {"model_type": family, "text_config": text, "vision_config": vision, "mm_tokens_per_image": 16, **ids}
     if family == "mistral3":
         text = {"model_type": "mistral", **_TEXT, "sliding_window": None}
         vision = {"model_type": "pixtral", **_VISION, "image_size": 32}

@@ -13,7 +13,7 @@ def layout(read: ReadPicture) -> list[View]:
     num = side // processor.patch_size
     classes = (processor.num_additional_image_tokens or 0) - (processor.vision_feature_select_strategy == "default")
     views = [View(None, 1, classes)] * (classes > 0) + [View(whole(read.size), num, num)]
-    canvas_height, canvas_width = select_best_resolution([height, width], read.settings.get("image_grid_pinpoints"))
+    canvas_height, canvas_width = select_best_resolution((height, width), read.settings.get("image_grid_pinpoints"))
     rows, columns = canvas_height // side * num, canvas_width // side * num
     scale = min(canvas_width / width, canvas_height / height)
     inner_height, inner_width = min(canvas_height, math.ceil(height * scale)), min(canvas_width, math.ceil(width * scale))

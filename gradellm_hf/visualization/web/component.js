@@ -48,6 +48,7 @@ class GradELLMReport extends HTMLElement {
     const { selection } = this.state;
     this.basis = selection?.reverse ? this.fed(selection) : this.restsOn(selection);
     this.text.shade(this.basis);
+    this.text.see(this.ofPictures(selection));
     this.text.choose(selection);
     this.panel.describe(selection, this.part, this.basis);
     this.$("report").classList.toggle("pinned", Boolean(selection?.pinned));
@@ -57,6 +58,14 @@ class GradELLMReport extends HTMLElement {
     const { units, unitOfToken } = this.text, { written } = this.explained;
     const [first, last] = selection ? [units[selection.from].first, units[selection.to].last] : written;
     return this.heatmap.basis(first, last, unitOfToken, units.length, this.explained.candidates(this.level, this.state.ignored));
+  }
+
+  // The share of each single token of an image among all of these.
+  ofPictures(selection) {
+    const { explained, text, heatmap } = this, { written, numTokens } = explained, { units } = text;
+    if (!explained.images.length || selection?.reverse) return new Float64Array(numTokens);
+    const [first, last] = selection ? [units[selection.from].first, units[selection.to].last] : written;
+    return heatmap.basis(first, last, explained.tokens.map((_, i) => i), numTokens, explained.ofImages).shares;
   }
 
   // For each later unit of the answer, the share that the selection has in it.
@@ -125,6 +134,7 @@ class GradELLMReport extends HTMLElement {
     const back = this.$("back");
     if (back.hidden) this.origin = [scrollX, scrollY];
     const [part] = this.text.units[u].parts;
+    if (!part) return;
     part.scrollIntoView({ block: "center" });
     part.classList.add("named");
     setTimeout(() => part.classList.remove("named"), 2500);

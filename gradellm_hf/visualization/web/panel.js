@@ -32,7 +32,7 @@ class Panel {
   }
 
   subject(selection) {
-    return brief(this.text.units.slice(selection.from, selection.to + 1).map(unit => unit.text).join(""));
+    return brief(this.text.units.slice(selection.from, selection.to + 1).map(unit => unit.image ? unit.name : unit.text).join(""));
   }
 
   describe(selection, level, { shares, leftOut }) {

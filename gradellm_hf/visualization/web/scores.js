@@ -26,8 +26,11 @@ class Explained {
       const first = last;
       last += size;
       const inside = Array.from({ length: size }, (_, k) => first + k);
+      const image = this.images.find(place => place.first <= first && first < place.last);
       return {
-        first, last, text: this.tokens.slice(first, last).join(""), name: names?.[u] ?? null, generated: first >= this.promptLength,
+        first, last, image, generated: first >= this.promptLength,
+        text: image ? "" : this.tokens.slice(first, last).join(""),
+        name: image ? this.imageName(image, first, size) : names?.[u] ?? null,
         isMark: inside.every(i => this.isMark.has(i)),
         isTemplate: inside.every(i => ["special", "template"].includes(this.kind(i))), parts: [],
       };
@@ -37,6 +40,17 @@ class Explained {
   // The classes of tokens that may be sources.
   candidates({ only }, ignored) {
     return this.kinds.map(kind => kind === "outside" ? !only : kind !== "rest" && !ignored.has(kind));
+  }
+
+  imageName({ name, first, last, positions }, token, size) {
+    const patch = positions.indexOf(token) + 1;
+    return size > 1 || last - first === 1 ? name : `${name}, ${patch ? `patch ${patch}` : "a mark"}`;
+  }
+
+  // The classes of tokens of images.
+  get ofImages() {
+    const kind = this.kinds.includes("image") ? "image" : "outside";
+    return this.kinds.map(each => each === kind);
   }
 
   // The heatmap of all layers together, or of one.

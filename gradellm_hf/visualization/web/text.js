@@ -25,6 +25,7 @@ class TextView {
   build(level) {
     this.units = this.explained.units(level);
     this.unitOfToken = this.units.flatMap((unit, u) => Array(unit.last - unit.first).fill(u));
+    this.pictures = new Map(this.explained.images.map(image => [image, new PictureView(image, this.unitOfToken)]));
     this.fill(this.prompt, unit => !unit.generated);
     this.fill(this.answer, unit => unit.generated);
   }
@@ -47,6 +48,13 @@ class TextView {
           block.append(element("p", "role", segments[home].name));
         }
       }
+      if (unit.image) {
+        const view = this.pictures.get(unit.image);
+        if (!view.figure.isConnected && !block.contains(view.figure)) block.append(view.figure);
+        line = null;
+        unit.parts.push(...view.partsOf(unit));
+        return this.reachable(unit);
+      }
       const span = spans.find(({ first }) => first === unit.first);
       const isUnexplained = unit.generated && !this.explained.explainedOf(unit.first, unit.last).length;
       unit.text.split("\n").forEach((text, k, pieces) => {
@@ -63,11 +71,7 @@ class TextView {
         if (!unit.isMark) line.classList.remove("marks");
         if (ends) line = null;
       });
-      const [head] = unit.parts;
-      if (!head) return;
-      head.tabIndex = -1;
-      head.setAttribute("role", "button");
-      head.setAttribute("aria-label", this.spoken(unit));
+      this.reachable(unit);
     });
     place.replaceChildren(blocks);
     // White space between messages, and template marks alone, take no room.
@@ -77,7 +81,16 @@ class TextView {
     }
   }
 
+  reachable(unit) {
+    const [head] = unit.parts;
+    if (!head) return;
+    head.tabIndex = -1;
+    head.setAttribute("role", "button");
+    head.setAttribute("aria-label", this.spoken(unit));
+  }
+
   spoken(unit) {
+    if (unit.image) return `${unit.name}, prompt`;
     const text = unit.text === "\n" ? "line break" : unit.text.trim() ? brief(unit.text) : "white space";
     return `${unit.name ? unit.name + ": " : ""}${text}, ${unit.generated ? `generated, ${this.likelihood(unit.first, unit.last)}` : "prompt"}`;
   }
@@ -115,6 +128,12 @@ class TextView {
         else delete part.dataset.shade;
       }
     });
+  }
+
+  // Colours the patches of pictures by the scores of single tokens.
+  see(scores) {
+    const views = [...this.pictures.values()], densest = Math.max(0, ...views.map(view => view.densest(scores)));
+    for (const view of views) view.colour(scores, densest);
   }
 
   // Marks the selected units, or none.
