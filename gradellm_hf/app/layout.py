@@ -27,9 +27,10 @@ def layout(
 ) -> gr.Blocks:
     """The app, ready to be launched; see `launch` for the arguments."""
     handlers = Handlers(engine, Sessions(documents), head_weights)
-    with gr.Blocks(
+    app: gr.Blocks = gr.Blocks(
         title=f"{engine.name}: what its answers rest on", analytics_enabled=False, fill_width=True, delete_cache=(3600, 86400)
-    ) as app:
+    )
+    with app:
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 gr.Markdown(f"### {engine.name}", container=False)
