@@ -17,16 +17,16 @@ from ..text.segments import Segment
 from .fields import checked_fields
 from .files import read_explanation, write_explanation
 from .kept import Keep
+from .pictured import Pictured
 from .ranked import Ranked
 from .restated import Restated
-from .seen import Seen
 from .shown import Shown
 
 UnitLevel = Literal["token", "word", "sentence", "paragraph", "message", "span"]
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation(Ranked, Restated, Seen, Shown):
+class Explanation(Ranked, Restated, Pictured, Shown):
     """A text with a heatmap for every generated piece of it.
 
     `S` units: tokens, or what `aggregate` made of them. The first `P` of them are the prompt, the other `N = S - P` are

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Seen:
+class Pictured:
     """The methods of an `Explanation` that are about the images of its prompt."""
 
     def image_heatmap(self: Any, image: int = 0, part: Any = None) -> Tensor:
