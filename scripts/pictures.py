@@ -58,7 +58,7 @@ def draw_app(explainer: GradELLM) -> None:
         page = browser.new_page(viewport={"width": 1440, "height": 900}, color_scheme="light")
         page.set_default_timeout(120_000)
         page.goto(str(app.local_url))
-        for question in ("What does the cafe serve?", QUESTION):
+        for question in (QUESTION, "What does the cafe serve?"):
             page.locator("#question textarea").fill(question)
             page.keyboard.press("Enter")
             page.locator("gradellm-report[data-ready] h1", has_text=question).wait_for()

@@ -16,8 +16,9 @@ _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "monospace")
 #: Reports stand on the page, without a frame; what sticks to the window there must not be cut off.
 _STYLE = """
-#report, #contrast { overflow: visible; padding: 0 }
-#chat .message { white-space: pre-wrap }
+.gradio-container :has(gradellm-report) { overflow: visible !important }
+#report, #contrast { padding: 0 }
+#chat .message-content { white-space: pre-wrap }
 gradellm-report { --page: var(--body-background-fill) }
 """
 

@@ -8,7 +8,7 @@ from .documents import Document
 from .endpoint import Endpoint
 from .engine import Engine
 from .handlers import Handlers
-from .needed import gr
+from .needed import api, gr
 from .session import Sessions
 from .settings import Settings
 
@@ -67,7 +67,7 @@ def layout(
         chat.select(handlers.show, None, shown, **explanations, **_PRIVATE)
         chat.clear(handlers.clear, None, [chat, *shown], queue=False, **_PRIVATE)
         app.unload(handlers.close)
-        gr.api(Endpoint(engine, head_weights).ask, api_name="ask", **answers)
+        api(Endpoint(engine, head_weights).ask, api_name="ask", **answers)
     return app
 
 

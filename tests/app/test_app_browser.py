@@ -54,8 +54,8 @@ def visit(browser: Any, url: str) -> Iterator[Callable[[], Any]]:
     """Opens the app as another user. In the end, its pages must have asked nobody else and complained of nothing."""
     contexts, complaints, elsewhere = [], [], []
 
-    def opened() -> Any:
-        context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+    def opened(width: int = 1440, height: int = 900) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(60_000)
@@ -195,6 +195,18 @@ def test_a_page_that_is_closed_ends_its_answer_and_others_go_on(visit: Any, gate
     other = visit()
     ask(other, "When does the museum open?")
     report(other, "When does the museum open?")
+
+
+def test_on_a_phone_the_answer_stays_in_view_and_nothing_is_cut_off(visit: Any) -> None:
+    page = visit(390, 844)
+    ask(page, "When does the museum open?")
+    found = report(page, "When does the museum open?")
+    found.locator(".prompt").evaluate("e => e.scrollIntoView()")
+    card = found.locator("aside").bounding_box()
+    assert card["y"] > 844 / 2
+    assert card["y"] + card["height"] <= 844
+    assert found.locator(".levels").evaluate("e => e.getBoundingClientRect().right") <= 390
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_errors_are_messages_and_the_page_stays_usable(visit: Any, gate: Gate) -> None:
