@@ -1,4 +1,4 @@
-"""Pictures of an answer in docs/images/: `python -m scripts.pictures` explains the example of docs/rag.md.
+"""Pictures of answers in docs/images/: `python -m scripts.pictures` explains the examples of docs/rag.md and docs/images.md.
 
 It needs Chromium, and playwright.
 """
@@ -10,6 +10,9 @@ from tempfile import TemporaryDirectory
 from gradellm_hf import Explanation, GradELLM
 from gradellm_hf.demo_model import load_smollm2
 from gradellm_hf.results.removals import Removals
+from tests.support.pictures import square_on_grey
+from tests.support.planted_pictures import SIZE, planted_chat, square, taught
+from tests.support.tiny_processors import without_mixing
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 DOCUMENTS = {
@@ -51,6 +54,16 @@ def draw(explanation: Explanation, removals: Removals) -> None:
         browser.close()
 
 
+def draw_seen() -> None:
+    """Writes seen.png: which part of a picture a tiny model names the colour of."""
+    model, processor = taught("qwen2_vl")
+    picture = square_on_grey(SIZE, square(6), "green").resize((256, 256), resample=0)
+    with without_mixing(model):
+        explanation = GradELLM(model, processor).explain(planted_chat(picture), " green")
+    explanation.plot_image(IMAGES / "seen.png", title=f'Colour? "{explanation.answer}"', dpi=80)
+
+
 if __name__ == "__main__":
+    draw_seen()
     draw(*explained())
-    print("Wrote sources.png, report.png and report_dark.png to docs/images/")
+    print("Wrote seen.png, sources.png, report.png and report_dark.png to docs/images/")
