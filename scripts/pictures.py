@@ -1,4 +1,5 @@
-"""Pictures of an answer in docs/images/: `python -m scripts.pictures` explains the example of docs/rag.md, also in the app.
+"""Pictures of answers in docs/images/: `python -m scripts.pictures` explains the example of docs/rag.md, also in the app,
+and that of docs/images.md.
 
 It needs Chromium, playwright, and Gradio.
 """
@@ -13,6 +14,9 @@ from typing import Any
 from gradellm_hf import Explanation, GradELLM
 from gradellm_hf.demo_model import load_smollm2
 from gradellm_hf.results.removals import Removals
+from tests.support.pictures import square_on_grey
+from tests.support.planted_pictures import SIZE, planted_chat, square, taught
+from tests.support.tiny_processors import without_mixing
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
 DOCUMENTS = {
@@ -78,8 +82,18 @@ def chromium() -> Iterator[Any]:
         browser.close()
 
 
+def draw_seen() -> None:
+    """Writes seen.png: which part of a picture a tiny model names the colour of."""
+    model, processor = taught("qwen2_vl")
+    picture = square_on_grey(SIZE, square(6), "green").resize((256, 256), resample=0)
+    with without_mixing(model):
+        explanation = GradELLM(model, processor).explain(planted_chat(picture), " green")
+    explanation.plot_image(IMAGES / "seen.png", title=f'Colour? "{explanation.answer}"', dpi=80)
+
+
 if __name__ == "__main__":
     smollm2 = GradELLM(*load_smollm2())
+    draw_seen()
     draw(*explained(smollm2))
     draw_app(smollm2)
-    print("Wrote sources.png, report.png, report_dark.png and app.png to docs/images/")
+    print("Wrote seen.png, sources.png, report.png, report_dark.png and app.png to docs/images/")

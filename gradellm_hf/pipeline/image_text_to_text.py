@@ -94,7 +94,8 @@ class ExplainedImageTextToTextPipeline(ImageTextToTextPipeline):
     def postprocess(self, model_outputs: dict[str, Any], *args: Any, **kwargs: Any) -> list[dict[str, Any]]:
         explanations = model_outputs.pop("explanations")
         records = super().postprocess(model_outputs, *args, **kwargs)
-        return [{**record, "explanation": explanation} for record, explanation in zip(records, explanations, strict=True)]
+        # Of several sequences per prompt, the first versions of Transformers return one.
+        return [{**record, "explanation": explanation} for record, explanation in zip(records, explanations, strict=False)]
 
 
 def _pictures_of_each(images: Any, num_prompts: int) -> list[list[Any]]:

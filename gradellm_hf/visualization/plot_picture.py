@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LONGEST = 6.0  # inches
-_STRONGEST = 0.85  # how much of the picture the colour of the largest score covers
+_STRONGEST = 0.7  # how much of the picture the colour of the largest score covers
 
 
 def plot_picture(

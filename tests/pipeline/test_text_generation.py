@@ -13,7 +13,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from gradellm_hf import GradELLM, GradELLMConfig, InvalidInputError, explain_generate
 from gradellm_hf.demo_model import smollm2_folder
-from gradellm_hf.pipeline import TASK, ExplainedTextGenerationPipeline, register_pipeline
+from gradellm_hf.pipeline import IMAGE_TASK, TASK, ExplainedTextGenerationPipeline, register_pipeline
 from tests.support.small_llama import assert_same_heatmaps, small_llama
 
 PROMPTS = ["The capital of Italy is", "Hello", "One, two, three,"]
@@ -158,7 +158,8 @@ def test_the_task_is_registered_on_demand_and_takes_a_folder_or_a_model(smollm2:
         explained = transformers.pipeline("explained-text-generation", model=model, tokenizer=tokenizer)
         assert_same_answers((plain, explained), PROMPTS[0], max_new_tokens=3, do_sample=True)
     finally:
-        PIPELINE_REGISTRY.supported_tasks.pop(TASK, None)
+        for task in (TASK, IMAGE_TASK):
+            PIPELINE_REGISTRY.supported_tasks.pop(task, None)
 
 
 def test_the_task_is_unknown_before_it_is_registered() -> None:

@@ -25,6 +25,7 @@ from gradellm_hf.results.output import ExplainGenerateOutput
 from gradellm_hf.results.ranked import Ranked
 from gradellm_hf.results.removals import Removals
 from gradellm_hf.results.restated import Restated
+from gradellm_hf.results.seen import Seen
 from gradellm_hf.results.shown import Shown
 from gradellm_hf.results.sources import Sources
 from tests.support.evaluated import model_and_tokenizer
@@ -38,6 +39,7 @@ PARTS = (
     "gradellm_hf.dataset",
     "gradellm_hf.evaluation",
     "gradellm_hf.interchange",
+    "gradellm_hf.images",
     "gradellm_hf.methods",
     "gradellm_hf.metrics",
     "gradellm_hf.visualization",
@@ -48,6 +50,7 @@ WITH_METHODS = (
     Explanation,
     Ranked,
     Restated,
+    Seen,
     Shown,
     Sources,
     Removals,

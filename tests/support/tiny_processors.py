@@ -1,6 +1,7 @@
 """Transformers' own processors of each family that reads images, for pictures of a few pixels, and models that fit them."""
 
 import contextlib
+import importlib.util
 import sys
 import types
 import warnings
@@ -9,10 +10,13 @@ from functools import cache
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerFast
+
+from tests.support.versions import IS_NEWEST
 
 PATCH = 4  # pixels
 _TEXT = {
@@ -139,6 +143,8 @@ def processor_of(family: str) -> Any:
         images = _image_processor(name, size={"longest_edge": 48}, max_image_size={"longest_edge": 16})
         if family == "idefics3":
             return transformers.Idefics3Processor(images, **shared, image_seq_len=4)
+        if not IS_NEWEST and importlib.util.find_spec("torchvision") is None:
+            pytest.skip(f"Transformers {transformers.__version__} needs torchvision for SmolVLM's processor")
         kind = _without_videos(transformers.SmolVLMProcessor)
         return kind(images, **shared, image_seq_len=4, video_processor=_NO_VIDEOS)
     images = _image_processor("GotOcr2", size=square, max_patches=6)

@@ -1,6 +1,6 @@
 // The pictures of a prompt: each with a patch for every token that stands for a part of it.
 
-const COVER = 0.85;  // how much of the picture the strongest patch covers
+const COVER = 0.65;  // how much of the picture the strongest patch covers
 
 class PictureView {
   constructor(image, unitOfToken) {
@@ -9,7 +9,8 @@ class PictureView {
     this.figure.dataset.unit = unitOfToken[image.first];
     const frame = this.figure.appendChild(element("div", "frame"));
     frame.style.aspectRatio = `${image.width} / ${image.height}`;
-    frame.style.width = `min(100%, ${Math.max(160, Math.min(480, image.width))}px, ${Math.round(480 * image.width / image.height)}px)`;
+    const scale = Math.min(480 / image.width, 480 / image.height, Math.max(1, 160 / image.width));  // at most 480 pixels, and not tiny
+    frame.style.width = `${Math.round(image.width * scale)}px`;
     if (image.picture) frame.appendChild(Object.assign(element("img"), { src: image.picture, alt: "" }));
     // Tiles lie above the small version of the whole picture, so that both can be pointed at.
     this.patches = new Map();
