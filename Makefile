@@ -17,7 +17,7 @@ FAST := -m "not (slow or browser or distributed or devices)"
 DEMO := .venv/ready-for-demo
 READY := .venv/ready
 
-.PHONY: demo test fast-test test-versions test-oldest test-middle test-lowest lint docs bench faithfulness architectures release environment
+.PHONY: demo test fast-test test-versions test-oldest test-middle test-lowest lint docs bench bench-peers faithfulness architectures release environment
 .PRECIOUS: .venv-%/ready
 .DELETE_ON_ERROR:
 
@@ -56,6 +56,11 @@ docs: $(READY)
 
 bench: $(READY)
 	@$(BIN) -m benchmarks.run
+
+# Other libraries beside this one, each in an environment of its own in .peers: benchmarks/peers/results.json, and the table of
+# docs/comparison.md. Hours, on a machine that does nothing else.
+bench-peers: $(READY)
+	@TORCH='$(TORCH)' $(BIN) -m benchmarks.peers
 
 # benchmarks/faithfulness/RESULTS.md and the pictures of docs/faithfulness.md: hours; continues where it was stopped. Gemma 3 270M
 # needs packages of its own, which an error names.

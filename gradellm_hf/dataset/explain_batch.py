@@ -121,7 +121,7 @@ class ExplainBatch:
             A `pyarrow.Table`.
 
         Raises:
-            As the class.
+            InvalidInputError: As for the class.
         """
         rows = Rows(batch)
         self._check_names(rows.names)

@@ -84,6 +84,9 @@ def read_prompt(
         inputs = processor(
             images=[list(pictures)], text=[text], return_tensors="pt", add_special_tokens=special_tokens, **given
         )
+        image_id = getattr(processor, "image_token_id", None)  # which some processors let be missing
+        if pictures and image_id is not None and not (inputs["input_ids"] == image_id).any():
+            raise ValueError("There is no placeholder in the text.")
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise InvalidInputError(
             f"{type(processor).__name__} cannot read the prompt with {len(pictures)} picture(s): {error} In a text, each "

@@ -22,10 +22,10 @@ import model_patches.registry
 from gradellm_hf import ArchitectureAdapter, Explanation, GradELLM, GradELLMConfig, HeadWeights, explain_generate
 from gradellm_hf.methods import registry
 from gradellm_hf.results.output import ExplainGenerateOutput
+from gradellm_hf.results.pictured import Pictured
 from gradellm_hf.results.ranked import Ranked
 from gradellm_hf.results.removals import Removals
 from gradellm_hf.results.restated import Restated
-from gradellm_hf.results.seen import Seen
 from gradellm_hf.results.shown import Shown
 from gradellm_hf.results.sources import Sources
 from tests.support.evaluated import model_and_tokenizer
@@ -50,7 +50,7 @@ WITH_METHODS = (
     Explanation,
     Ranked,
     Restated,
-    Seen,
+    Pictured,
     Shown,
     Sources,
     Removals,

@@ -1,5 +1,6 @@
 """The examples do what they say: `minimal.py` computes the package's numbers, and the notebook runs as it stands."""
 
+import json
 import os
 import re
 import runpy
@@ -10,15 +11,16 @@ import pytest
 import torch
 from nbclient import NotebookClient
 
-from gradellm_hf import explain_generate
+from gradellm_hf import Explanation, explain_generate
 from gradellm_hf.demo_model import smollm2_folder
 from tests.support import ROOT
+from tests.support.dataset_job import tiny_llama, write_job
 from tests.support.tiny_models import float64_islands, tiny_model
 
 pytestmark = pytest.mark.slow
 
 EXAMPLES = ROOT / "examples"
-MINIMAL, NOTEBOOK = EXAMPLES / "minimal.py", EXAMPLES / "quickstart.ipynb"
+MINIMAL, NOTEBOOK, WRITTEN = EXAMPLES / "minimal.py", EXAMPLES / "quickstart.ipynb", EXAMPLES / "written_elsewhere.py"
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +84,19 @@ def test_the_notebook_is_stored_without_outputs():
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     assert all(cell.outputs == [] and cell.execution_count is None for cell in notebook.cells if cell.cell_type == "code")
+
+
+def test_text_of_another_engine_is_explained_if_the_model_that_wrote_it_is_the_same_and_else_refused(tmp_path, capsys):
+    write_job(tmp_path, 1)
+    main = runpy.run_path(str(WRITTEN))["main"]
+    model, file, output = tmp_path / "model", tmp_path / "written.jsonl", tmp_path / "explained"
+    stand_in = ["--stand-in", "Rome is the capital", "--max-new-tokens", "7"]
+    assert main([str(model), str(file), "--output", str(output), *stand_in]) == 0
+    assert "the same model" in capsys.readouterr().out
+    written, explanation = json.loads(file.read_text()), Explanation.load(output / "000000.safetensors")
+    assert explanation.token_ids == written["prompt_token_ids"] + written["token_ids"]
+    assert len(explanation.attributions) == 7
+    tiny_llama(seed=1).save_pretrained(model)
+    assert main([str(model), str(file), "--output", str(tmp_path / "none")]) == 1
+    assert "ANOTHER MODEL?" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()

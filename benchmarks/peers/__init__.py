@@ -1,0 +1,1 @@
+"""Other libraries beside this one: the same model, the same text, one run. `make bench-peers`."""
