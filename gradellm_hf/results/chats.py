@@ -194,7 +194,8 @@ def _segments_around(explanation: Explanation, asked: EncodedPrompt, decoded: st
     if images is None or explanation.images is None or isinstance(asked.prompt, str):
         return None
     writer, chat = template_writer(images.processor), without_pictures(asked.prompt)
-    placeholder = getattr(images.processor, "image_token", None)
+    # Gemma 3's stands before what the processor calls `image_token` in early versions of Transformers.
+    placeholder = getattr(images.processor, "boi_token", None) or getattr(images.processor, "image_token", None)
     options = template_options(writer, chat, asked.options, images=True)
     segments = chat_segments(writer, chat, rendered, options, placeholder)
     if segments is None or not placeholder:
