@@ -16,7 +16,7 @@ _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "monospace")
 #: Reports stand on the page, without a frame; what sticks to the window there must not be cut off.
 _STYLE = """
-.gradio-container :has(gradellm-report) { overflow: visible !important }
+.gradio-container, .gradio-container :has(gradellm-report) { overflow: visible !important }
 #report, #contrast { padding: 0 }
 #chat .message-content { white-space: pre-wrap }
 gradellm-report { --page: var(--body-background-fill) }
@@ -97,7 +97,6 @@ def launch(
         enable_monitoring=False,
         max_file_size="16mb",
         theme=gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=_FONTS, font_mono=_MONO),
-        css=_STYLE,
-        head=f"<script>{report_script()}</script>",
+        head=f"<style>{_STYLE}</style><script>{report_script()}</script>",
     )
     return app

@@ -21,6 +21,13 @@ DOCUMENTS = {
 }
 TICKETS = "A ticket costs twelve euros. Children under ten pay nothing."
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{alert}} </script><script>alert(3)</script>"
+#: What above an element would keep it from sticking to the window.
+_CLIPPING = """report => {
+  const found = [];
+  for (let e = report.parentElement; e !== document.body; e = e.parentElement)
+    if (getComputedStyle(e).overflow !== "visible") found.push(`${e.tagName} ${e.className}`);
+  return found;
+}"""
 QUESTION = "How much does a ticket cost?"
 
 
@@ -202,6 +209,8 @@ def test_on_a_phone_the_answer_stays_in_view_and_nothing_is_cut_off(visit: Any) 
     ask(page, "When does the museum open?")
     found = report(page, "When does the museum open?")
     found.locator(".prompt").evaluate("e => e.scrollIntoView()")
+    clipped = found.evaluate(_CLIPPING)
+    assert clipped == []
     card = found.locator("aside").bounding_box()
     assert card["y"] > 844 / 2
     assert card["y"] + card["height"] <= 844
