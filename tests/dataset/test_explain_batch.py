@@ -179,8 +179,9 @@ def test_two_ray_actors_of_which_one_is_killed_explain_every_prompt_once_as_a_lo
     assert len({name.split("-")[0] for name in marks} - {"killed"}) >= 2, f"{marks}: more than one actor should have worked"
     found = pyarrow.parquet.read_table(tmp_path / "explained").sort_by("number").to_pylist()
     assert [row["number"] for row in found] == list(range(ROWS)), "a prompt is missing, or there twice"
-    for row, asked in zip(found, rows(), strict=True):
-        if asked["prompt"]:
-            assert_is_the_explanation(row, explainer().explain(asked["prompt"], max_new_tokens=6), 4)
-        else:
-            assert row["error"].startswith("InvalidInputError: The prompt is empty")
+    failed, *others = sorted(zip(found, rows(), strict=True), key=lambda pair: pair[1]["prompt"] != "")
+    assert failed[0]["error"].startswith("InvalidInputError: The prompt is empty")
+    for start in range(0, len(others), 20):
+        part = others[start : start + 20]
+        for (row, _), alone in zip(part, explainer().explain([asked["prompt"] for _, asked in part], max_new_tokens=6)):
+            assert_is_the_explanation(row, alone, 4)
