@@ -11,6 +11,7 @@ from ..configuration import GradELLMConfig, checked_config
 from ..errors import GradELLMError, InvalidInputError
 from ..jobs.prompts import COLUMNS, PromptReader
 from ..model import GradELLM
+from ..results.kept import Keep, needed_keep
 from ..results.ranking import Of
 from ..text.encoding import text_tokenizer
 from ..text.readable import Level
@@ -55,7 +56,7 @@ class ExplainBatch:
         batch_tokens: At most so many prompt tokens together, padding included, unless a single prompt has more. None: any
             number.
         seed: Of sampling.
-        keep: At most so many scores of each generated token are kept.
+        keep: `"top"` or a number: which scores of each generated token are kept, as `Explanation.compact` has it.
         sources: What the sources are: a level, such as `"sentence"`, or several; `()` for none. See `Explanation.sources`.
         of: The parts of the answer that have sources.
         prefix: What the names of the new columns begin with; for rows that have an `answer` of their own, say.
@@ -68,10 +69,10 @@ class ExplainBatch:
         UnsupportedArchitectureError: The model cannot be explained exactly, when it is called.
 
     Examples:
-        >>> explain = ExplainBatch(lambda: GradELLM(model, tokenizer), max_new_tokens=2, keep=3)
+        >>> explain = ExplainBatch(lambda: GradELLM(model, tokenizer), max_new_tokens=2)
         >>> table = explain({"id": [7, 8], "prompt": ["The capital of Italy is", ""]})
-        >>> table["id"].to_pylist(), [len(scores) for scores in table["scores"][0].as_py()]
-        ([7, 8], [3, 3])
+        >>> table["id"].to_pylist(), len(table["scores"][0])  # N
+        ([7, 8], 2)
         >>> print(table["error"][1])  # an empty prompt fails
         InvalidInputError: The prompt is empty: ...
     """
@@ -85,7 +86,7 @@ class ExplainBatch:
         batch_size: int = 8,
         batch_tokens: int | None = None,
         seed: int = 0,
-        keep: int = 16,
+        keep: Keep = "top",
         sources: Level | Sequence[Level] = "sentence",
         of: Of = "sentence",
         prefix: str = "",
@@ -101,7 +102,7 @@ class ExplainBatch:
         self._model, self._explain_config = model, checked_config(explain_config)
         self._column, self._prefix = string("column", column, none="prompt, messages or chat"), string("prefix", prefix)
         self._batch_size, self._batch_tokens = checked_sizes(batch_size, batch_tokens)
-        self._seed, self._keep = whole_number("seed", seed), whole_number("keep", keep, 1)
+        self._seed, self._keep = whole_number("seed", seed), needed_keep(keep)
         levels: Any = sources
         self._by: list[Level] = list(levels) if is_list(levels) else [levels]
         for level in self._by:

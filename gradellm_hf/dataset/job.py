@@ -117,8 +117,9 @@ def explain_dataset(
         "shard_size": shard_size,
         "seed": seed,
         "dtype": score_dtype,  # as folders of the first release have it
-        **({} if keep is None else {"keep": keep}),  # which they do not have
-        **({} if batch_tokens is None else {"batch_tokens": batch_tokens}),  # the same
+        # These two they do not have.
+        **({} if keep is None else {"keep": keep}),
+        **({} if batch_tokens is None else {"batch_tokens": batch_tokens}),
     }
     job = describe_job(FORMAT, inner, tokenizer, generate_kwargs, ordered.fingerprint, len(ordered), **options)
     _write_missing_shards(ordered, Attempts(explainer, generate_kwargs), job, Path(output_dir))

@@ -2,55 +2,30 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from ..checks.optional import needed_for
 from ..errors import InvalidInputError
 from ..results.explanation import Explanation
+from ..results.kept import Keep, classes_of, reduced_by
 from ..results.ranking import Of
 from ..text.readable import Level
 
 
-class Heatmap(NamedTuple):
-    """The strongest scores of each step, the units that have them, and what the sizes of the others add up to."""
-
-    positions: list[list[int]]
-    scores: list[list[float]]
-    rest: list[float]
-
-
-def strongest(attributions: Tensor, keep: int) -> Heatmap:
-    """A heatmap `[N, S]` without its small scores.
-
-    Args:
-        attributions: Scores of `N` steps.
-        keep: At most so many of each step stay. Those that are 0 do not.
-
-    Returns:
-        By step: positions and scores, the largest by its size first; and what the sizes of all others add up to.
-    """
-    order = attributions.abs().argsort(dim=1, descending=True, stable=True)[:, :keep]
-    kept = attributions.gather(1, order)
-    rest = attributions.abs().double().scatter(1, order, 0).sum(1).tolist()
-    counts = (kept != 0).sum(1).tolist()
-    positions, scores = ([row[:n] for row, n in zip(x.tolist(), counts)] for x in (order, kept))
-    return Heatmap(positions, scores, rest)
-
-
-def described(explanation: Explanation, keep: int, by: Sequence[Level], of: Of) -> dict[str, Any]:
+def described(explanation: Explanation, keep: Keep, by: Sequence[Level], of: Of) -> dict[str, Any]:
     """The columns of one explanation, but for `error`.
 
     Args:
-        keep: At most so many scores of each step.
+        keep: Which scores; see `Explanation.compact`.
         by: What the sources are, one level or several.
         of: The parts of the answer.
 
     Raises:
         InvalidInputError: As `Explanation.sources`.
     """
-    heatmap = strongest(explanation.attributions, keep)
+    kept, rest = reduced_by(explanation.attributions, explanation.rest, classes_of(explanation), keep)
+    steps = list(zip(*(x.split(kept.counts.tolist()) for x in (kept.positions, kept.scores))))
+    orders = [scores.abs().argsort(descending=True, stable=True) for _, scores in steps]
     return {
         "answer": explanation.answer,
         "sources": [part for level in by for part in _parts(explanation, level, of)],
@@ -58,9 +33,9 @@ def described(explanation: Explanation, keep: int, by: Sequence[Level], of: Of) 
         "token_ids": explanation.token_ids,
         "prompt_length": explanation.prompt_length,
         "token_probabilities": explanation.token_probabilities.tolist(),
-        "positions": heatmap.positions,
-        "scores": heatmap.scores,
-        "rest": heatmap.rest,
+        "positions": [positions[order].tolist() for (positions, _), order in zip(steps, orders)],
+        "scores": [scores[order].tolist() for (_, scores), order in zip(steps, orders)],
+        "rest": rest.total.tolist(),
     }
 
 

@@ -1,5 +1,6 @@
-"""A model that a pipeline of Transformers may call, and that explains what it writes."""
+"""What the explained pipelines share: their options, and a model that explains what it writes."""
 
+import copy
 from typing import Any
 
 from transformers.generation.utils import GenerateBeamDecoderOnlyOutput
@@ -11,6 +12,28 @@ from ..generation import explain_generate
 from ..results.output import ExplainGenerateOutput
 from ..sequences.generate_call import GenerateCall
 from ..sequences.steps import Steps
+
+
+class ExplainedPipeline:
+    """The part of a pipeline that comes before Transformers' own class."""
+
+    def _sanitize_parameters(
+        self, *args: Any, explain_config: GradELLMConfig | None = None, steps: Steps | None = None, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        inherited: Any = super()
+        preprocess_params, forward_params, postprocess_params = inherited._sanitize_parameters(*args, **kwargs)
+        given = {"explain_config": explain_config, "steps": steps}
+        forward_params.update({name: value for name, value in given.items() if value is not None})
+        return preprocess_params, forward_params, postprocess_params
+
+    def _explained_forward(
+        self, explain_config: GradELLMConfig | None, steps: Steps | None, *args: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], ExplainGenerateOutput]:
+        """What Transformers' `_forward` returns, and the explained output behind it."""
+        explaining: Any = copy.copy(self)  # this pipeline keeps its model: other threads may be using it
+        explaining.model = ExplainingModel(explaining.model, explain_config, steps)
+        inherited: Any = super(ExplainedPipeline, explaining)
+        return inherited._forward(*args, **kwargs), explaining.model.output
 
 
 class ExplainingModel:

@@ -1,6 +1,5 @@
 """`ExplainedImageTextToTextPipeline`: Transformers' pipeline for pictures and text, with an explanation in each result."""
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +14,10 @@ from ..images.prompt import PromptImages
 from ..results.chats import EncodedPrompt, image_positions, with_prompt
 from ..sequences.steps import Steps
 from ..text.encoding import TEMPLATE_OPTIONS, rendered, template_writer
-from .explaining import ExplainingModel
+from .explaining import ExplainedPipeline
 
 
-class ExplainedImageTextToTextPipeline(ImageTextToTextPipeline):
+class ExplainedImageTextToTextPipeline(ExplainedPipeline, ImageTextToTextPipeline):
     """An `ImageTextToTextPipeline` that adds an `Explanation` to each result, under the name `"explanation"`.
 
     It takes what that pipeline takes, and everything else in its results is the same. `explain_config=GradELLMConfig(...)`
@@ -36,14 +35,6 @@ class ExplainedImageTextToTextPipeline(ImageTextToTextPipeline):
         >>> issubclass(ExplainedImageTextToTextPipeline, ImageTextToTextPipeline)
         True
     """
-
-    def _sanitize_parameters(
-        self, *args: Any, explain_config: GradELLMConfig | None = None, steps: Steps | None = None, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(*args, **kwargs)
-        given = {"explain_config": explain_config, "steps": steps}
-        forward_params.update({name: value for name, value in given.items() if value is not None})
-        return preprocess_params, forward_params, postprocess_params
 
     def preprocess(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # as the class above it
         given = {**kwargs, **(kwargs.get("processor_kwargs") or {})}
@@ -79,15 +70,11 @@ class ExplainedImageTextToTextPipeline(ImageTextToTextPipeline):
         asked = model_inputs.pop("asked")
         is_batch = isinstance(asked[0], list)
         prompts: list[EncodedPrompt] = [prompt for each in asked for prompt in each] if is_batch else asked
-        model = ExplainingModel(self.model, explain_config, steps)
-        explaining: Any = copy.copy(self)  # this pipeline keeps its model: other threads may be using it
-        explaining.model = model
-        inherited: Any = super(ExplainedImageTextToTextPipeline, explaining)
-        model_outputs: dict[str, Any] = inherited._forward(model_inputs, generate_kwargs)
-        found = model.output.explanations(self.tokenizer)
+        model_outputs, out = self._explained_forward(explain_config, steps, model_inputs, generate_kwargs)
+        found = out.explanations(self.tokenizer)
         each = len(found) // len(prompts)
         writer = template_writer(self.processor)
-        rows = [with_prompt(row, writer, prompts[i // each], image_positions(model.output, i)) for i, row in enumerate(found)]
+        rows = [with_prompt(row, writer, prompts[i // each], image_positions(out, i)) for i, row in enumerate(found)]
         model_outputs["explanations"] = [rows[i : i + each] for i in range(0, len(rows), each)] if is_batch else rows
         return model_outputs
 

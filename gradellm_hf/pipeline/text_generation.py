@@ -1,6 +1,5 @@
 """`ExplainedTextGenerationPipeline`: Transformers' text generation pipeline, with an explanation in each result."""
 
-import copy
 from typing import Any
 
 from transformers import TextGenerationPipeline
@@ -11,10 +10,10 @@ from ..results.chats import encoded_prompts, with_segments
 from ..sequences.steps import Steps
 from ..text.chats import check_chat
 from ..text.encoding import TEMPLATE_OPTIONS
-from .explaining import ExplainingModel
+from .explaining import ExplainedPipeline
 
 
-class ExplainedTextGenerationPipeline(TextGenerationPipeline):
+class ExplainedTextGenerationPipeline(ExplainedPipeline, TextGenerationPipeline):
     """A `TextGenerationPipeline` that adds an `Explanation` to each result, under the name `"explanation"`.
 
     It takes what that pipeline takes, and everything else in its results is the same. `explain_config=GradELLMConfig(...)`
@@ -33,14 +32,6 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
         >>> result["explanation"].attributions.shape  # [N, S]
         torch.Size([4, 9])
     """
-
-    def _sanitize_parameters(
-        self, *args: Any, explain_config: GradELLMConfig | None = None, steps: Steps | None = None, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        preprocess_params, forward_params, postprocess_params = super()._sanitize_parameters(*args, **kwargs)
-        given = {"explain_config": explain_config, "steps": steps}
-        forward_params.update({name: value for name, value in given.items() if value is not None})
-        return preprocess_params, forward_params, postprocess_params
 
     def preprocess(self, prompt_text: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]  # as the class above it
         asked = None
@@ -63,16 +54,12 @@ class ExplainedTextGenerationPipeline(TextGenerationPipeline):
         **generate_kwargs: Any,
     ) -> dict[str, Any]:
         asked = model_inputs.pop("asked")
-        model = ExplainingModel(self.model, explain_config, steps)
-        explaining: Any = copy.copy(self)  # this pipeline keeps its model: other threads may be using it
-        explaining.model = model
-        inherited: Any = super(ExplainedTextGenerationPipeline, explaining)
-        model_outputs: dict[str, Any] = inherited._forward(model_inputs, **generate_kwargs)
+        model_outputs, out = self._explained_forward(explain_config, steps, model_inputs, **generate_kwargs)
         prompts, returned = model_outputs["generated_sequence"].shape[:2]
         chats = asked if isinstance(asked, list) else [asked]  # of a batch, or of a single prompt; None: a text
         rows = [
             row if (chat := chats[i // returned]) is None else with_segments(row, self.tokenizer, chat)
-            for i, row in enumerate(model.output.explanations(self.tokenizer))
+            for i, row in enumerate(out.explanations(self.tokenizer))
         ]
         model_outputs["explanations"] = [rows[i * returned : (i + 1) * returned] for i in range(prompts)]
         return model_outputs

@@ -53,15 +53,25 @@ def checked_keep(keep: Any) -> Keep | None:
     )
 
 
-def compacted(explanation: Readable, keep: Any) -> dict[str, Any]:
-    """The fields of `Explanation.compact`.
+def needed_keep(keep: Any) -> Keep:
+    """`"top"`, or a number of at least 1.
 
     Raises:
-        InvalidInputError: As `checked_keep`.
+        InvalidInputError: It is something else.
     """
     keep = checked_keep(keep)
     if keep is None:
         raise InvalidInputError('`keep` must be "top" or a number of at least 1, got None.')
+    return keep
+
+
+def compacted(explanation: Readable, keep: Any) -> dict[str, Any]:
+    """The fields of `Explanation.compact`.
+
+    Raises:
+        InvalidInputError: As `needed_keep`.
+    """
+    keep = needed_keep(keep)
     length = len(explanation.tokens)
     fields: dict[str, Any] = {}
     for name, (scores, rest) in heatmaps_of(explanation).items():

@@ -15,7 +15,7 @@ import torch
 from datasets.fingerprint import Hasher
 
 from gradellm_hf import ExplainBatch, GradELLM, GradELLMConfig, InvalidInputError
-from gradellm_hf.dataset.rows import new_columns, strongest
+from gradellm_hf.dataset.rows import new_columns
 from tests.support import ROOT
 from tests.support.dataset_job import texts, tiny_llama, write_job
 from tests.support.ray_pool import ROWS, rows
@@ -37,9 +37,10 @@ def assert_is_the_explanation(row, explanation, keep):
     assert (row["tokens"], row["token_ids"]) == (explanation.tokens, explanation.token_ids)
     assert row["prompt_length"] == explanation.prompt_length
     torch.testing.assert_close(torch.tensor(row["token_probabilities"]), explanation.token_probabilities, rtol=1e-4, atol=1e-6)
-    largest = explanation.attributions.max().item()
-    for positions, scores, rest, whole in zip(row["positions"], row["scores"], row["rest"], explanation.attributions):
-        assert len(positions) == len(scores) == min(keep, int((whole > 0).sum()))
+    largest, compact = explanation.attributions.max().item(), explanation.compact(keep)
+    each = zip(row["positions"], row["scores"], row["rest"], explanation.attributions, compact.attributions)
+    for positions, scores, rest, whole, kept in each:
+        assert sorted(positions) == kept.nonzero().flatten().tolist()
         assert scores == sorted(scores, reverse=True)
         torch.testing.assert_close(torch.tensor(scores), whole[positions], rtol=1e-4, atol=1e-4 * largest)
         assert sum(scores) + rest == pytest.approx(whole.sum().item(), rel=1e-4)
@@ -143,11 +144,6 @@ def test_arguments_are_checked_where_they_are_given(options, reason):
 def test_a_model_in_memory_is_refused_with_a_way_out():
     with pytest.raises(InvalidInputError, match=r"lambda: explainer"):
         ExplainBatch(explainer())
-
-
-def test_the_strongest_scores_are_kept_by_their_size_and_zeros_are_not():
-    scores = torch.tensor([[0.0, -3.0, 1.0, 2.0], [0.5, 0.0, 0.0, 0.0]])
-    assert strongest(scores, 2) == ([[1, 3], [0]], [[-3.0, 2.0], [0.5]], [1.0, 0.0])
 
 
 def test_in_map_of_datasets_it_works_as_it_is_and_is_recognised(tmp_path):
