@@ -59,10 +59,10 @@ def needed_keep(keep: Any) -> Keep:
     Raises:
         InvalidInputError: It is something else.
     """
-    keep = checked_keep(keep)
-    if keep is None:
+    found = checked_keep(keep)
+    if found is None:
         raise InvalidInputError('`keep` must be "top" or a number of at least 1, got None.')
-    return keep
+    return found
 
 
 def compacted(explanation: Readable, keep: Any) -> dict[str, Any]:
