@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before Transformers is imported: no test may need a model hub
 
@@ -13,6 +14,7 @@ import transformers
 from gradellm_hf.demo_model import load_smollm2
 from tests.support.versions import IS_NEWEST
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell, tests' processes would ignore Ctrl-C
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 transformers.utils.logging.disable_progress_bar()
 hypothesis.settings.register_profile("gradellm", deadline=None, derandomize="CI" in os.environ, print_blob=True)

@@ -46,7 +46,10 @@ def test_the_command_serves_the_model_until_ctrl_c(tmp_path: Path) -> None:
         assert "tickets" in page
     finally:
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        try:
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()  # whatever happened, nothing goes on
     assert f"http://127.0.0.1:{port}" in output
     assert "Traceback" not in errors
     assert process.returncode in (0, 130)
