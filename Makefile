@@ -57,8 +57,8 @@ docs: $(READY)
 bench: $(READY)
 	@$(BIN) -m benchmarks.run
 
-# Other libraries beside this one, each in an environment of its own in .peers: benchmarks/peers/results.json, and the table of
-# docs/comparison.md. Hours, on a machine that does nothing else.
+# Other libraries beside this one, each in an environment of its own in .peers: results.json in benchmarks/peers, and the table
+# of docs/comparison.md. Hours, on a machine that does nothing else.
 bench-peers: $(READY)
 	@TORCH='$(TORCH)' $(BIN) -m benchmarks.peers
 

@@ -1,6 +1,6 @@
 """`python -m benchmarks.peers`: other libraries beside this one, each in an environment of its own.
 
-Writes `benchmarks/peers/results.json` after every figure, and prints the table of `docs/comparison.md`. Hours, if all cells
+Writes `results.json` beside this file after every figure, and prints the table of `docs/comparison.md`. Hours, if all cells
 are run: the slow ones end at the limit, and longer texts are not tried with a library that did not end a shorter one.
 """
 

@@ -207,7 +207,7 @@ def test_a_prompt_file_may_begin_with_a_byte_order_mark(work: Path, capsys: pyte
 def test_a_file_that_cannot_be_written_does_not_keep_the_others_from_it(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(self: Explanation, path: Path) -> None:
+    def full(self: Explanation, path: Path, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
     page = tmp_path / "page.html"

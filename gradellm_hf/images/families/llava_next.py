@@ -2,13 +2,13 @@
 
 import math
 
-from transformers.image_processing_utils import select_best_resolution
-
 from ..picture import ReadPicture
 from ..views import Region, View, whole
 
 
 def layout(read: ReadPicture) -> list[View]:
+    from transformers.image_processing_utils import select_best_resolution  # which imports the code of models
+
     processor, (height, width), (side, _) = read.settings.processor, read.size, read.frame
     num = side // processor.patch_size
     classes = (processor.num_additional_image_tokens or 0) - (processor.vision_feature_select_strategy == "default")
