@@ -70,6 +70,7 @@ def main() -> None:
         "lengths": lambda: long_rows(),
         "dataset": lambda: [dataset_row()],
         "sizes": lambda: [_row(*file_sizes_row())],
+        "app": app_rows,
         "import": lambda: [import_row()],
     }
     rows = [row for name in options.parts or parts for row in parts[name]()]
@@ -259,7 +260,25 @@ def dataset_row() -> Row:
     return _row(*measured_dataset())
 
 
-def _measured(module: str, *arguments: Any) -> dict[str, float]:
+def app_rows(messages: int = 50) -> list[Row]:
+    """Memory of the app after so many messages, and the time until an answer's report."""
+    found = _measured("app_chat", messages)
+
+    def sizes(name: str) -> str:
+        return ", ".join(f"{size:.0f}" for size in found[name]) + " MB"
+
+    return [
+        _row(
+            "`gradellm app`, from the end of an answer of 64 tokens to its report",
+            f"{found['seconds_after_64_tokens']:.2f} s",
+            "",
+        ),
+        _row(f"its memory after 10 to {messages} messages, chats of five", sizes("resident_in_short_chats"), "flat"),
+        _row(f"its memory after 10 to {messages} messages, one chat", sizes("resident_in_one_chat"), "flat"),
+    ]
+
+
+def _measured(module: str, *arguments: Any) -> dict[str, Any]:
     """What a benchmark prints, run in a process of its own."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # so that memory that is freed goes back to the system

@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -23,7 +24,8 @@ class Handlers:
 
     def __init__(self, engine: Engine, sessions: Sessions, head_weights: Any = None):
         self.engine, self.sessions, self.head_weights = engine, sessions, head_weights
-        self.folder = tempfile.mkdtemp(prefix="gradellm-app-")
+        self._exports = Path(tempfile.mkdtemp(prefix="gradellm-app-"))
+        weakref.finalize(self, shutil.rmtree, self._exports, ignore_errors=True)  # goes with the app
 
     def _session(self, request: gr.Request) -> Session:
         return self.sessions[str(request.session_hash)]
@@ -160,7 +162,7 @@ class Handlers:
             return [str(page), str(scores), str(values)]
 
     def _own_folder(self, request: gr.Request) -> Path:
-        return Path(self.folder) / "".join(filter(str.isalnum, str(request.session_hash)))
+        return self._exports / "".join(filter(str.isalnum, str(request.session_hash)))
 
 
 def _choices(session: Session, chosen: Sequence[str] | None = None) -> Any:
