@@ -121,7 +121,7 @@ _CHOSEN = (
 )
 PARTS = {
     "lambada": Part(lambda tokenizer, options: options.lambada, (*PRIMARY, *SECONDARY, "auc", "average_precision")),
-    "own": Part(_own("report", 10), (*PRIMARY, *SECONDARY), num_tokens=3),
+    "own": Part(_own("report", 5), (*PRIMARY, *SECONDARY), num_tokens=3),
     "known": Part(_known, KNOWN_SOURCE),
     "many_passes": Part(_own("report", 2), (*PRIMARY, *SECONDARY, *COSTLY), many_passes=True),
     "known_long": Part(_long, KNOWN_SOURCE, methods=_LIGHT),

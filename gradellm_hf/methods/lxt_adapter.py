@@ -174,10 +174,14 @@ def _start(interpreter: str, folder: Path) -> "subprocess.Popen[str]":
 
 
 def _save(model: PreTrainedModel, folder: Path) -> None:
-    config = dict(vars(model.config))
+    """Writes the weights as they are. A model that was unpacked when it was loaded still says how it was packed; not here."""
+    config, quantizer = dict(vars(model.config)), vars(model).pop("hf_quantizer", None)
+    vars(model.config).pop("quantization_config", None)
     try:
         model.save_pretrained(folder)
     finally:
+        if quantizer is not None:
+            model.hf_quantizer = quantizer
         vars(model.config).clear()
         vars(model.config).update(config)  # saving notes the model's class and dtype in it
 

@@ -14,10 +14,11 @@ import tempfile
 import psutil
 import pytest
 import torch
-from transformers import Gemma3TextConfig, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen2Config
 
 from gradellm_hf import GradELLMError, UnsupportedArchitectureError
-from gradellm_hf.methods import attn_lrp, lxt_worker
+from gradellm_hf.demo_model import _gguf_file
+from gradellm_hf.methods import attn_lrp, lxt_adapter, lxt_worker
 from gradellm_hf.methods.lxt_worker import older_config
 from tests.support import ROOT
 from tests.support.small_llama import assert_same_heatmaps, padded_prompts, random_ids, small_llama
@@ -90,6 +91,19 @@ def test_the_worker_answers_in_json_and_ends_with_its_input_and_its_folder(tmp_p
     done = subprocess.run(command, input='{"task": "explain", "steps": 1}\n', capture_output=True, text=True, check=True)
     assert "error" in json.loads(done.stdout)
     assert not there.exists()
+
+
+def test_weights_that_were_unpacked_are_handed_over_as_they_are_and_the_model_stays_as_it_was(tmp_path):
+    gguf = _gguf_file()
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    quantizer, config = model.hf_quantizer, copy.deepcopy(vars(model.config))
+    lxt_adapter._save(model, tmp_path / "model")
+    assert model.hf_quantizer is quantizer
+    assert vars(model.config).keys() == config.keys()
+    assert json.loads((tmp_path / "model" / "config.json").read_text()).get("quantization_config") is None
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    for name, weights in model.state_dict().items():
+        assert torch.equal(weights, again.state_dict()[name]), name
 
 
 def test_configs_are_translated_into_those_of_transformers_4():
