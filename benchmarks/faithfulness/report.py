@@ -60,7 +60,7 @@ def main() -> None:
 
 def summarised(part: str, evaluation: Evaluation) -> Summary:
     """A part in numbers, the differences corrected for how many of them its tables show."""
-    reference = "default" if part in _ABLATIONS else REFERENCE
+    reference = "relu_per_head" if part in _ABLATIONS else REFERENCE
     metrics = [metric for metric in evaluation.metrics if metric in PRIMARY] or evaluation.metrics
     comparisons = (len(evaluation.methods) - 1) * len(metrics)
     return summarise(evaluation, reference=reference, comparisons=comparisons)
@@ -93,7 +93,7 @@ def _section(family: str, part: str, summary: Summary) -> str:
 def _ablation(family: str, prompts: str, summary: Summary) -> str:
     lines = [
         f"## {family}: ablation, {summary.num_prompts[-1]} {prompts}\n",
-        "Difference to the variant `default`, with its corrected interval; bold if the interval leaves out 0.\n",
+        "Difference to `relu_per_head`, the default, with its corrected interval; bold if the interval leaves out 0.\n",
         "| variant | what | " + " | ".join(summary.metrics) + " |",
         "|---" * (2 + len(summary.metrics)) + "|",
         *_ablation_rows(summary),

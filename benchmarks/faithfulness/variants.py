@@ -41,7 +41,7 @@ class Variant:
         return heatmaps(text, self.scores(last_recording(text)))
 
 
-def default(r: Recording) -> Tensor:
+def relu_per_layer(r: Recording) -> Tensor:
     return positive(r).sum(1)
 
 
@@ -80,7 +80,7 @@ def without_first(weights: Tensor, r: Recording) -> Tensor:
 
 
 def first_spread(r: Recording) -> Tensor:
-    scores, others = default(r), r.seen & ~r.first
+    scores, others = relu_per_layer(r), r.seen & ~r.first
     amount = scores.masked_fill(~r.first, 0).sum(-1, keepdim=True)
     share = amount / others.sum(-1, keepdim=True).clamp_min(1)
     return torch.where(others, scores + share, 0)
@@ -102,7 +102,7 @@ def removal(r: Recording) -> Tensor:
 
 
 def layered(contributions: Tensor) -> Tensor:
-    """Contributions `[R, L, H, N, T]` combined as by default: added up in each layer; the layers' positive parts added up."""
+    """Contributions `[R, L, H, N, T]` combined as in `relu_per_layer`: the positive part of each layer's sum, added up."""
     return contributions.sum(2).relu().sum(1)
 
 
@@ -216,7 +216,12 @@ def input_gradient(r: Recording) -> Tensor:
 
 
 _TABLE = [
-    Variant("default", "default", "Each layer's heads added up, positive part, layers added up.", default),
+    Variant(
+        "relu_per_layer",
+        "relu",
+        "Each layer's heads added up, positive part, layers added up; what the others vary. The default of 0.1.",
+        relu_per_layer,
+    ),
     # Layers
     Variant("last_layer", "layers", "The last layer only.", between(1, 1)),
     Variant("last_quarter", "layers", "The last quarter of the layers.", between(0.75, 1)),
@@ -229,7 +234,7 @@ _TABLE = [
     Variant(
         "relu_per_head",
         "relu",
-        "Positive part of each head; the same as the weights times the positive part of their gradient, `<g, v>`.",
+        "Positive part of each head, the default; the same as the weights times the positive part of their gradient, `<g, v>`.",
         lambda r: r.contributions.relu().sum((1, 2)),
     ),
     Variant(
@@ -244,16 +249,19 @@ _TABLE = [
     Variant("absolute_at_end", "relu", "Magnitude of the sum over the layers.", lambda r: r.layers.sum(1).abs()),
     Variant("signed", "relu", "The sum over the layers with its sign.", lambda r: r.layers.sum(1)),
     # Sinks and the own position
-    Variant("first_zero", "sinks", "The first position's score is 0.", lambda r: default(r).masked_fill(r.first, 0)),
+    Variant("first_zero", "sinks", "The first position's score is 0.", lambda r: relu_per_layer(r).masked_fill(r.first, 0)),
     Variant("first_spread", "sinks", "The first position's score is spread evenly over the others.", first_spread),
     Variant(
-        "own_zero", "sinks", "The score of the predicting position itself is 0.", lambda r: default(r).masked_fill(r.own, 0)
+        "own_zero",
+        "sinks",
+        "The score of the predicting position itself is 0.",
+        lambda r: relu_per_layer(r).masked_fill(r.own, 0),
     ),
     Variant(
         "first_and_own_zero",
         "sinks",
         "The scores of the first and of the predicting position are 0.",
-        lambda r: default(r).masked_fill(r.first | r.own, 0),
+        lambda r: relu_per_layer(r).masked_fill(r.first | r.own, 0),
     ),
     Variant(
         "renormalised_without_first",
@@ -395,20 +403,20 @@ _TABLE = [
     Variant(
         "attention_geometric_mean",
         "combinations",
-        "Geometric mean of the default and `attention`.",
-        lambda r: (default(r) * mean_attention(r)).sqrt(),
+        "Geometric mean of `relu_per_layer` and `attention`.",
+        lambda r: (relu_per_layer(r) * mean_attention(r)).sqrt(),
     ),
     Variant(
         "saliency_sum",
         "combinations",
-        "Default and saliency, each scaled to the sum 1, added up. One backward pass per step.",
-        lambda r: share(default(r)) + share(r.saliency()),
+        "`relu_per_layer` and saliency, each scaled to the sum 1, added up. One backward pass per step.",
+        lambda r: share(relu_per_layer(r)) + share(r.saliency()),
     ),
     Variant(
         "saliency_product",
         "combinations",
-        "Default times the root of `||x_i|| ||d f / d x_i||`. One backward pass per step.",
-        lambda r: default(r) * input_gradient(r).sqrt(),
+        "`relu_per_layer` times the root of `||x_i|| ||d f / d x_i||`. One backward pass per step.",
+        lambda r: relu_per_layer(r) * input_gradient(r).sqrt(),
     ),
     Variant(
         "relu_per_head_but_first_layer",

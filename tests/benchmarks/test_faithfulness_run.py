@@ -65,4 +65,4 @@ def test_differences_are_corrected_for_methods_times_primary_metrics(folder, mon
     own, known, ablation = asked
     assert own == {"reference": "grad_ellm", "comparisons": 2 * 3}
     assert known == {"reference": "grad_ellm", "comparisons": 2 * 1}
-    assert ablation == {"reference": "default", "comparisons": (len(run.PARTS["ablation_report"].methods) - 1) * 2}
+    assert ablation == {"reference": "relu_per_head", "comparisons": (len(run.PARTS["ablation_report"].methods) - 1) * 2}

@@ -92,7 +92,7 @@ def test_what_variants_are_compared_with_is_the_positive_part_of_each_layer(fami
     ids, mask = text_of(model)
     config = GradELLMConfig(positive_part="layer")
     expected = explain_sequences(model, ids, P, mask, explain_config=config).attributions
-    actual = VARIANTS["default"].method(model, ids, P, mask)
+    actual = VARIANTS["relu_per_layer"].method(model, ids, P, mask)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -115,14 +115,16 @@ def test_layers_and_targets_are_those_of_plain_autograd_over_the_whole_prefix(ll
         return logits[0, chosen] - logits[0, others(step).argmax()]
 
     by_layer = {
-        "default": reference_heatmaps(llama, ids, P),
+        "relu_per_layer": reference_heatmaps(llama, ids, P),
         "log_probability": heatmaps(log_probability),
         "probability": heatmaps(lambda *args: log_probability(*args).exp()),
         "contrast_runner_up": heatmaps(contrast),
     }
     for name, layers in by_layer.items():
         torch.testing.assert_close(VARIANTS[name].method(llama, ids, P), layers.relu().sum(1), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(VARIANTS["signed"].method(llama, ids, P), by_layer["default"].sum(1), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        VARIANTS["signed"].method(llama, ids, P), by_layer["relu_per_layer"].sum(1), rtol=1e-9, atol=1e-12
+    )
 
     likeliest = log_p.topk(NUM_LIKELIEST)
     p = likeliest.values.exp()
@@ -182,7 +184,7 @@ def test_the_recording_holds_what_the_model_computes(llama):
 @float64
 def test_saliency_is_that_of_the_package(llama):
     ids, mask = text_of(llama)
-    expected, base = saliency(llama, ids, P, mask), VARIANTS["default"].method(llama, ids, P, mask)
+    expected, base = saliency(llama, ids, P, mask), VARIANTS["relu_per_layer"].method(llama, ids, P, mask)
     size = llama.get_input_embeddings()(ids).norm(dim=-1)[:, None]
     actual = VARIANTS["saliency_product"].method(llama, ids, P, mask)
     torch.testing.assert_close(actual, (base * (size * expected).sqrt()).detach())
@@ -239,7 +241,7 @@ def test_all_variants_of_a_text_come_from_one_forward_pass(llama):
     handle = llama.register_forward_hook(lambda *_: calls.append(1))
     try:
         for text in (ids.roll(1, 1), other):  # the first leaves hooks of Transformers, with which the second looks at the model
-            VARIANTS["default"].method(llama, text, P)
+            VARIANTS["relu_per_layer"].method(llama, text, P)
         calls.clear()
         for name, variant in VARIANTS.items():
             if name not in WITH_SALIENCY:
@@ -248,11 +250,13 @@ def test_all_variants_of_a_text_come_from_one_forward_pass(llama):
         for name in WITH_SALIENCY:
             VARIANTS[name].method(llama, ids, P, mask)
         assert len(calls) == 2
-        first = VARIANTS["default"].method(llama, other, P)
+        first = VARIANTS["relu_per_layer"].method(llama, other, P)
         assert len(calls) == 3
-        assert not torch.equal(VARIANTS["default"].method(llama, other, P - 1)[:, 1:], first)
-        VARIANTS["default"].method(tiny_model("llama", seed=7), other, P - 1)
-        assert not torch.equal(VARIANTS["default"].method(llama, ids, P)[1], VARIANTS["default"].method(llama, ids, P, mask)[1])
+        assert not torch.equal(VARIANTS["relu_per_layer"].method(llama, other, P - 1)[:, 1:], first)
+        VARIANTS["relu_per_layer"].method(tiny_model("llama", seed=7), other, P - 1)
+        assert not torch.equal(
+            VARIANTS["relu_per_layer"].method(llama, ids, P)[1], VARIANTS["relu_per_layer"].method(llama, ids, P, mask)[1]
+        )
     finally:
         handle.remove()
 
@@ -261,13 +265,13 @@ def test_the_model_is_left_as_it_was_and_may_be_frozen():
     model, ids = small_llama(), random_ids(1, P + N)
     model(ids, output_hidden_states=True)  # Transformers leaves hooks of its own when first asked for them
     hooks = [(list(m._forward_hooks), list(m._forward_pre_hooks)) for m in model.modules()]
-    expected = VARIANTS["default"].method(model, ids, P)
+    expected = VARIANTS["relu_per_layer"].method(model, ids, P)
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert [(list(m._forward_hooks), list(m._forward_pre_hooks)) for m in model.modules()] == hooks
     assert model.config._attn_implementation == "sdpa"
     frozen = small_llama().requires_grad_(False)
     with torch.inference_mode():
-        torch.testing.assert_close(VARIANTS["default"].method(frozen, ids, P), expected)
+        torch.testing.assert_close(VARIANTS["relu_per_layer"].method(frozen, ids, P), expected)
 
 
 def test_a_model_in_half_precision_is_recorded_in_float32():
@@ -277,14 +281,14 @@ def test_a_model_in_half_precision_is_recorded_in_float32():
     tensors = [x for x in vars(recording).values() if isinstance(x, torch.Tensor) and x.is_floating_point()]
     assert len(tensors) >= 11
     assert {x.dtype for x in tensors} == {torch.float32}
-    expected, actual = (VARIANTS["default"].method(m, ids, P) for m in (model, half))
+    expected, actual = (VARIANTS["relu_per_layer"].method(m, ids, P) for m in (model, half))
     assert (actual - expected).abs().max() < 0.05 * expected.max()
 
 
 def test_models_without_the_attention_interface_are_refused():
     bag = BagOfEmbeddings(torch.randn(5, 3), torch.randn(5, 3))
     with pytest.raises(UnsupportedArchitectureError):
-        VARIANTS["default"].method(bag, torch.tensor([[1, 2, 3]]), 2)
+        VARIANTS["relu_per_layer"].method(bag, torch.tensor([[1, 2, 3]]), 2)
 
 
 # By hand: contributions are attention times products
@@ -298,7 +302,7 @@ def test_the_place_of_the_relu_by_hand():
     )  # contributions: 2 -2 1 | -3 1 0 and 1 0 0 | 1 1 -3; layers: -1 -1 1 and 2 1 -3
     check(
         recording,
-        default=[2.0, 1.0, 1.0],
+        relu_per_layer=[2.0, 1.0, 1.0],
         relu_per_head=[4.0, 2.0, 1.0],
         relu_per_group=[4.0, 2.0, 1.0],  # each head has a group of its own
         relu_at_end=[1.0, 0.0, 0.0],
@@ -320,7 +324,7 @@ def test_heads_of_a_group_are_added_up_before_the_relu_by_hand():
     recording = by_hand(
         attention=[[[1.0, 0.0, 0.0]] * 4], products=[[[3.0, 0, 0], [-1.0, 0, 0], [-5.0, 0, 0], [4.0, 0, 0]]], num_groups=2
     )
-    check(recording, relu_per_group=[2.0, 0.0, 0.0], relu_per_head=[7.0, 0.0, 0.0], default=[1.0, 0.0, 0.0])
+    check(recording, relu_per_group=[2.0, 0.0, 0.0], relu_per_head=[7.0, 0.0, 0.0], relu_per_layer=[1.0, 0.0, 0.0])
 
 
 def test_parts_of_the_depth_by_hand():
@@ -340,7 +344,7 @@ def test_sinks_and_the_own_position_by_hand():
     output = 1 + 2 + 3  # <g, z>
     check(
         recording,
-        default=[1.0, 2.0, 3.0],
+        relu_per_layer=[1.0, 2.0, 3.0],
         first_zero=[0.0, 2.0, 3.0],
         first_spread=[0.0, 2.5, 3.5],
         own_zero=[1.0, 2.0, 0.0],
@@ -402,7 +406,7 @@ def test_value_norms_count_the_values():
         recording,
         attention_value_norm=[2.5, 0.5, 0.25],
         attention_gradient_value_norm=[5.0, 1.0, 0.5],
-        default=[4.0, 1.0, 0.0],
+        relu_per_layer=[4.0, 1.0, 0.0],
     )
 
 
@@ -419,7 +423,7 @@ def test_the_second_hop_by_hand():
     # of what layer 1 saw: half [1/4, 3/4, 0] and half [1/8, 1/8, 3/4].
     check(
         recording,
-        default=[2.0, 8.0, 16.0],
+        relu_per_layer=[2.0, 8.0, 16.0],
         second_hop_50=[2 + 2 + 2 + 1, 0 + 6 + 6 + 1, 6.0],
         # Means of lower layers: attention for layer 1, of both for layer 2: third position [1/8, 5/8, 1/4].
         one_hop_100=[2 + 4 + 2, 8 + 4 + 10, 16 + 4.0],
