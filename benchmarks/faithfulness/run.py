@@ -98,14 +98,14 @@ def _own(split: str, per_task: int) -> Callable[[Any, argparse.Namespace], Any]:
 
 def _known(tokenizer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
     return [
-        *needles(tokenizer, lengths=(512, 1024), num_prompts=1),
+        *needles(tokenizer, lengths=(512,), num_prompts=1),
         *contradictions(num_prompts=6),
         *injections(num_prompts=12),
     ]
 
 
 def _long(tokenizer: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    return needles(tokenizer, lengths=(2048, 4096), num_prompts=1)
+    return needles(tokenizer, lengths=(1024, 2048, 4096), num_prompts=1)
 
 
 # The variants that did well on the prompts to tune on. On the reported prompts they were run once.
