@@ -6,6 +6,7 @@ is started again, and one that is finished measures nothing. Parts may run at th
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
@@ -59,6 +60,8 @@ _CHEAPER: dict[str, Method] = {
 }
 #: Methods that run a text some hundred times. They are compared with the others on fewer prompts.
 _MANY_PASSES = ("leave_one_out", "integrated_gradients", "occlusion", "lime", "context_cite_256", "context_cite_tokens")
+#: Head weights on the positive part of contributions, though they were learned for magnitudes. Only where it is named.
+_OF_CONTRIBUTIONS = "calibrated_contribution"
 #: Methods that take a pass or two over a text, and little memory: for long texts.
 _LIGHT = (REFERENCE, "calibrated", "attention_mean", "saliency", "random")
 
@@ -124,6 +127,7 @@ PARTS = {
     "own": Part(_own("report", 5), (*PRIMARY, *SECONDARY), num_tokens=3),
     "known": Part(_known, KNOWN_SOURCE),
     "many_passes": Part(_own("report", 2), (*PRIMARY, *SECONDARY, *COSTLY), many_passes=True),
+    "known_features": Part(_known, KNOWN_SOURCE, methods=(REFERENCE, "calibrated", _OF_CONTRIBUTIONS)),
     "known_long": Part(_long, KNOWN_SOURCE, methods=_LIGHT),
     "ablation": Part(_own("tune", 3), _ABLATION, methods=tuple(VARIANTS), families=("smollm2",)),
     "ablation_report": Part(_own("report", 5), _ABLATION, methods=_CHOSEN, families=("smollm2",)),
@@ -154,7 +158,8 @@ def run_part(
     """Runs a part into its folder, or continues it."""
     part = PARTS[name]
     known = {**methods, **{variant: VARIANTS[variant].method for variant in VARIANTS}}
-    wanted = part.methods or [method for method in methods if part.many_passes or method not in _MANY_PASSES]
+    left_out = (_OF_CONTRIBUTIONS, *(() if part.many_passes else _MANY_PASSES))
+    wanted = part.methods or [method for method in methods if method not in left_out]
     return evaluate(
         model,
         part.prompts(tokenizer, options),
@@ -172,9 +177,11 @@ def run_part(
 def all_methods(family: str, tokenizer: Any) -> dict[str, Method]:
     """All registered methods, those with weights that were learned for a family, and those whose packages are installed."""
     methods = {method: _CHEAPER.get(method, get_method(method)) for method in method_names()}
-    calibrated = GradELLMConfig(head_weights=head_weights(family))
+    magnitudes = head_weights(family)
+    contributions = dataclasses.replace(magnitudes, feature="contribution")
     methods |= {
-        "calibrated": partial(grad_ellm, explain_config=calibrated),
+        "calibrated": partial(grad_ellm, explain_config=GradELLMConfig(head_weights=magnitudes)),
+        _OF_CONTRIBUTIONS: partial(grad_ellm, explain_config=GradELLMConfig(head_weights=contributions)),
         "at2": at2(at2_weights(family)),
         "context_cite_256": partial(context_cite, num_ablations=256),
         "context_cite_tokens": _context_cite_tokens,
