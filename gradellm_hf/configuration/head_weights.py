@@ -48,7 +48,8 @@ class HeadWeights:
             for the order of scores.
         feature: What is weighted. `"contribution"`: the positive part of `A <g, v>`, as without weights. `"magnitude"`:
             `A ||g|| ||v||`. It has no sign. If a sign is asked for (`positive_only=False` or `target="contrast"`), the
-            contribution is weighted.
+            contribution is weighted. It says what was read, not what that spoke for: of two sources that contradict each other,
+            contributions find the one that decided.
         model_type: The `model_type` in the configuration of the model.
         fingerprint: A hash of the weights of the model that they were learned with.
         report: How they were learned, as JSON-ready values.
