@@ -109,7 +109,7 @@ def in_two_processes(name, folder):
     worker = SUPPORT / name
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", worker, folder]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr[-9000:]
 
 

@@ -161,7 +161,7 @@ def load(path, **parallel):
 
 def main(folder):
     warnings.simplefilter("ignore")
-    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(seconds=240))
     rank = torch.distributed.get_rank()
     prompts = {name: torch.tensor(values) for name, values in json.loads((folder / "prompts.json").read_text()).items()}
     for path in sorted(folder.glob("model-*")):
