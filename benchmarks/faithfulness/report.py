@@ -18,12 +18,13 @@ from gradellm_hf.evaluation.plots import plot_costs, plot_curves
 from gradellm_hf.evaluation.summary import ALL, Mean
 from gradellm_hf.visualization.plot import write_figure
 
-from .run import DEFAULT_OUTPUT, PARTS, PRIMARY, REFERENCE
+from .run import DEFAULT_OUTPUT, KNOWN_SOURCE, PARTS, PRIMARY, REFERENCE
 from .variants import VARIANTS
 
 HERE = Path(__file__).parent
 PICTURES = HERE.parent.parent / "docs" / "images"
 _ABLATIONS = {"ablation": "prompts to tune on", "ablation_report": "reported prompts, looked at once"}
+_FEWEST = 5  # prompts of a task with a table of its own; those with known sources are single cells of a grid
 _HEADER = """# Faithfulness: results
 
 Written by `python -m benchmarks.faithfulness.report` on {date}: gradellm_hf {version}, torch {torch}, Transformers
@@ -84,7 +85,11 @@ def _section(family: str, part: str, summary: Summary) -> str:
     rest = [metric for metric in summary.metrics if metric not in PRIMARY]
     tables = [f"## {family}: {part}\n"]
     for task, count in zip(summary.tasks, summary.num_prompts):
-        tables.append(f"### {'all together' if task == ALL else task or part}: {count} prompts\n")
+        if count < _FEWEST and task != summary.tasks[-1] and PARTS[part].metrics is not KNOWN_SOURCE:
+            continue
+        tables.append(
+            f"### {'all together' if task == ALL else task or part}: {count} {'prompt' if count == 1 else 'prompts'}\n"
+        )
         primary = [metric for metric in PRIMARY if metric in summary.metrics]
         tables += [summary.to_markdown(task, metrics) + "\n" for metrics in (primary, rest) if metrics]
     return "\n".join(tables)
