@@ -36,17 +36,17 @@ class Chat:
 
     def __init__(self, handlers: Handlers, name: str, most_new_tokens: int):
         usual = Settings()
-        self._handlers, self._request = handlers, SimpleNamespace(session_hash=name)
+        self._handlers = handlers
+        self._request: Any = SimpleNamespace(session_hash=name)
         self._settings = (most_new_tokens, False, usual.temperature, usual.top_p, 0, None, "")
 
     def ask(self, question: str) -> tuple[float, int]:
         """Has a question answered and explained: seconds from the answer's end to its report, and the answer's tokens."""
-        request: Any = self._request
-        self._handlers.begin(request, question, list(_DOCUMENTS), *self._settings)
-        for _ in self._handlers.write(request):
+        self._handlers.begin(self._request, question, list(_DOCUMENTS), *self._settings)
+        for _ in self._handlers.write(self._request):
             pass
         start = time.perf_counter()
-        self._handlers.explain(request)
+        self._handlers.explain(self._request)
         seconds = time.perf_counter() - start
         session = self._handlers.sessions[self._request.session_hash]
         turn = session.turns[-1]
@@ -54,7 +54,7 @@ class Chat:
         return seconds, len(explanation.token_ids) - turn.prompt_length
 
     def clear(self) -> None:
-        self._handlers.clear(self._request)  # type: ignore[arg-type]
+        self._handlers.clear(self._request)
 
 
 def main(messages: int) -> None:

@@ -16,6 +16,7 @@ from gradellm_hf.evaluation import Evaluation, Summary, load_evaluation, summari
 from gradellm_hf.evaluation.measures import METRICS
 from gradellm_hf.evaluation.plots import plot_costs, plot_curves
 from gradellm_hf.evaluation.summary import ALL, Mean
+from gradellm_hf.metrics import bootstrap
 from gradellm_hf.visualization.plot import write_figure
 
 from .run import DEFAULT_OUTPUT, KNOWN_SOURCE, PARTS, PRIMARY, REFERENCE
@@ -24,6 +25,7 @@ from .variants import VARIANTS
 HERE = Path(__file__).parent
 PICTURES = HERE.parent.parent / "docs" / "images"
 _ABLATIONS = {"ablation": "prompts to tune on", "ablation_report": "reported prompts, looked at once"}
+RIVALS = (REFERENCE, "attention_mean", "at2")  # that head weights are to be better than
 _FEWEST = 5  # prompts of a task with a table of its own; those with known sources are single cells of a grid
 _HEADER = """# Faithfulness: results
 
@@ -41,13 +43,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="folder of the results (default: %(default)s)")
     options = parser.parse_args()
-    summaries = {
-        (family.name, part): summarised(part, load_evaluation(family / part))
+    evaluations = {
+        (family.name, part): load_evaluation(family / part)
         for family in sorted(options.output.iterdir())
         for part in PARTS
         if (family / part / "manifest.json").exists()
     }
-    text = [_header(), *(_section(family, part, summary) for (family, part), summary in summaries.items())]
+    summaries = {(family, part): summarised(part, evaluation) for (family, part), evaluation in evaluations.items()}
+    text = [_header(), _gains(evaluations), *(_section(family, part, summary) for (family, part), summary in summaries.items())]
     write_atomically(HERE / "RESULTS.md", "\n".join(text).encode())
     write_atomically(HERE / "results.jsonl", "".join(_json_lines(summaries)).encode())
     PICTURES.mkdir(exist_ok=True)
@@ -77,6 +80,26 @@ def _header() -> str:
         reference=REFERENCE,
         primary=", ".join(f"`{metric}`" for metric in PRIMARY),
     )
+
+
+def _gains(evaluations: Mapping[tuple[str, str], Evaluation]) -> str:
+    """What head weights add, prompt by prompt, to the default, to averaged attention and to AT2's weights."""
+    comparisons = len(RIVALS) * len(PRIMARY)
+    lines = [
+        "## What head weights add\n",
+        f"`calibrated` less others, prompt by prompt; intervals are for {comparisons} comparisons, bold if they leave out 0.\n",
+        "| metric | | " + " | ".join(f"`{rival}`" for rival in RIVALS) + " |",
+        "|---" * (2 + len(RIVALS)) + "|",
+    ]
+    for metric in (*PRIMARY, "pearson_correlation"):
+        for (family, part), evaluation in evaluations.items():
+            if {metric, *PRIMARY} <= set(evaluation.metrics) and {"calibrated", *RIVALS} <= set(evaluation.methods):
+                values, row = evaluation.values(metric), evaluation.methods.index
+                gains = values[row("calibrated")] - values[[row(rival) for rival in RIVALS]]
+                found = bootstrap(gains, confidence=1 - 0.05 / comparisons, num_resamples=10_000 * comparisons)
+                cells = [_with_interval(Mean(*numbers)) for numbers in torch.stack(found).T.tolist()]
+                lines.append(f"| {metric} | {family}, {part} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _section(family: str, part: str, summary: Summary) -> str:
@@ -114,8 +137,10 @@ def _ablation_rows(summary: Summary) -> Iterator[str]:
 
 
 def _difference(value: Mean, difference: Mean | None) -> str:
-    if difference is None:
-        return f"{value.mean:.3f}"
+    return f"{value.mean:.3f}" if difference is None else _with_interval(difference)
+
+
+def _with_interval(difference: Mean) -> str:
     text = f"{difference.mean:+.3f}"
     clear = not difference.low <= 0 <= difference.high
     return f"{f'**{text}**' if clear else text} [{difference.low:+.3f}, {difference.high:+.3f}]"

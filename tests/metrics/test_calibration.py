@@ -127,6 +127,17 @@ def test_bootstrap_intervals_are_those_of_the_normal_distribution_for_many_promp
     torch.testing.assert_close(5 + 3 * low[0], low[1])  # both saw the same resamples
 
 
+def test_an_interval_is_that_of_means_over_prompts_drawn_with_replacement():
+    values = torch.randn(3, 2, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    values[0, 1, :5], values[1, 0] = torch.nan, torch.nan
+    drawn = torch.randint(7, (40_000, 7), generator=torch.Generator().manual_seed(0))
+    means = torch.stack([values[..., prompts].nanmean(-1) for prompts in drawn], dim=-1)
+    ends = torch.nanquantile(means, torch.tensor([0.05, 0.95], dtype=torch.float64), dim=-1)
+    found = bootstrap(values, confidence=0.9, num_resamples=40_000)
+    for actual, expected in zip(found, (values.nanmean(-1), *ends)):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14, equal_nan=True)
+
+
 def test_bootstrap_repeats_with_its_generator_skips_what_is_undefined_and_refuses_nonsense():
     values = torch.rand(30, generator=torch.Generator().manual_seed(2))
     first, second = (bootstrap(values, generator=torch.Generator().manual_seed(s), num_resamples=50) for s in (3, 3))
