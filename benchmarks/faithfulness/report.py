@@ -85,6 +85,11 @@ def _header() -> str:
 def _gains(evaluations: Mapping[tuple[str, str], Evaluation]) -> str:
     """What head weights add, prompt by prompt, to the default, to averaged attention and to AT2's weights."""
     comparisons = len(RIVALS) * len(PRIMARY)
+    compared = {
+        name: evaluation
+        for name, evaluation in evaluations.items()
+        if {"calibrated", *RIVALS} <= set(evaluation.methods) and not PARTS[name[1]].many_passes  # these have few prompts
+    }
     lines = [
         "## What head weights add\n",
         f"`calibrated` less others, prompt by prompt; intervals are for {comparisons} comparisons, bold if they leave out 0.\n",
@@ -92,8 +97,8 @@ def _gains(evaluations: Mapping[tuple[str, str], Evaluation]) -> str:
         "|---" * (2 + len(RIVALS)) + "|",
     ]
     for metric in (*PRIMARY, "pearson_correlation"):
-        for (family, part), evaluation in evaluations.items():
-            if {metric, *PRIMARY} <= set(evaluation.metrics) and {"calibrated", *RIVALS} <= set(evaluation.methods):
+        for (family, part), evaluation in compared.items():
+            if {metric, *PRIMARY} <= set(evaluation.metrics):
                 values, row = evaluation.values(metric), evaluation.methods.index
                 gains = values[row("calibrated")] - values[[row(rival) for rival in RIVALS]]
                 found = bootstrap(gains, confidence=1 - 0.05 / comparisons, num_resamples=10_000 * comparisons)
