@@ -12,6 +12,8 @@ from tests.support.evaluated import model_and_tokenizer
 pytestmark = pytest.mark.slow
 
 METHODS = {name: get_method(name) for name in ("grad_ellm", "attention_mean", "random")}
+#: What the parts of this family call its learned methods; here these are others, of which two are the same.
+METHODS |= {"calibrated": get_method("attention_mean"), "at2": get_method("random")}
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +59,25 @@ def test_the_report_has_a_table_of_primary_metrics_for_each_part_and_task(folder
     assert (tmp_path / "faithfulness_costs_tiny_own.png").stat().st_size > 0
 
 
+def test_what_head_weights_add_is_said_for_each_rival_on_the_same_prompts(folder):
+    own = report.load_evaluation(folder / "tiny" / "own")
+    gains = report._gains({("tiny", "own"): own, ("tiny", "known"): report.load_evaluation(folder / "tiny" / "known")})
+    lines = (line.strip("| ").split(" | ") for line in gains.splitlines() if "tiny" in line)
+    cells = {metric: cells for metric, where, *cells in lines}
+    assert list(cells) == [*run.PRIMARY, "pearson_correlation"]  # of the part that measures them all
+    for metric, (over_default, over_attention, over_at2) in cells.items():
+        mean = dict(zip(own.methods, own.values(metric).nanmean(-1).tolist()))
+        assert over_attention == "+0.000 [+0.000, +0.000]"
+        for cell, rival in ((over_default, "grad_ellm"), (over_at2, "at2")):
+            assert float(cell.strip("*").split()[0].strip("*")) == pytest.approx(mean["calibrated"] - mean[rival], abs=6e-4)
+
+
 def test_differences_are_corrected_for_methods_times_primary_metrics(folder, monkeypatch):
     asked = []
     monkeypatch.setattr(report, "summarise", lambda evaluation, **options: asked.append(options))
     for part in ("own", "known", "ablation_report"):
         report.summarised(part, report.load_evaluation(folder / "tiny" / part))
     own, known, ablation = asked
-    assert own == {"reference": "grad_ellm", "comparisons": 2 * 3}
-    assert known == {"reference": "grad_ellm", "comparisons": 2 * 1}
+    assert own == {"reference": "grad_ellm", "comparisons": 4 * 3}
+    assert known == {"reference": "grad_ellm", "comparisons": 4 * 1}
     assert ablation == {"reference": "relu_per_head", "comparisons": (len(run.PARTS["ablation_report"].methods) - 1) * 2}
