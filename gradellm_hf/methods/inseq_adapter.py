@@ -123,4 +123,5 @@ def _left_as_it_is(model: PreTrainedModel) -> Iterator[None]:
 def _remove_hooks(module: nn.Module, kind: str, known: set[int]) -> None:
     hooks = getattr(module, kind)
     for key in set(hooks) - known:
-        del hooks[key]
+        if not getattr(hooks[key], "__module__", "").startswith("transformers."):  # which puts its own there once, for good
+            del hooks[key]

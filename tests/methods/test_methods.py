@@ -303,6 +303,14 @@ def test_inseq_explains_exactly_the_tokens_it_is_given(name, own):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+def test_after_inseq_the_model_still_returns_its_attention_weights():
+    model, ids = small_llama(attention="eager", hidden_size=60), random_ids(1, 6)
+    first, second = (inseq_method("attention")(model, ids, 4) for _ in range(2))
+    assert torch.equal(first, second)
+    attentions = model(ids, output_attentions=True).attentions
+    assert [weights.shape[-1] for weights in attentions] == [6] * model.config.num_hidden_layers
+
+
 def test_what_fails_in_inseq_says_so_and_leaves_no_hooks():
     model = small_llama(hidden_size=60)
     with pytest.raises(GradELLMError, match="inseq's `no_such_method` failed on `llama`"):
