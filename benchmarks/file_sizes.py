@@ -18,13 +18,17 @@ _FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+def given_text(tokenizer: Any, prompt_length: int, num_steps: int) -> tuple[str, str]:
+    """Prompt and answer of about so many tokens, from the documentation."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(_TEXT.glob("*.md")))
+    ids = tokenizer(text)["input_ids"][: prompt_length + num_steps]
+    return tokenizer.decode(ids[:prompt_length]), tokenizer.decode(ids[prompt_length:])
+
+
 def file_sizes_row(prompt_length: int = 100, num_steps: int = 2000) -> tuple[str, str, str]:
     """A row of the results: what was measured, the figures, no target. The text is that of the documentation, as given text."""
     model, tokenizer = load_smollm2()
-    text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(_TEXT.glob("*.md")))
-    ids = tokenizer(text)["input_ids"][: prompt_length + num_steps]
-    prompt, answer = (tokenizer.decode(part) for part in (ids[:prompt_length], ids[prompt_length:]))
-    whole = GradELLM(model, tokenizer, GradELLMConfig()).explain(prompt, answer)
+    whole = GradELLM(model, tokenizer, GradELLMConfig()).explain(*given_text(tokenizer, prompt_length, num_steps))
     compact = whole.compact()
     with tempfile.TemporaryDirectory() as folder:
         sizes = {}

@@ -20,10 +20,11 @@ from gradellm_hf import GradELLMConfig, explain_generate, explain_sequences, exp
 from gradellm_hf.checks.files import write_atomically
 from gradellm_hf.demo_model import load_smollm2
 
-from .dataset import dataset_row as measured_dataset
+from .dataset import dataset_rows
 from .file_sizes import file_sizes_row
 from .measuring import machine, median_and_range, timed
 from .per_step_loop import explain_step
+from .reports import report_rows
 
 _HEADER = """# Results
 
@@ -60,6 +61,8 @@ def main() -> None:
     parts: dict[str, Callable[[], list[Row]]] = {
         "short": lambda: ratio_rows(model, 128, 64, options.repetitions),
         "long": lambda: ratio_rows(model, 512, 128, options.repetitions),
+        "first call": lambda: [first_call_row()],
+        "batch": lambda: [batch_row(model, 16, 128, 64, options.repetitions)],
         "steps": lambda: steps_rows(model, 32, 400, 16, options.repetitions),
         "stream": lambda: stream_rows(model, 128, 64, options.repetitions),
         "long text": lambda: [long_text_row(model, 100, 2000)],
@@ -68,8 +71,9 @@ def main() -> None:
         "memory": lambda: [memory_row(4096, 64)],
         "offload": lambda: [offload_row(128, 64)],
         "lengths": lambda: long_rows(),
-        "dataset": lambda: [dataset_row()],
+        "dataset": lambda: [_row(*row) for row in dataset_rows()],
         "sizes": lambda: [_row(*file_sizes_row())],
+        "reports": lambda: [_row(*row) for row in report_rows()],
         "app": app_rows,
         "import": lambda: [import_row()],
     }
@@ -114,6 +118,26 @@ def ratio_rows(model: Any, prompt_length: int, num_steps: int, repetitions: int)
     ]
 
 
+def first_call_row() -> Row:
+    first, *later = _measured("first_call")
+    ratio = first / statistics.median(later)
+    return _row(
+        "the first `explain_generate` of a process / later ones, P=128, N=64, all layers", f"{ratio:.2f} ({first:.1f} s)", ""
+    )
+
+
+def batch_row(model: Any, rows: int, prompt_length: int, num_steps: int, repetitions: int) -> Row:
+    prompt = torch.randint(100, 40000, (rows, prompt_length), generator=torch.Generator().manual_seed(0))
+    options = {"attention_mask": torch.ones_like(prompt), **_length(num_steps)}
+    explain_generate(model, prompt, **{**options, **_length(4)})
+    ratios = []
+    for _ in range(repetitions):
+        seconds = timed(lambda: model.generate(prompt, **options))
+        ratios.append(timed(lambda: explain_generate(model, prompt, **options)) / seconds)
+    what = f"`explain_generate / generate`, {rows} rows, P={prompt_length}, N={num_steps}, all layers"
+    return _row(what, median_and_range(ratios), "")
+
+
 def steps_rows(model: Any, prompt_length: int, num_steps: int, last: int, repetitions: int) -> list[Row]:
     """What the last steps of a long text cost, and what all of them: beside `generate`, and where the text is given."""
     prompt, length = _prompt(prompt_length), _length(num_steps)
@@ -140,7 +164,7 @@ def steps_rows(model: Any, prompt_length: int, num_steps: int, last: int, repeti
 def stream_rows(model: Any, prompt_length: int, num_steps: int, repetitions: int) -> list[Row]:
     """`explain_stream` over `generate`, by the number of tokens that are explained together."""
     prompt, length = _prompt(prompt_length), _length(num_steps)
-    ratios: dict[int, list[float]] = {1: [], 4: [], 16: []}
+    ratios: dict[int, list[float]] = {1: [], 4: [], 16: [], 32: []}
     for every in ratios:
         list(explain_stream(model, prompt, every=every, **length))
     for _ in range(repetitions):
@@ -256,10 +280,6 @@ def long_rows(num_steps: int = 64) -> list[Row]:
     return rows
 
 
-def dataset_row() -> Row:
-    return _row(*measured_dataset())
-
-
 def app_rows(messages: int = 50) -> list[Row]:
     """Memory of the app after so many messages, and the time until an answer's report."""
     found = _measured("app_chat", messages)
@@ -278,7 +298,7 @@ def app_rows(messages: int = 50) -> list[Row]:
     ]
 
 
-def _measured(module: str, *arguments: Any) -> dict[str, Any]:
+def _measured(module: str, *arguments: Any) -> Any:
     """What a benchmark prints, run in a process of its own."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, arguments)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # so that memory that is freed goes back to the system
