@@ -1,7 +1,7 @@
 """`python -m benchmarks.peers`: other libraries beside this one, each in an environment of its own.
 
 Writes `results.json` beside this file after every figure, and prints the table of `docs/comparison.md`. Hours, if all cells
-are run: the slow ones end at the limit, and longer texts are not tried with a library that did not end a shorter one.
+are run: the slow ones end at the limit, and the cells after that one are not tried with them.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from .environments import interpreter
 from .libraries import CELLS, PEERS
 from .table import table, versions
 
+_TOO_LONG = "longer than"
 ROOT = Path(__file__).resolve().parents[2]
 _TEXT = (
     "The harbour of the old town was built of grey stone. Each morning the fishermen brought herring and cod to the market. "
@@ -63,6 +64,8 @@ def measure(options: argparse.Namespace) -> None:
             print(f"{name} P={prompt} N={steps}: {row}", flush=True)
             results["peers"] = {known: results["peers"][known] for known in PEERS if known in results["peers"]}
             write_atomically(options.output, (json.dumps(results, indent=1) + "\n").encode())
+            if row.get("error", "").startswith(_TOO_LONG):
+                break
 
 
 def _measured(name: str, text: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def _measured(name: str, text: Path, options: argparse.Namespace) -> dict[str, A
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=options.limit, check=True
         )
     except subprocess.TimeoutExpired:
-        return {"error": f"longer than {options.limit:.0f} s"}
+        return {"error": f"{_TOO_LONG} {options.limit:.0f} s"}
     except subprocess.CalledProcessError as error:
         last = (error.stderr or "").strip().splitlines()[-1:]
         return {"error": "out of memory" if error.returncode == -9 else f"failed: {' '.join(last)[:200]}"}

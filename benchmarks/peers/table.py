@@ -37,4 +37,5 @@ def _cell(row: dict[str, Any] | None, kind: str) -> str:
     if "error" in row:
         return str(row["error"])
     ratio = row[f"{kind}seconds"] / row[f"generate_{kind}seconds"]
-    return f"{ratio:.2g} ({row['more_mib']:.0f} MiB)" if ratio < 100 else f"{ratio:.0f} ({row['more_mib']:.0f} MiB)"
+    written = f"{ratio:.2f}" if ratio < 1 else f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}"
+    return f"{written} ({row['more_mib']:.0f} MiB)"

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -24,7 +25,8 @@ import transformers
 from ..measuring import PeakMemory
 
 _ROOT = Path(__file__).resolve().parents[2]
-_QUICK, _REPETITIONS = 20.0, 3  # a run of fewer seconds is repeated, and the median taken
+_EAGER = ("inseq_attention",)  # reads the attention weights that only eager attention returns
+_QUICK, _REPETITIONS = 20.0, 3  # runs of fewer seconds are repeated, and the medians taken
 Ids = list[int]
 #: From prompt and target to the number of vectors of scores.
 Run = Callable[[Ids, Ids], int]
@@ -116,11 +118,22 @@ def flash_trace_span(model: Any, tokenizer: Any) -> Run:
 
 def context_cite(model: Any, tokenizer: Any) -> Run:
     library: Any = importlib.import_module("context_cite")
+    parts: Any = importlib.import_module("context_cite.context_partitioner")
     query = "Tell me about this."
 
+    class Sentences(parts.SimpleContextPartitioner):  # type: ignore[misc]
+        """Its own sentences need data that nltk downloads."""
+
+        def split_context(self) -> None:
+            found = list(re.finditer(r"\S.*?(?:[.!?](?=\s)|$)", self.context, re.DOTALL))
+            ends = [0, *(sentence.end() for sentence in found)]
+            self._cache["parts"] = [sentence[0] for sentence in found]
+            self._cache["separators"] = [self.context[end : after.start()] for end, after in zip(ends, found)]
+
     def citer(context: Ids, target: Ids) -> Any:
+        text = tokenizer.decode(context)
         options = {"generate_kwargs": _length(len(target)), "num_ablations": 64, "batch_size": 8}
-        return library.ContextCiter(model, tokenizer, tokenizer.decode(context), query, **options)
+        return library.ContextCiter(model, tokenizer, text, query, partitioner=Sentences(text), **options)
 
     def run(prompt: Ids, target: Ids) -> int:
         frame = len(citer(prompt, target)._get_prompt_ids()) - len(prompt)  # template and query
@@ -162,9 +175,12 @@ def _length(num_steps: int) -> dict[str, Any]:
     return {"max_new_tokens": num_steps, "min_new_tokens": num_steps, "do_sample": False}
 
 
-def _load(name: str, folder: str) -> Any:
+def _load(name: str, folder: str) -> tuple[Any, Any]:
+    """Model and tokenizer; LXT needs none, and its Transformers cannot read that of a later one."""
     if name != "lxt_attnlrp":
-        return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        options = {"attn_implementation": "eager"} if name in _EAGER else {}
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options).eval()
+        return model, transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
     path = _ROOT / "gradellm_hf" / "methods" / "lxt_worker.py"  # by itself: the package needs a later Transformers
     spec: Any = importlib.util.spec_from_file_location("lxt_worker", path)
     code: Any = importlib.util.module_from_spec(spec)
@@ -175,7 +191,7 @@ def _load(name: str, folder: str) -> Any:
     explainer.start(torch.get_num_threads())
     explainer.load("float32", "cpu")
     explainer.model.lxt = explainer
-    return explainer.model
+    return explainer.model, None
 
 
 def main() -> None:
@@ -183,7 +199,7 @@ def main() -> None:
     transformers.utils.logging.set_verbosity_error()
     name, text, folder = sys.argv[1:]
     prompt, target = (json.loads(Path(text).read_text(encoding="utf-8"))[part] for part in ("prompt", "target"))
-    model, tokenizer = _load(name, folder), transformers.AutoTokenizer.from_pretrained(folder, padding_side="left")
+    model, tokenizer = _load(name, folder)
     run = globals()[name](model, tokenizer)
     run(prompt[:16], target[:2])  # warms up
 
@@ -191,23 +207,24 @@ def main() -> None:
         with torch.no_grad():
             return len(model.generate(torch.tensor([prompt]), **_length(len(target)))[0])
 
-    generated = _clock.measure(generate)
-    with PeakMemory() as memory:
-        measured = [_clock.measure(lambda: run(prompt, target))]
-    while len(measured) < _REPETITIONS and measured[0][0] < _QUICK:
-        measured.append(_clock.measure(lambda: run(prompt, target)))
-    seconds, cpu = (statistics.median(values) for values in list(zip(*measured))[:2])
-    if name == "grad_ellm_generate":
-        seconds, cpu = seconds - generated[0], cpu - generated[1]
+    generated, explained, more_memory = [], [], 0.0
+    while not explained or (len(explained) < _REPETITIONS and max(generated[0][0], explained[0][0]) < _QUICK):
+        generated.append(_clock.measure(generate))
+        with PeakMemory(interval=0.05) as memory:
+            explained.append(_clock.measure(lambda: run(prompt, target)))
+        more_memory = max(more_memory, (memory.peak - memory.before) / 2**20)
+    less = generated if name == "grad_ellm_generate" else [(0.0, 0.0, 0)] * len(explained)
+    seconds, cpu = (statistics.median(a[i] - b[i] for a, b in zip(explained, less)) for i in (0, 1))
+    generate_seconds, generate_cpu = (statistics.median(a[i] for a in generated) for i in (0, 1))
     print(
         json.dumps(
             {
-                "generate_seconds": generated[0],
-                "generate_cpu_seconds": generated[1],
+                "generate_seconds": generate_seconds,
+                "generate_cpu_seconds": generate_cpu,
                 "seconds": seconds,
                 "cpu_seconds": cpu,
-                "vectors": measured[0][2],
-                "more_mib": (memory.peak - memory.before) / 2**20,
+                "vectors": explained[0][2],
+                "more_mib": more_memory,
                 "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
                 "transformers": transformers.__version__,
