@@ -11,6 +11,9 @@ from tests.support.chromium import chromium
 
 from .file_sizes import given_text
 
+#: Prompt and generated tokens, whether each layer has a heatmap, and the target.
+_SHAPES = ((12, 5000, False, "<= 4 MB, < 2 s"), (100, 2000, True, "<= 6 MB"))
+
 
 def report_rows(repetitions: int = 3) -> list[tuple[str, str, str]]:
     """Rows of the results: what was measured, the figures, the target. The text is that of the documentation, as given text."""
@@ -22,7 +25,7 @@ def report_rows(repetitions: int = 3) -> list[tuple[str, str, str]]:
 
     rows = []
     with chromium() as browser, tempfile.TemporaryDirectory() as folder:
-        for prompt_length, num_steps, by_layer, target in ((12, 5000, False, "<= 4 MB, < 2 s"), (100, 2000, True, "<= 6 MB")):
+        for prompt_length, num_steps, by_layer, target in _SHAPES:
             path = Path(folder) / "report.html"
             path.write_text(explained(prompt_length, num_steps, by_layer).to_html(), encoding="utf-8")
             opened = statistics.median(_seconds_until_ready(browser, path) for _ in range(repetitions))
