@@ -127,7 +127,7 @@ def first_call_row() -> Row:
 
 
 def batch_row(model: Any, rows: int, prompt_length: int, num_steps: int, repetitions: int) -> Row:
-    prompt = torch.randint(100, 40000, (rows, prompt_length), generator=torch.Generator().manual_seed(0))
+    prompt = _prompt(prompt_length, rows)
     options = {"attention_mask": torch.ones_like(prompt), **_length(num_steps)}
     explain_generate(model, prompt, **{**options, **_length(4)})
     ratios = []
@@ -326,8 +326,8 @@ def _runs(model: Any, prompt_length: int, num_steps: int) -> tuple[Callable[[], 
     return lambda: model.generate(prompt, **length), explainers
 
 
-def _prompt(length: int) -> torch.Tensor:
-    return torch.randint(100, 40000, (1, length), generator=torch.Generator().manual_seed(0))
+def _prompt(length: int, rows: int = 1) -> torch.Tensor:
+    return torch.randint(100, 40000, (rows, length), generator=torch.Generator().manual_seed(0))
 
 
 def _length(num_steps: int) -> dict[str, Any]:
